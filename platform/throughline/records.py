@@ -1,0 +1,126 @@
+"""What the steps of the graph hand to each other: small, typed, stored as JSON.
+
+Owns: the words of each hand-over, from dataset to endpoint. Does not own: where they are stored, or who writes them.
+Instants are timezone-aware, in UTC.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TableVersion(Record):
+    """A Delta table at a version: an address, which OPTIMIZE or a retry may change."""
+
+    table: str = Field(description="usecase/layer/table")
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.table}@{self.version}"
+
+
+class DatasetRecord(Record):
+    """A training dataset: rows of a spine joined point in time with a feature service at pinned table versions.
+
+    The table has the columns `row_key` (string, unique), `prediction_time` and `label_available_at` (UTC), `label`
+    (0 or 1) and one column per name in `numeric` and `categorical`; a missing value is null.
+    """
+
+    usecase: str
+    table: TableVersion
+    path: str
+    fingerprint: str = Field(description="Hash of the logical content: identity, whatever the table version.")
+    as_of: datetime
+    rows: int
+    numeric: list[str]
+    categorical: list[str]
+    inputs: list[TableVersion] = Field(description="The pinned versions that were read.")
+    holdout_from: datetime = Field(description="Rows whose prediction time is at or after this are never trained on.")
+
+
+class ModelRecord(Record):
+    """A registered model version; `sha256` is the digest of its ONNX file."""
+
+    name: str
+    version: int
+    run_id: str
+    sha256: str
+    uri: str = Field(description="Folder with `model.onnx`, resolved: no models:/ or mlflow-artifacts:/ scheme.")
+    dataset_fingerprint: str
+    trained_until: datetime
+    trainer: str
+    parameters: dict[str, str | int | float | bool | list[int]]
+
+    @property
+    def reference(self) -> str:
+        return f"{self.name}/{self.version}"
+
+
+class Metrics(Record):
+    """Of a score against labels on the same rows; NaN where it cannot be computed."""
+
+    rows: int
+    log_loss: float
+    auc: float
+    brier: float
+    ece: float
+
+
+class EvaluationRecord(Record):
+    """A candidate against constant and, when there is one, champion, all on the rows held out by time."""
+
+    model: str = Field(description="NAME/VERSION")
+    sha256: str
+    dataset_fingerprint: str
+    evaluated_at: datetime
+    holdout_from: datetime
+    holdout_until: datetime
+    candidate: Metrics
+    constant: Metrics
+    champion: Metrics | None
+    champion_model: str | None
+
+
+class RuleVerdict(Record):
+    """One rule of a gate; `cannot_say` counts as a failure."""
+
+    rule: str
+    verdict: Literal["pass", "fail", "cannot_say"]
+    value: float | None
+    bound: str
+
+
+class GateDecision(Record):
+    """The decision to release one model version, with its reasons."""
+
+    model: str
+    sha256: str
+    decision: Literal["release", "reject"]
+    decided_at: datetime
+    rules: list[RuleVerdict]
+
+    @property
+    def reasons(self) -> str:
+        return "; ".join(
+            f"{r.rule} {r.verdict} ({'none' if r.value is None or math.isnan(r.value) else f'{r.value:.4f}'}, {r.bound})"
+            for r in self.rules
+        )
+
+
+class EndpointRecord(Record):
+    """What serves now."""
+
+    usecase: str
+    model: str
+    sha256: str
+    revision: str
+    address: str
+    deployed_at: datetime

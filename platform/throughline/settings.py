@@ -1,0 +1,146 @@
+"""Every setting of the platform, typed, from the environment or `throughline.toml`.
+
+Owns: names, defaults, ports, the layout of the home folder. Nothing else reads the environment.
+Does not own: what a use case declares (see `usecase.py`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from datetime import date
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from throughline.errors import ThroughlineError
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+
+DEFAULT_PORTS = {
+    "model_http": 8080,
+    "model_grpc": 8081,
+    "collector": 8090,
+    "dagster": 3000,
+    "mlflow": 5000,
+    "spark": 15002,
+}
+
+
+class Settings(BaseSettings):
+    """Read once per process by `load_settings`; immutable afterwards."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="THROUGHLINE_", toml_file=PROJECT_ROOT / "throughline.toml", extra="forbid", frozen=True
+    )
+
+    home: Path = Field(PROJECT_ROOT / ".throughline", description="All state: tables, catalog, registries, logs.")
+    port_base: int | None = Field(
+        None, ge=1024, le=65000, description="First of six consecutive ports; unset means the well-known ports."
+    )
+    bind: str = Field("127.0.0.1", description="Address the services listen on.")
+    token: SecretStr | None = Field(None, description="Bearer token; demanded when `bind` is not a loopback address.")
+    clock: Literal["replay", "wall"] = Field("replay", description="What the data clock follows.")
+    data_from: date | None = Field(None, description="First local day of data; unset means the declaration's.")
+    data_until: date | None = Field(None, description="Local day at whose start the replay begins (exclusive).")
+    spark_remote: str | None = Field(None, description="A Spark Connect URL (sc://...) to use instead of our own.")
+    spark_memory: str = Field("3g", description="Heap of the local Spark Connect server.")
+    training_processes: int | None = Field(None, ge=1, description="Workers per training; unset: the declaration's.")
+    training_epochs: int | None = Field(None, ge=1, description="Epochs per training; unset: the trainer's.")
+    step_timeout_s: float = Field(1800, gt=0, description="Deadline of one launched training, in seconds.")
+
+    @model_validator(mode="after")
+    def _beyond_loopback_needs_a_token(self) -> Settings:
+        if not is_loopback(self.bind) and self.token is None:
+            raise ValueError(
+                f"bind={self.bind} is reachable from other machines: set THROUGHLINE_TOKEN, or bind to 127.0.0.1"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        **_: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    def port(self, service: str) -> int:
+        """The port of one of `DEFAULT_PORTS`; consecutive from `port_base` when that is set."""
+        if self.port_base is None:
+            return DEFAULT_PORTS[service]
+        return self.port_base + list(DEFAULT_PORTS).index(service)
+
+    def url(self, service: str) -> str:
+        """Base URL of a local HTTP service, as seen from this machine."""
+        host = self.bind if is_loopback(self.bind) else "127.0.0.1"
+        return f"http://{host}:{self.port(service)}"
+
+    @property
+    def spark_url(self) -> str:
+        return self.spark_remote or f"sc://127.0.0.1:{self.port('spark')}"
+
+    # The layout of the home folder: one place, so that no other module joins paths by hand.
+    @property
+    def lakehouse(self) -> Path:
+        return self.home / "lakehouse"
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def dagster_home(self) -> Path:
+        return self.home / "dagster"
+
+    @property
+    def dbt_home(self) -> Path:
+        return self.home / "dbt"
+
+    @property
+    def feast_home(self) -> Path:
+        return self.home / "feast"
+
+    @property
+    def mlflow_home(self) -> Path:
+        return self.home / "mlflow"
+
+    @property
+    def records(self) -> Path:
+        return self.home / "records"
+
+    @property
+    def serving_home(self) -> Path:
+        return self.home / "serving"
+
+    def table_path(self, usecase: str, layer: str, table: str) -> Path:
+        """Where the Delta table `usecase/layer/table` lives."""
+        return self.lakehouse / usecase / layer / table
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is a loopback address or `localhost`; any other name counts as reachable."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Settings of this process; `home` is made absolute. Raises `ThroughlineError` naming each bad setting."""
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        )
+        raise ThroughlineError(
+            f"Settings refused ({problems}): correct THROUGHLINE_* in the environment or throughline.toml."
+        ) from error
+    return settings.model_copy(update={"home": settings.home.expanduser().resolve()})
