@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # NaN is written as "NaN" and read back: pydantic's default, null, would make a record that cannot be read.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 class TableVersion(Record):
@@ -25,6 +26,23 @@ class TableVersion(Record):
 
     def __str__(self) -> str:
         return f"{self.table}@{self.version}"
+
+
+class FeatureStoreRecord(Record):
+    """The feature store as registered: every source pinned, and the spine that goes with them."""
+
+    usecase: str
+    as_of: datetime
+    sources: list[TableVersion]
+    spine: TableVersion
+
+
+class OnlineStoreRecord(Record):
+    """The online store holds, per entity, the newest tick up to `until`."""
+
+    usecase: str
+    until: datetime
+    sources: list[TableVersion]
 
 
 class DatasetRecord(Record):
@@ -109,10 +127,10 @@ class GateDecision(Record):
 
     @property
     def reasons(self) -> str:
-        return "; ".join(
-            f"{r.rule} {r.verdict} ({'none' if r.value is None or math.isnan(r.value) else f'{r.value:.4f}'}, {r.bound})"
-            for r in self.rules
-        )
+        def number(value: float | None) -> str:
+            return "none" if value is None or math.isnan(value) else f"{value:.4f}"
+
+        return "; ".join(f"{r.rule} {r.verdict} ({number(r.value)}, {r.bound})" for r in self.rules)
 
 
 class EndpointRecord(Record):
@@ -124,3 +142,44 @@ class EndpointRecord(Record):
     revision: str
     address: str
     deployed_at: datetime
+
+
+class InferenceLogRecord(Record):
+    """The inference log as it stood: its version (None before the first event) and what the collector counted."""
+
+    table: TableVersion | None
+    received: int
+    written: int
+    lost: int
+
+
+class OutcomesRecord(Record):
+    """Predictions joined with what became of them, up to `as_of`."""
+
+    table: TableVersion
+    as_of: datetime
+    predictions: int
+    labelled: int
+    pending: int
+    never_labelled: int
+    log_complete: bool
+
+
+class CalibrationRecord(Record):
+    """Mean score against outcome rate of the serving model version, over a window on the data clock."""
+
+    model: str | None
+    window_from: datetime
+    window_until: datetime
+    outcomes: int
+    mean_score: float | None
+    outcome_rate: float | None
+    verdict: Literal["ok", "drift", "cannot_say"]
+    reason: str
+
+    @property
+    def gap(self) -> float | None:
+        """Mean score minus outcome rate; positive: the model warns too often."""
+        if self.mean_score is None or self.outcome_rate is None:
+            return None
+        return self.mean_score - self.outcome_rate

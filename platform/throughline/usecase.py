@@ -75,7 +75,7 @@ class Decision(_Declared):
 
     @property
     def threshold(self) -> float:
-        """The score at and above which the positive decision costs less (Elkan 2001, eq. 2, no cost for being right)."""
+        """The score from which on the positive decision costs less (Elkan 2001, eq. 2; being right is free)."""
         return self.cost_false_positive / (self.cost_false_positive + self.cost_false_negative)
 
     def decide(self, score: float) -> str:
@@ -94,6 +94,7 @@ class Features(_Declared):
     request_features: str
     service: str
     spine: str
+    categories: list[str] = Field(description="Request fields that the model sees as categories.")
 
 
 class Label(_Declared):
@@ -170,7 +171,7 @@ class UseCase(_Declared):
 
     @model_validator(mode="after")
     def _fields_exist(self) -> UseCase:
-        wanted = {*self.entities.values(), self.prediction.time_field, *self.prediction.key}
+        wanted = {*self.entities.values(), self.prediction.time_field, *self.prediction.key, *self.features.categories}
         if unknown := sorted(wanted - set(self.request)):
             raise ValueError(f"{', '.join(unknown)} used as entity or key but missing under `request`")
         if self.request[self.prediction.time_field].type != "timestamp":

@@ -1,0 +1,1 @@
+"""The Dagster graph: the only folder that imports Dagster. Start at `definitions.py`."""

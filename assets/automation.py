@@ -1,0 +1,140 @@
+"""Automation: the jobs a person or a sensor starts, and the sensor that retrains for a reason.
+
+The policy itself is `throughline.monitoring.triggers`; here it meets the instance: what was observed, what has
+already been tried.
+"""
+
+from datetime import datetime
+
+from dagster import (
+    AssetKey,
+    AssetSelection,
+    DagsterInstance,
+    DagsterRunStatus,
+    DefaultSensorStatus,
+    Definitions,
+    RunRequest,
+    RunsFilter,
+    SensorDefinition,
+    SensorEvaluationContext,
+    SensorResult,
+    SkipReason,
+    define_asset_job,
+    sensor,
+)
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from throughline.monitoring.triggers import Retraining, decide_retraining
+from throughline.records import CalibrationRecord
+from throughline.usecase import UseCase
+
+from assets.deployment import GROUP as DEPLOYMENT
+from assets.evaluation import GROUP as EVALUATION
+from assets.features import GROUP as FEATURES
+from assets.monitoring import GROUP as MONITORING
+from assets.raw import GROUP as RAW
+from assets.raw import daily
+from assets.resources import CAUSE_TAG, CLOCK_TAG
+from assets.training import GROUP as TRAINING
+
+WINDOW_TAG = "throughline/window"
+RETRAIN_TAG = "throughline/retrain"
+HISTORY = 50
+
+
+def automation(usecase: UseCase) -> Definitions:
+    return Definitions(
+        jobs=[
+            ingest_job(usecase),
+            _job(usecase, "monitor", AssetSelection.key_prefixes([usecase.name, MONITORING])),
+            retrain_job(usecase),
+        ],
+        sensors=[drift_sensor(usecase)],
+    )
+
+
+def ingest_job(usecase: UseCase) -> UnresolvedAssetJobDefinition:
+    """One day's deliveries, and the features and stores that follow from them."""
+    rooms = AssetSelection.key_prefixes([usecase.name, RAW], [usecase.name, FEATURES])
+    static = [[usecase.name, RAW, name] for name, table in usecase.sources.tables.items() if table.static]
+    return define_asset_job(
+        f"{usecase.name}_ingest",
+        rooms - AssetSelection.assets(*map(AssetKey, static)),
+        partitions_def=daily(usecase),
+        description=ingest_job.__doc__,
+    )
+
+
+def retrain_job(usecase: UseCase) -> UnresolvedAssetJobDefinition:
+    """From a new dataset to, when the gate says so, a new revision."""
+    return _job(
+        usecase,
+        "retrain",
+        AssetSelection.key_prefixes([usecase.name, TRAINING], [usecase.name, EVALUATION], [usecase.name, DEPLOYMENT]),
+        retrain_job.__doc__,
+    )
+
+
+def _job(
+    usecase: UseCase, name: str, selection: AssetSelection, description: str | None = None
+) -> UnresolvedAssetJobDefinition:
+    return define_asset_job(f"{usecase.name}_{name}", selection, description=description)
+
+
+def drift_sensor(usecase: UseCase) -> SensorDefinition:
+    """Retrain when the serving model is out of calibration or too old; once, with the cause in the run's tags."""
+    calibration = AssetKey([usecase.name, MONITORING, "calibration"])
+
+    @sensor(
+        name=f"{usecase.name}_drift",
+        job_name=f"{usecase.name}_retrain",
+        minimum_interval_seconds=5,
+        default_status=DefaultSensorStatus.RUNNING,
+        description=drift_sensor.__doc__,
+    )
+    def drift(context: SensorEvaluationContext) -> SensorResult | SkipReason:
+        event = context.instance.get_latest_materialization_event(calibration)
+        if event is None:
+            return SkipReason("calibration was never judged")
+        metadata = event.asset_materialization.metadata
+        record = CalibrationRecord.model_validate_json(metadata["record"].value)
+        trained_until = metadata["trained_until"].value
+        verdict = decide_retraining(
+            record,
+            datetime.fromisoformat(trained_until) if trained_until else None,
+            retraining_history(context.instance, usecase),
+            usecase.monitoring,
+        )
+        # the cursor says which judgement was seen last, so that whoever drives a replay can wait for it
+        cursor = str(event.storage_id)
+        if not verdict.retrain:
+            return SensorResult(skip_reason=SkipReason(verdict.reason), cursor=cursor)
+        request = RunRequest(
+            run_key=verdict.run_key,
+            tags={
+                RETRAIN_TAG: usecase.name,
+                CAUSE_TAG: verdict.reason,
+                WINDOW_TAG: verdict.window,
+                CLOCK_TAG: record.window_until.isoformat(),
+            },
+        )
+        return SensorResult(run_requests=[request], cursor=cursor)
+
+    return drift
+
+
+def retraining_history(instance: DagsterInstance, usecase: UseCase) -> list[Retraining]:
+    """The newest retrainings that were requested for a reason, as the trigger policy sees them."""
+    states = {
+        DagsterRunStatus.SUCCESS: "succeeded",
+        DagsterRunStatus.FAILURE: "failed",
+        DagsterRunStatus.CANCELED: "failed",
+    }
+    runs = instance.get_runs(filters=RunsFilter(tags={RETRAIN_TAG: usecase.name}), limit=HISTORY)
+    return [
+        Retraining(
+            window=run.tags[WINDOW_TAG],
+            requested_at=datetime.fromisoformat(run.tags[CLOCK_TAG]),
+            state=states.get(run.status, "running"),
+        )
+        for run in runs
+    ]

@@ -1,0 +1,29 @@
+"""The map of Throughline: read this file and you know the system.
+
+    raw          what happened, a day at a time, as it became known            raw.py
+    features     hourly ticks (dbt on Spark), the feature store, online store  features.py
+    training     a dataset at pinned versions, a model version from Horovod    training.py
+    evaluation   candidate against champion and constant; the gate             evaluation.py
+    deployment   the endpoint: exactly what the gate released                  deployment.py
+    monitoring   inference log, outcomes, calibration                          monitoring.py
+    automation   sensors that retrain for a reason                             automation.py
+
+Each declaration in `usecases/` becomes one such graph (`pipeline.py`).
+"""
+
+from dagster import Definitions, definitions
+from throughline.settings import load_settings
+from throughline.usecase import load_usecases
+
+from assets.pipeline import pipeline
+from assets.resources import resources
+
+
+@definitions
+def throughline() -> Definitions:
+    """Built when a code location loads, not when this module is imported."""
+    settings = load_settings()
+    return Definitions.merge(
+        *(pipeline(usecase, settings) for usecase in load_usecases().values()),
+        Definitions(resources=resources(settings)),
+    )

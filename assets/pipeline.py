@@ -1,0 +1,26 @@
+"""The standard pipeline: one use case in, its whole graph out. The order of the rooms is the order of the thread."""
+
+from dagster import Definitions
+from throughline.settings import Settings
+from throughline.usecase import UseCase
+
+from assets.automation import automation
+from assets.deployment import deployment_assets
+from assets.evaluation import evaluation_assets
+from assets.features import feature_assets
+from assets.monitoring import monitoring_assets
+from assets.raw import raw_assets
+from assets.training import training_assets
+
+
+def pipeline(usecase: UseCase, settings: Settings) -> Definitions:
+    """Assets, checks, jobs and sensors of one declared use case."""
+    rooms = (
+        raw_assets(usecase),
+        feature_assets(usecase, settings),
+        training_assets(usecase),
+        evaluation_assets(usecase),
+        deployment_assets(usecase),
+        monitoring_assets(usecase),
+    )
+    return Definitions.merge(*rooms, automation(usecase))

@@ -1,0 +1,82 @@
+"""What assets are given: settings, the data clock, dbt, the launcher, and where records are kept."""
+
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from dagster import AssetExecutionContext, AssetIn, InputContext, IOManager, OutputContext
+from dagster_dbt import DbtCliResource
+from throughline.clock import data_clock
+from throughline.errors import ThroughlineError
+from throughline.launch import HorovodLauncher
+from throughline.records import Record
+from throughline.settings import PROJECT_ROOT, Settings
+from throughline.usecase import UseCase
+
+AS_OF_TAG = "throughline/as_of"
+CAUSE_TAG = "throughline/cause"
+CLOCK_TAG = "throughline/data_clock"
+
+
+class RecordIOManager(IOManager):
+    """Keeps each asset's record as a JSON file under the home: typed, readable, never a pickle."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._folder = settings.records
+
+    def handle_output(self, context: OutputContext, obj: Record) -> None:
+        path = self._folder.joinpath(*context.asset_key.path).with_suffix(".json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(obj.model_dump_json(indent=2))
+        temporary.replace(path)
+
+    def load_input(self, context: InputContext) -> Record:
+        path = self._folder.joinpath(*context.asset_key.path).with_suffix(".json")
+        if not path.exists():
+            raise ThroughlineError(
+                f"No record of {context.asset_key.to_user_string()} in {self._folder}: materialise it first."
+            )
+        return context.dagster_type.typing_type.model_validate_json(path.read_text())
+
+
+def dbt_executable() -> str:
+    """dbt of this environment, whatever is on PATH."""
+    return str(Path(sys.executable).with_name("dbt"))
+
+
+def resources(settings: Settings) -> Mapping[str, Any]:
+    return {
+        "settings": settings,
+        "launcher": HorovodLauncher(),
+        "io_manager": RecordIOManager(settings),
+        "dbt": DbtCliResource(
+            dbt_executable=dbt_executable(),
+            project_dir=str(PROJECT_ROOT / "features"),
+            profiles_dir=str(PROJECT_ROOT / "features"),
+        ),
+    }
+
+
+def as_of(context: AssetExecutionContext, settings: Settings, usecase: UseCase) -> datetime:
+    """The instant (UTC) up to which this run may know anything.
+
+    The data clock, unless the run says otherwise: a replay brings a whole day's deliveries before it lives through
+    that day, hour by hour; whatever reads them filters by knowledge time.
+    """
+    stated = context.run.tags.get(AS_OF_TAG)
+    if stated is not None:
+        return datetime.fromisoformat(stated)
+    return clock_now(settings, usecase)
+
+
+def clock_now(settings: Settings, usecase: UseCase) -> datetime:
+    """What the data clock of this home shows (UTC)."""
+    return data_clock(settings, usecase.clock_start(settings)).now()
+
+
+def record_of(usecase: UseCase, room: str, name: str) -> AssetIn:
+    """The record that another asset of the use case hands over."""
+    return AssetIn(key=[usecase.name, room, name])

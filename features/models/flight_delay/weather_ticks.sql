@@ -1,0 +1,23 @@
+-- The newest observation at an origin. Doubled local hours (autumn) are two different hours in UTC.
+with observations as (
+  select *, {{ tick_hour('available_at') }} as hour
+  from {{ pinned('flight_delay_raw', 'weather') }}
+  where available_at <= {{ as_of() }}
+),
+ticks as (
+  select *, timestamp_seconds(hour * 3600) as event_timestamp
+  from observations
+  where hour <= floor(unix_seconds({{ as_of() }}) / 3600)
+  qualify row_number() over (partition by origin, hour order by available_at desc, event_time desc) = 1
+)
+select
+  {{ tick_columns('origin') }},
+  temp as weather_temp,
+  dewp as weather_dewpoint,
+  humid as weather_humidity,
+  -- 1048 mph stands in the recording; no wind measured at an airport exceeds 250
+  if(wind_speed <= 250, wind_speed, null) as weather_wind_speed,
+  precip as weather_precipitation,
+  pressure as weather_pressure,
+  visib as weather_visibility
+from ticks

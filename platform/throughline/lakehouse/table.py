@@ -1,0 +1,84 @@
+"""A Delta table at a version, for small reads and writes by delta-rs.
+
+Owns: idempotent writes and pinned reads by path. Does not own: transformations (Spark, see `spark.py`).
+Every read names a version; there is no reader of "latest".
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+
+import polars as pl
+from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import TableNotFoundError
+
+from throughline.errors import ThroughlineError
+from throughline.records import TableVersion
+from throughline.settings import Settings
+
+DAY = "day"
+
+
+def current_version(path: Path) -> int | None:
+    """The newest version of the table at `path`, or None when there is no table."""
+    if not path.exists():
+        return None
+    try:
+        return DeltaTable(str(path)).version()
+    except TableNotFoundError:
+        return None
+
+
+def pin(settings: Settings, table: str) -> TableVersion:
+    """The address of `usecase/layer/table` as it stands now. Raises when it was never written."""
+    version = current_version(settings.lakehouse / table)
+    if version is None:
+        raise ThroughlineError(f"Table {table} does not exist in {settings.lakehouse}: materialise it first.")
+    return TableVersion(table=table, version=version)
+
+
+def read(settings: Settings, pinned: TableVersion) -> pl.LazyFrame:
+    """The rows of a pinned table. Raises when that version is gone."""
+    path = settings.lakehouse / pinned.table
+    try:
+        return pl.scan_delta(str(path), version=pinned.version)
+    except Exception as error:
+        raise ThroughlineError(
+            f"Table {pinned} cannot be read from {path} ({error}): was it vacuumed or moved?"
+        ) from error
+
+
+def replace_days(path: Path, rows: pl.DataFrame, first: date, last: date) -> int:
+    """Write the local days [first, last] of a table partitioned by `day`, replacing what was there; one commit.
+
+    Written twice, the content is the same: rows outside the days are untouched, rows inside come from `rows` alone.
+    Returns the new version.
+    """
+    outside = rows.filter(~pl.col(DAY).is_between(first, last))
+    if outside.height:
+        raise ThroughlineError(f"{outside.height} rows for {path.name} lie outside {first} to {last}: nothing written.")
+    if current_version(path) is None:
+        write_deltalake(str(path), rows.to_arrow(), partition_by=[DAY], mode="error")
+    else:
+        write_deltalake(
+            str(path),
+            rows.to_arrow(),
+            mode="overwrite",
+            predicate=f"{DAY} >= '{first.isoformat()}' AND {DAY} <= '{last.isoformat()}'",
+        )
+    return DeltaTable(str(path)).version()
+
+
+def replace_all(path: Path, rows: pl.DataFrame, commit_properties: dict[str, str] | None = None) -> int:
+    """Write a whole table as its next version and return that version."""
+    from deltalake import CommitProperties
+
+    write_deltalake(
+        str(path),
+        rows.to_arrow(),
+        mode="overwrite",
+        schema_mode="overwrite",
+        commit_properties=CommitProperties(custom_metadata=commit_properties) if commit_properties else None,
+    )
+    return DeltaTable(str(path)).version()

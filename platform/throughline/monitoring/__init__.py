@@ -1,0 +1,1 @@
+"""What became of predictions, and when that is reason enough to retrain."""

@@ -1,0 +1,58 @@
+"""Does the serving model still say what happens? Mean score against outcome rate, over a window on the data clock.
+
+Owns: the verdict. A verdict without data is `cannot_say`, never `ok`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import polars as pl
+
+from throughline.records import CalibrationRecord
+from throughline.usecase import Calibration
+
+
+def judge_calibration(
+    outcomes: pl.DataFrame, model: str | None, policy: Calibration, as_of: datetime, log_complete: bool
+) -> CalibrationRecord:
+    """Judge the stable predictions that `model` (NAME/VERSION) made in the window before `as_of` (UTC).
+
+    `outcomes` as `monitoring.outcomes` writes them. Only that version's own predictions count: those of its
+    predecessor would blame it for the very drift that it was trained to mend.
+    """
+    start = as_of - policy.window
+
+    def verdict(verdict: str, reason: str, n: int = 0, score: float | None = None, rate: float | None = None):
+        return CalibrationRecord(
+            model=model,
+            window_from=start,
+            window_until=as_of,
+            outcomes=n,
+            mean_score=score,
+            outcome_rate=rate,
+            verdict=verdict,
+            reason=reason,
+        )
+
+    if model is None:
+        return verdict("cannot_say", "no model serves")
+    if not log_complete:
+        return verdict("cannot_say", "the inference log is incomplete: events were lost")
+    name, _, version = model.partition("/")
+    judged = outcomes.filter(
+        pl.col("label").is_not_null(),
+        pl.col("time").is_between(start, as_of, closed="right"),
+        pl.col("model_name") == name,
+        pl.col("model_version") == int(version),
+        pl.col("role") == "stable",
+    )
+    if judged.height < policy.minimum_outcomes:
+        return verdict(
+            "cannot_say", f"{judged.height} outcomes in the window, {policy.minimum_outcomes} are needed", judged.height
+        )
+    score, rate = float(judged["score"].mean()), float(judged["label"].mean())
+    gap = score - rate
+    if abs(gap) > policy.gap:
+        return verdict("drift", f"gap {gap:+.4f} is beyond {policy.gap}", judged.height, score, rate)
+    return verdict("ok", f"gap {gap:+.4f} is within {policy.gap}", judged.height, score, rate)

@@ -1,0 +1,79 @@
+"""Predictions joined with what became of them.
+
+Owns: which outcome belongs to which prediction, and when to stop waiting for one. Uses the data clock.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import polars as pl
+
+from throughline.lakehouse.table import read, replace_all
+from throughline.records import InferenceLogRecord, OutcomesRecord, TableVersion
+from throughline.requests import row_keys
+from throughline.settings import Settings
+from throughline.usecase import UseCase
+
+LAYER, TABLE = "monitoring", "outcomes"
+
+_LOG_SCHEMA = {
+    "id": pl.String,
+    "time": pl.Datetime("us", "UTC"),
+    "row_key": pl.String,
+    "model_name": pl.String,
+    "model_version": pl.Int64,
+    "role": pl.String,
+    "score": pl.Float64,
+    "decision": pl.String,
+}
+
+
+def join_outcomes(usecase: UseCase, predictions: pl.DataFrame, spine: pl.DataFrame, as_of: datetime) -> pl.DataFrame:
+    """One row per prediction with `label` (null while unknown), `label_available_at` and `state`.
+
+    predictions: the inference log; spine: the use case's spine. `as_of` in UTC: labels known later are not seen.
+    state is `labelled`; `pending`, while the label may still come; or `never`, once the declared delay has passed
+    after the time that was predicted (cancelled, diverted): counted, not scored.
+    """
+    label, time_field = usecase.label, usecase.prediction.time_field
+    known = pl.col(label.known_at) <= as_of
+    outcomes = spine.select(
+        row_keys(usecase, spine).alias("row_key"),
+        pl.col(time_field).alias("outcome_time"),
+        pl.when(known).then(pl.col(label.column)).cast(pl.Int8).alias("label"),
+        pl.when(known).then(pl.col(label.known_at)).alias("label_available_at"),
+    ).unique("row_key", keep="last", maintain_order=True)
+    state = (
+        pl.when(pl.col("label").is_not_null())
+        .then(pl.lit("labelled"))
+        .when(pl.col("outcome_time") + label.delay < as_of)
+        .then(pl.lit("never"))
+        .otherwise(pl.lit("pending"))
+    )
+    return (
+        predictions.select(*_LOG_SCHEMA)
+        .filter(pl.col("time") <= as_of)
+        .unique("id", keep="first", maintain_order=True)
+        .join(outcomes, on="row_key", how="left", maintain_order="left")
+        .with_columns(state.alias("state"))
+    )
+
+
+def write_outcomes(
+    settings: Settings, usecase: UseCase, log: InferenceLogRecord, spine: TableVersion, as_of: datetime
+) -> OutcomesRecord:
+    """Join the pinned log with the pinned spine and write `monitoring/outcomes`."""
+    predictions = read(settings, log.table).collect() if log.table else pl.DataFrame(schema=_LOG_SCHEMA)
+    outcomes = join_outcomes(usecase, predictions, read(settings, spine).collect(), as_of)
+    version = replace_all(settings.table_path(usecase.name, LAYER, TABLE), outcomes)
+    states = dict(outcomes.group_by("state").len().iter_rows())
+    return OutcomesRecord(
+        table=TableVersion(table=f"{usecase.name}/{LAYER}/{TABLE}", version=version),
+        as_of=as_of,
+        predictions=outcomes.height,
+        labelled=states.get("labelled", 0),
+        pending=states.get("pending", 0),
+        never_labelled=states.get("never", 0),
+        log_complete=log.lost == 0,
+    )
