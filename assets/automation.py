@@ -104,8 +104,8 @@ def drift_sensor(usecase: UseCase) -> SensorDefinition:
             retraining_history(context.instance, usecase),
             usecase.monitoring,
         )
-        # the cursor says which judgement was seen last, so that whoever drives a replay can wait for it
-        cursor = str(event.storage_id)
+        # the cursor names the run whose judgement was seen last, so that whoever drives a replay can wait for it
+        cursor = event.run_id
         if not verdict.retrain:
             return SensorResult(skip_reason=SkipReason(verdict.reason), cursor=cursor)
         request = RunRequest(

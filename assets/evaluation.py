@@ -2,7 +2,7 @@
 
 from dagster import AssetExecutionContext, AssetsDefinition, Definitions, MetadataValue, Output, ResourceParam, asset
 from throughline.clock import WallClock
-from throughline.evaluation.candidate import evaluate_candidate
+from throughline.evaluation.evaluate import evaluate_candidate
 from throughline.evaluation.gate import decide
 from throughline.records import DatasetRecord, EvaluationRecord, GateDecision, ModelRecord
 from throughline.settings import Settings

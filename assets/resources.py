@@ -8,8 +8,8 @@ from typing import Any
 
 from dagster import AssetExecutionContext, AssetIn, InputContext, IOManager, OutputContext
 from dagster_dbt import DbtCliResource
+from throughline import recordstore
 from throughline.clock import data_clock
-from throughline.errors import ThroughlineError
 from throughline.launch import HorovodLauncher
 from throughline.records import Record
 from throughline.settings import PROJECT_ROOT, Settings
@@ -21,25 +21,16 @@ CLOCK_TAG = "throughline/data_clock"
 
 
 class RecordIOManager(IOManager):
-    """Keeps each asset's record as a JSON file under the home: typed, readable, never a pickle."""
+    """Hands records from asset to asset as JSON files: typed, readable, never a pickle."""
 
     def __init__(self, settings: Settings) -> None:
-        self._folder = settings.records
+        self._settings = settings
 
     def handle_output(self, context: OutputContext, obj: Record) -> None:
-        path = self._folder.joinpath(*context.asset_key.path).with_suffix(".json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(obj.model_dump_json(indent=2))
-        temporary.replace(path)
+        recordstore.save(self._settings, tuple(context.asset_key.path), obj)
 
     def load_input(self, context: InputContext) -> Record:
-        path = self._folder.joinpath(*context.asset_key.path).with_suffix(".json")
-        if not path.exists():
-            raise ThroughlineError(
-                f"No record of {context.asset_key.to_user_string()} in {self._folder}: materialise it first."
-            )
-        return context.dagster_type.typing_type.model_validate_json(path.read_text())
+        return recordstore.load(self._settings, tuple(context.asset_key.path), context.dagster_type.typing_type)
 
 
 def dbt_executable() -> str:

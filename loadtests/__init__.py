@@ -1,0 +1,1 @@
+"""Load on the live endpoint, held against service levels: `python -m loadtests`."""

@@ -1,0 +1,134 @@
+"""The scenario: users who ask the local endpoint for predictions of real requests, at a steady rate, with Locust.
+
+Owns: where requests come from, what a user does, when it ends. Does not own: the levels (`levels`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import polars as pl
+from throughline.access import auth_headers
+from throughline.errors import ThroughlineError
+from throughline.lakehouse.table import current_version
+from throughline.requests import example_instance
+from throughline.settings import Settings, is_loopback
+from throughline.usecase import UseCase
+
+from loadtests.levels import Measured
+
+SAMPLE = 2000
+RATE = 10.0  # requests per second and user
+SEED = 2013
+
+
+def require_loopback(url: str) -> None:
+    """A load test is for the endpoint on this machine. Raises `ThroughlineError` for any other."""
+    host = urlsplit(url).hostname
+    if host is None or not is_loopback(host):
+        raise ThroughlineError(f"{url} is not on this machine: load tests are sent to loopback addresses only.")
+
+
+def instances(settings: Settings, usecase: UseCase) -> list[dict[str, Any]]:
+    """Real requests from the use case's spine table, or the declaration's example before that table exists."""
+    path = settings.table_path(usecase.name, "features", usecase.features.spine)
+    version = current_version(path)
+    if version is None:
+        return [example_instance(usecase)]
+    rows = pl.scan_delta(str(path), version=version).select(list(usecase.request)).collect()
+    sample = rows.sample(min(SAMPLE, rows.height), seed=SEED)
+    return [{name: _json(value) for name, value in row.items()} for row in sample.iter_rows(named=True)]
+
+
+def served(settings: Settings, url: str) -> list[str]:
+    """Names of the use cases the endpoint serves now. Raises `ThroughlineError` when there is none."""
+    try:
+        answer = httpx.get(f"{url}/v1/throughline/revisions", headers=auth_headers(settings)).raise_for_status()
+    except httpx.HTTPError as error:
+        raise ThroughlineError(f"{url} does not answer ({error}): start it with `make run`.") from error
+    names = [entry["usecase"] for entry in answer.json()]
+    if not names:
+        raise ThroughlineError(f"{url} serves no model yet: deploy one with `make run`.")
+    return names
+
+
+def drive(settings: Settings, usecase: UseCase, url: str, users: int, seconds: float) -> Measured:
+    """Run the load for `seconds` and measure. Importing Locust patches the standard library: nothing runs after this
+    in the process but the report."""
+    require_loopback(url)
+    bodies = _bodies(instances(settings, usecase))
+    lost_before = _events_lost(settings)
+
+    import gevent
+    from locust import FastHttpUser, constant_throughput, task
+    from locust.env import Environment
+
+    path, headers = f"/v1/models/{usecase.name}:predict", {"Content-Type": "application/json", **auth_headers(settings)}
+
+    class Caller(FastHttpUser):
+        host = url
+        wait_time = constant_throughput(RATE)
+
+        @task
+        def predict(self) -> None:
+            with self.client.post(path, data=next(bodies), headers=headers, catch_response=True) as answer:
+                if answer.status_code != 200 or not _is_prediction(answer.text):
+                    answer.failure(f"{answer.status_code}: {(answer.text or '')[:100]}")
+
+    environment = Environment(user_classes=[Caller])
+    runner = environment.create_local_runner()
+    runner.start(users, spawn_rate=users)
+    gevent.spawn_later(seconds, runner.quit)
+    runner.greenlet.join(timeout=seconds + 30)
+    total = environment.stats.total
+
+    def percentile(share: float) -> float:
+        return float(total.get_response_time_percentile(share)) if total.num_requests else math.nan
+
+    return Measured(
+        requests=total.num_requests,
+        seconds=(total.last_request_timestamp or 0) - total.start_time if total.num_requests else 0.0,
+        failed_share=total.fail_ratio,
+        p50_ms=percentile(0.5),
+        p95_ms=percentile(0.95),
+        p99_ms=percentile(0.99),
+        events_lost=_events_lost(settings) - lost_before,
+    )
+
+
+def _bodies(rows: list[dict[str, Any]]) -> Iterator[bytes]:
+    encoded = [json.dumps({"instances": [row]}).encode() for row in rows]
+    random.Random(SEED).shuffle(encoded)
+    return itertools.cycle(encoded)
+
+
+def _events_lost(settings: Settings) -> int:
+    """Gaps the collector knows of once everything it has is written."""
+    url, headers = settings.url("collector"), auth_headers(settings)
+    try:
+        httpx.post(f"{url}/flush", headers=headers, timeout=30).raise_for_status()
+        return httpx.get(f"{url}/status", headers=headers).raise_for_status().json()["lost"]
+    except httpx.HTTPError as error:
+        raise ThroughlineError(
+            f"The collector at {url} does not answer ({error}): start it with `make run`."
+        ) from error
+
+
+def _is_prediction(text: str | None) -> bool:
+    try:
+        (prediction,) = json.loads(text or "")["predictions"]
+        return 0 <= prediction["score"] <= 1 and bool(prediction["prediction_id"])
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _json(value: Any) -> Any:
+    return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value

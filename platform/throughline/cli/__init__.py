@@ -1,0 +1,1 @@
+"""The `throughline` command: one module per group of commands, put together in `main`."""

@@ -1,0 +1,50 @@
+"""What commands print: progress and tables on the way, or one JSON document at the end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from throughline.settings import Settings
+
+if TYPE_CHECKING:
+    from throughline.graph import Graph, RunEvent, RunOutcome
+
+# progress goes to stderr, so that stdout holds nothing but the result
+console = Console(stderr=True, highlight=False)
+
+
+def emit(as_json: bool, result: Any, human: Callable[[], None]) -> None:
+    """The result of a command: JSON on stdout when asked for, otherwise whatever `human` prints."""
+    if as_json:
+        sys.stdout.write(json.dumps(result, default=str) + "\n")
+    else:
+        human()
+
+
+def follow_run(graph: Graph, settings: Settings, run_id: str, quiet: bool = False) -> RunOutcome:
+    """Wait for a run, with a line per finished step and what is under way below it."""
+    running: dict[str, float] = {}
+    link = f"{settings.url('dagster')}/runs/{run_id}"
+    with console.status(f"starting {link}") as status:
+
+        def show(event: RunEvent) -> None:
+            step = (event.step or "").replace("__", "/")
+            if event.type == "started":
+                running[step] = event.seconds
+            elif event.type == "finished":
+                took = event.seconds - running.pop(step, event.seconds)
+                if not quiet:
+                    console.print(f"  [green]✓[/] {step} [dim]{took:.1f} s[/]")
+            elif event.type == "failed":
+                running.pop(step, None)
+                console.print(f"  [red]✗[/] {event.message}")
+            elif event.type == "log" and not quiet:
+                console.print(f"    [dim]{event.message.splitlines()[0][:150]}[/]", markup=True)
+            status.update(f"{', '.join(running) or 'waiting'} [dim]{link}[/]")
+
+        return graph.follow(run_id, show)

@@ -1,0 +1,54 @@
+"""`throughline predict`: one request to the live endpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from throughline.cli.output import console, emit
+from throughline.errors import ThroughlineError
+from throughline.settings import load_settings
+from throughline.usecase import get_usecase
+
+
+def predict(
+    usecase: str = typer.Argument(help="A declared use case, for example flight_delay."),
+    example: bool = typer.Option(False, "--example", help="Take the first real request that is due now."),
+    json_body: Path | None = typer.Option(None, "--json-body", help="A file with one instance, or with `instances`."),
+    as_json: bool = typer.Option(False, "--json", help="Print the prediction as JSON."),
+) -> None:
+    """Ask the live endpoint. Send entity keys and request fields; features are looked up there."""
+    from throughline.client import example_request
+    from throughline.client import predict as ask
+    from throughline.clock import data_clock
+
+    if example == (json_body is not None):
+        raise typer.BadParameter("give either --example or --json-body FILE")
+    settings, declared = load_settings(), get_usecase(usecase)
+    if json_body is not None:
+        instances = _instances(json_body)
+    else:
+        instances = [example_request(settings, declared, data_clock(settings, declared.clock_start(settings)).now())]
+    predictions = ask(settings, declared, instances)
+    result = predictions[0] if len(predictions) == 1 else predictions
+    emit(as_json, result, lambda: _show(instances, predictions))
+
+
+def _instances(path: Path) -> list[dict[str, Any]]:
+    try:
+        body = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ThroughlineError(f"{path} cannot be read as JSON ({error}): give a file with one request.") from error
+    return body["instances"] if isinstance(body, dict) and "instances" in body else [body]
+
+
+def _show(instances: list[dict[str, Any]], predictions: list[dict[str, Any]]) -> None:
+    for instance, prediction in zip(instances, predictions, strict=True):
+        console.print(", ".join(f"{name} {value}" for name, value in instance.items()))
+        console.print(
+            f"[bold]{prediction['decision']}[/] score {prediction['score']:.4f}, "
+            f"{prediction['model_name']}/{prediction['model_version']}, prediction_id {prediction['prediction_id']}"
+        )

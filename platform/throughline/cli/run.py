@@ -1,0 +1,110 @@
+"""`throughline run`: from whatever is there to a live endpoint, doing only what changed."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import Any
+
+import typer
+
+from throughline import doctor, services
+from throughline.cli.output import console, emit, follow_run
+from throughline.errors import ThroughlineError
+from throughline.settings import Settings, load_settings
+from throughline.usecase import UseCase, load_usecases
+
+
+def run(as_json: bool = typer.Option(False, "--json", help="Print the result as JSON.")) -> None:
+    """Start the services, bring the graph up to date, and send one real prediction."""
+    started = time.monotonic()
+    settings = load_settings()
+    doctor.require(settings)
+    services.up(settings)
+    up_s = time.monotonic() - started
+    results = [_run_usecase(settings, usecase) for usecase in load_usecases().values()]
+    result = {"seconds": {"services": round(up_s, 1), "all": round(time.monotonic() - started, 1)}, "usecases": results}
+    emit(as_json, result, lambda: _table(settings, result))
+
+
+def _run_usecase(settings: Settings, usecase: UseCase) -> dict[str, Any]:
+    from throughline import recordstore
+    from throughline.client import example_request, predict
+    from throughline.clock import data_clock
+    from throughline.graph import Graph
+    from throughline.plan import plan_run
+    from throughline.records import DatasetRecord, EndpointRecord, EvaluationRecord, GateDecision
+
+    now = data_clock(settings, usecase.clock_start(settings)).now()
+    graph = Graph(settings)
+    states = [state for state in graph.states() if state.key[0] == usecase.name]
+    plan = plan_run(states, usecase.first_day(settings), usecase.local_day(now))
+    materialised: list[str] = []
+    started = time.monotonic()
+    if plan:
+        days = f", days {plan.days[0]} to {plan.days[1]}" if plan.days else ""
+        console.print(f"[bold]{usecase.name}[/]: {len(plan.assets)} of {len(states)} assets to materialise{days}")
+        run_id = graph.launch(plan.assets, partitions=plan.days and tuple(day.isoformat() for day in plan.days))
+        outcome = follow_run(graph, settings, run_id)
+        materialised = outcome.materialised
+        if not outcome.succeeded:
+            cause = outcome.errors[0] if outcome.errors else f"the run ended as {outcome.status}"
+            raise ThroughlineError(
+                f"{usecase.name} was not brought up to date: {cause} "
+                f"(details: {settings.url('dagster')}/runs/{run_id}; `make run` goes on from here)."
+            )
+    else:
+        console.print(f"[bold]{usecase.name}[/]: nothing changed, nothing to materialise")
+
+    def record(room: str, name: str, kind: type) -> Any:
+        return recordstore.find(settings, (usecase.name, room, name), kind)
+
+    endpoint = record("deployment", "endpoint", EndpointRecord)
+    gate = record("evaluation", "gate", GateDecision)
+    if endpoint is None:
+        reasons = gate.reasons if gate else "no candidate was judged"
+        raise ThroughlineError(f"{usecase.name} has no live endpoint: the gate released nothing yet ({reasons}).")
+    dataset = record("training", "dataset", DatasetRecord)
+    evaluation = record("evaluation", "evaluation", EvaluationRecord)
+    prediction = predict(settings, usecase, [example_request(settings, usecase, now)])[0]
+    return {
+        "usecase": usecase.name,
+        "materialised": materialised,
+        "seconds": round(time.monotonic() - started, 1),
+        "data_clock": now.isoformat(),
+        "days": [usecase.first_day(settings).isoformat(), (usecase.local_day(now) - timedelta(days=1)).isoformat()],
+        "dataset": {"version": dataset.table.version, "fingerprint": dataset.fingerprint, "rows": dataset.rows},
+        "model": endpoint.model,
+        "gate": gate.decision,
+        "auc": evaluation.candidate.auc,
+        "log_loss": evaluation.candidate.log_loss,
+        "endpoint": f"{settings.url('model_http')}/v1/models/{usecase.name}:predict",
+        "prediction": prediction,
+    }
+
+
+def _table(settings: Settings, result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    for done in result["usecases"]:
+        table = Table(title=done["usecase"], show_header=False, title_justify="left", title_style="bold")
+        table.add_row("materialised", f"{len(set(done['materialised']))} assets in {done['seconds']} s")
+        table.add_row("data", f"{done['days'][0]} to {done['days'][1]}, data clock {done['data_clock']}")
+        dataset = done["dataset"]
+        table.add_row(
+            "dataset", f"{dataset['rows']:,} rows, version {dataset['version']}, {dataset['fingerprint'][:12]}"
+        )
+        table.add_row("model", f"{done['model']} (gate: {done['gate']})")
+        table.add_row("held-out weeks", f"AUC {done['auc']:.4f}, log loss {done['log_loss']:.4f}")
+        table.add_row("endpoint", done["endpoint"])
+        table.add_row("gRPC", f"127.0.0.1:{settings.port('model_grpc')}")
+        prediction = done["prediction"]
+        table.add_row("a prediction", f"{prediction['decision']}, score {prediction['score']:.4f}")
+        table.add_row("", f"prediction_id {prediction['prediction_id']}")
+        console.print(table)
+    places = Table(show_header=False)
+    places.add_row("Dagster", settings.url("dagster"))
+    places.add_row("MLflow", settings.url("mlflow"))
+    places.add_row("logs", str(settings.logs))
+    places.add_row("stop", "make stop")
+    console.print(places)

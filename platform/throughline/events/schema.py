@@ -1,0 +1,137 @@
+"""One prediction as an event: the typed record and its CloudEvents 1.0 form (HTTP binary mode).
+
+Owns: names and types of what is logged, on the wire and in the table. Does not own: sending, storing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+from uuid import UUID
+
+import polars as pl
+from pydantic import AwareDatetime, Field, ValidationError
+
+from throughline.errors import ThroughlineError
+from throughline.records import Record
+
+EVENT_TYPE = "throughline.prediction.v1"
+
+# Attributes of the CloudEvent; all other fields of the record are its data.
+_ATTRIBUTES = ("id", "source", "subject", "time", "sequence")
+
+TABLE_SCHEMA: dict[str, Any] = {
+    "id": pl.String,
+    "time": pl.Datetime("us", "UTC"),
+    "wall_time": pl.Datetime("us", "UTC"),
+    "source": pl.String,
+    "sequence": pl.Int64,
+    "model_name": pl.String,
+    "model_version": pl.Int64,
+    "revision": pl.String,
+    "role": pl.String,
+    "row_key": pl.String,
+    "request": pl.String,
+    "features": pl.String,
+    "feature_times": pl.String,
+    "flags": pl.List(pl.String),
+    "score": pl.Float64,
+    "decision": pl.String,
+    "latency_ms": pl.Float64,
+    "day": pl.Date,
+}
+
+
+class BadEvent(ThroughlineError):
+    """An event that cannot be accepted, now or later: sending it again does not help."""
+
+
+class InferenceEvent(Record):
+    """A prediction. `time` is the data clock's, `wall_time` the wall clock's; `sequence` counts from 1 per `source`."""
+
+    id: UUID
+    source: str = Field(min_length=1, max_length=200)
+    subject: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="The use case.")
+    time: AwareDatetime
+    sequence: int = Field(ge=1, lt=2**63)
+    wall_time: AwareDatetime
+    model_name: str
+    model_version: int
+    revision: str
+    role: Literal["stable", "canary", "shadow"]
+    row_key: str
+    request: dict[str, Any]
+    features: dict[str, Any]
+    feature_times: dict[str, AwareDatetime | None]
+    flags: list[str]
+    score: float = Field(ge=0, le=1)
+    decision: str
+    latency_ms: float = Field(ge=0)
+
+
+def to_binary(event: InferenceEvent) -> tuple[dict[str, str], bytes]:
+    """Headers and body of the HTTP request that carries the event."""
+    from cloudevents.conversion import to_binary as cloudevents_to_binary
+    from cloudevents.http import CloudEvent
+
+    fields = event.model_dump(mode="json")
+    attributes = {name: str(fields.pop(name)) for name in _ATTRIBUTES}
+    attributes |= {"type": EVENT_TYPE, "datacontenttype": "application/json"}
+    headers, body = cloudevents_to_binary(CloudEvent(attributes, fields))
+    return dict(headers), body
+
+
+def from_binary(headers: Mapping[str, str], body: bytes) -> InferenceEvent:
+    """The inverse of `to_binary`. Raises `BadEvent` naming what is wrong."""
+    from cloudevents.exceptions import GenericException
+    from cloudevents.http import from_http
+
+    if "ce-specversion" not in headers:
+        raise BadEvent("ce-specversion: missing; send a CloudEvent in HTTP binary mode")
+    if headers.get("ce-type") != EVENT_TYPE:
+        raise BadEvent(f"ce-type: {ascii(headers.get('ce-type'))[:80]} is not accepted, only {EVENT_TYPE}")
+    try:
+        event = from_http(dict(headers), body, data_unmarshaller=json.loads)
+    except (GenericException, ValueError, RecursionError) as error:
+        raise BadEvent(f"event: not a CloudEvent in HTTP binary mode ({str(error)[:120]})") from None
+    data = event.get_data()
+    if not isinstance(data, dict):
+        raise BadEvent("data: must be a JSON object")
+    attributes = event.get_attributes()
+    try:
+        return InferenceEvent.model_validate(
+            {**data, **{name: attributes[name] for name in _ATTRIBUTES if name in attributes}}
+        )
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise BadEvent(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def to_rows(events: Iterable[InferenceEvent]) -> pl.DataFrame:
+    """Rows of the table, in the given order; `day` is the UTC date of `time`."""
+    rows = [
+        {
+            **event.model_dump(include=_PLAIN),
+            "id": str(event.id),
+            "request": _compact(event.request),
+            "features": _compact(event.features),
+            "feature_times": _compact(event.model_dump(mode="json", include={"feature_times"})["feature_times"]),
+            "day": event.time.astimezone(UTC).date(),
+        }
+        for event in events
+    ]
+    return pl.DataFrame(rows, schema=TABLE_SCHEMA)
+
+
+_PLAIN = set(TABLE_SCHEMA) - {"id", "request", "features", "feature_times", "day"}
+
+
+def iso(instant: datetime | None) -> str | None:
+    """UTC with `Z`, as all instants inside the JSON columns are written."""
+    return None if instant is None else instant.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _compact(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

@@ -1,0 +1,264 @@
+"""The graph as seen from outside: what is stale, launching a run, following it. Dagster's GraphQL, no Dagster import.
+
+Owns: the questions asked of the webserver and the shape of its answers. Does not own: which assets should run
+(`plan.py`), or how progress is shown.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import httpx
+
+from throughline.errors import ThroughlineError
+from throughline.settings import Settings
+
+LOCATION, REPOSITORY, IMPLICIT_JOB = "throughline", "__repository__", "__ASSET_JOB"
+
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AssetState:
+    """How one asset stands. `partitions` are the materialised ones; None for an unpartitioned asset."""
+
+    key: Key
+    status: Literal["MISSING", "STALE", "FRESH"]
+    upstream: frozenset[Key]
+    group: str
+    partitions: frozenset[str] | None = None
+    job_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunEvent:
+    """One line of a run's log that a person may want to see."""
+
+    type: str
+    step: str | None
+    message: str
+    seconds: float  # Unix time
+
+
+@dataclass
+class RunOutcome:
+    """How a run ended; `errors` are one line per failed step, the cause first."""
+
+    run_id: str
+    status: str
+    materialised: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    failed_checks: list[str] = field(default_factory=list)
+
+    @property
+    def succeeded(self) -> bool:
+        return self.status == "SUCCESS"
+
+
+class Graph:
+    """The webserver of this home. Each method raises `ThroughlineError` when it does not answer."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = settings.url("dagster")
+        self._client = httpx.Client(timeout=60)
+
+    def states(self) -> list[AssetState]:
+        """Every asset of the location, with the partitions it has."""
+        answer = self._ask(_STATES)
+        for entry in answer["workspaceOrError"]["locationEntries"]:
+            if entry["locationOrLoadError"]["__typename"] == "PythonError":
+                raise ThroughlineError(f"The graph does not load: {_cause(entry['locationOrLoadError'])}")
+        return [
+            AssetState(
+                key=tuple(node["assetKey"]["path"]),
+                status=node["staleStatus"] or "MISSING",
+                upstream=frozenset(tuple(d["asset"]["assetKey"]["path"]) for d in node["dependencies"]),
+                group=node["groupName"],
+                partitions=_partitions(node),
+                job_names=tuple(node["jobNames"]),
+            )
+            for node in answer["assetNodes"]
+        ]
+
+    def launch(
+        self,
+        assets: Sequence[Key] = (),
+        *,
+        job: str = IMPLICIT_JOB,
+        partitions: tuple[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> str:
+        """Start a run of some assets, or of a named job, over a range of partitions (inclusive); returns its id."""
+        all_tags = dict(tags or {})
+        if partitions:
+            all_tags["dagster/asset_partition_range_start"], all_tags["dagster/asset_partition_range_end"] = partitions
+        selector: dict[str, Any] = {
+            "repositoryLocationName": LOCATION,
+            "repositoryName": REPOSITORY,
+            "pipelineName": job,
+        }
+        if assets:
+            selector["assetSelection"] = [{"path": list(key)} for key in assets]
+        answer = self._ask(
+            _LAUNCH,
+            params={
+                "selector": selector,
+                "mode": "default",
+                "executionMetadata": {"tags": [{"key": k, "value": v} for k, v in sorted(all_tags.items())]},
+            },
+        )["launchPipelineExecution"]
+        if answer["__typename"] != "LaunchRunSuccess":
+            raise ThroughlineError(f"Dagster refused the run: {answer.get('message') or answer['__typename']}")
+        return answer["run"]["runId"]
+
+    def follow(self, run_id: str, on_event: Callable[[RunEvent], None], timeout_s: float = 3600) -> RunOutcome:
+        """Wait for a run, telling each event once. Raises when the run outlives the deadline."""
+        outcome = RunOutcome(run_id, "STARTING")
+        deadline = time.monotonic() + timeout_s
+        cursor = None
+        while True:
+            status = self._ask(_STATUS, runId=run_id)["runOrError"]["status"]
+            cursor = self._tell(run_id, cursor, outcome, on_event)
+            if status in {"SUCCESS", "FAILURE", "CANCELED"}:
+                outcome.status = status
+                return outcome
+            if time.monotonic() > deadline:
+                raise ThroughlineError(
+                    f"Run {run_id} did not end within {timeout_s:.0f} s: see {self._url}/runs/{run_id}"
+                )
+            time.sleep(0.5)
+
+    def runs(self, tags: Mapping[str, str], limit: int = 20) -> list[dict[str, Any]]:
+        """The newest runs that carry all of the tags: id, status, tags."""
+        answer = self._ask(_RUNS, filter={"tags": [{"key": k, "value": v} for k, v in tags.items()]}, limit=limit)
+        return [
+            {"run_id": r["runId"], "status": r["status"], "tags": {t["key"]: t["value"] for t in r["tags"]}}
+            for r in answer["runsOrError"]["results"]
+        ]
+
+    def sensor_cursor(self, sensor: str) -> str | None:
+        """Where a running sensor stands; None before its first tick."""
+        selector = {"repositoryLocationName": LOCATION, "repositoryName": REPOSITORY, "sensorName": sensor}
+        state = self._ask(_SENSOR, selector=selector)["sensorOrError"].get("sensorState") or {}
+        return (state.get("typeSpecificData") or {}).get("lastCursor")
+
+    def _tell(
+        self, run_id: str, cursor: str | None, outcome: RunOutcome, on_event: Callable[[RunEvent], None]
+    ) -> str | None:
+        more = True
+        while more:
+            log = self._ask(_LOGS, runId=run_id, cursor=cursor)["logsForRun"]
+            for event in log["events"]:
+                for told in _events(event, outcome):
+                    on_event(told)
+            more, cursor = log["hasMore"], log["cursor"]
+        return cursor
+
+    def _ask(self, query: str, **variables: Any) -> dict[str, Any]:
+        try:
+            answer = self._client.post(f"{self._url}/graphql", json={"query": query, "variables": variables})
+            content = answer.raise_for_status().json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise ThroughlineError(
+                f"The Dagster webserver at {self._url} does not answer ({error}): see `throughline status`."
+            ) from error
+        if content.get("errors"):
+            raise ThroughlineError(f"Dagster refused a question: {content['errors'][0]['message'].splitlines()[0]}")
+        return content["data"]
+
+
+def _partitions(node: Mapping[str, Any]) -> frozenset[str] | None:
+    if not node["isPartitioned"]:
+        return None
+    missing = frozenset(node["partitionKeysByDimension"][0]["partitionKeys"])
+    held = node["assetPartitionStatuses"]
+    return frozenset(_within(sorted(missing), held.get("ranges", [])))
+
+
+def _within(keys: Sequence[str], ranges: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    held = [(r["startKey"], r["endKey"]) for r in ranges if r["status"] == "MATERIALIZED"]
+    return (key for key in keys if any(start <= key <= end for start, end in held))
+
+
+def _events(event: Mapping[str, Any], outcome: RunOutcome) -> Iterator[RunEvent]:
+    kind, step = event["__typename"], event.get("stepKey")
+    seconds = float(event["timestamp"]) / 1000
+    if kind == "MaterializationEvent":
+        outcome.materialised.append("/".join(event["assetKey"]["path"]))
+        yield RunEvent("materialised", step, outcome.materialised[-1], seconds)
+    elif kind == "ExecutionStepFailureEvent":
+        outcome.errors.append(f"{step}: {_cause(event['error'])}")
+        yield RunEvent("failed", step, outcome.errors[-1], seconds)
+    elif kind == "RunFailureEvent" and event.get("error") and not outcome.errors:
+        outcome.errors.append(_cause(event["error"]))
+        yield RunEvent("failed", None, outcome.errors[-1], seconds)
+    elif kind == "AssetCheckEvaluationEvent" and not event["evaluation"]["success"]:
+        check = event["evaluation"]
+        outcome.failed_checks.append(f"{'/'.join(check['assetKey']['path'])}: {check['checkName']}")
+    elif kind == "ExecutionStepStartEvent":
+        yield RunEvent("started", step, f"{step} started", seconds)
+    elif kind == "ExecutionStepSuccessEvent":
+        yield RunEvent("finished", step, f"{step} finished", seconds)
+    elif kind == "LogMessageEvent" and event["level"] in {"INFO", "WARNING", "ERROR", "CRITICAL"}:
+        yield RunEvent("log", step, event["message"], seconds)
+
+
+def _cause(error: Mapping[str, Any]) -> str:
+    """The innermost error's own words, without the class in front: what a person should read."""
+    innermost = error["errorChain"][-1]["error"] if error.get("errorChain") else error
+    lines = [line for line in innermost["message"].strip().splitlines() if line.strip()]
+    text = lines[0] if lines else "unknown error"
+    name, _, rest = text.partition(": ")
+    return rest if (rest and name.isidentifier()) or ("." in name and " " not in name) else text
+
+
+_STATES = """
+query {
+workspaceOrError { ... on Workspace { locationEntries { locationOrLoadError {
+  __typename ... on PythonError { message errorChain { error { message } } }
+} } } }
+assetNodes(loadMaterializations: false) {
+  assetKey { path } groupName staleStatus jobNames isPartitioned
+  dependencies { asset { assetKey { path } } }
+  partitionKeysByDimension { partitionKeys }
+  assetPartitionStatuses { ... on TimePartitionStatuses { ranges { startKey endKey status } } }
+} }
+"""
+
+_LAUNCH = """
+mutation($params: ExecutionParams!) { launchPipelineExecution(executionParams: $params) {
+  __typename
+  ... on LaunchRunSuccess { run { runId } }
+  ... on Error { message }
+} }
+"""
+
+_STATUS = "query($runId: ID!) { runOrError(runId: $runId) { ... on Run { status } } }"
+
+_LOGS = """
+query($runId: ID!, $cursor: String) { logsForRun(runId: $runId, afterCursor: $cursor, limit: 500) {
+  ... on EventConnection { cursor hasMore events {
+    __typename
+    ... on MessageEvent { message timestamp stepKey level }
+    ... on MaterializationEvent { assetKey { path } }
+    ... on ExecutionStepFailureEvent { error { message errorChain { error { message } } } }
+    ... on RunFailureEvent { error { message errorChain { error { message } } } }
+    ... on AssetCheckEvaluationEvent { evaluation { checkName success assetKey { path } } }
+  } }
+} }
+"""
+
+_RUNS = """
+query($filter: RunsFilter!, $limit: Int) { runsOrError(filter: $filter, limit: $limit) {
+  ... on Runs { results { runId status tags { key value } } }
+} }
+"""
+
+_SENSOR = """
+query($selector: SensorSelector!) { sensorOrError(sensorSelector: $selector) {
+  ... on Sensor { sensorState { typeSpecificData { ... on SensorData { lastCursor lastRunKey } } } }
+} }
+"""

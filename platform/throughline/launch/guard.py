@@ -1,0 +1,77 @@
+"""`python -m throughline.launch.guard PARENT COMMAND...`: runs a command and leaves none of its processes behind.
+
+Owns: ending a whole tree of processes, also those that moved to a session of their own or lost their parent (as
+horovodrun's workers do), also when the caller was killed. Standard library and psutil only: it starts in 0.1 s.
+Does not own: what the command is, or what its end means. Linux only (prctl).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+GRACE_S = 2.0
+
+
+def main(command: list[str], parent: int) -> int:
+    """Exit code of the command; 128 + n when signal n ended it or us. `parent`: who must be alive, 0 for anybody."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    # Whoever loses its parent below becomes our child, so that the tree can always be walked from here.
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _stop)
+    child = None
+    try:
+        if parent and os.getppid() != parent:  # it died before prctl could watch it
+            return 128 + signal.SIGTERM
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        code = child.wait()
+        return code if code >= 0 else 128 - code
+    except _Stopped as stop:
+        return 128 + stop.number
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        _end_descendants(child)
+
+
+class _Stopped(BaseException):
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def _stop(number: int, _frame: object) -> None:
+    raise _Stopped(number)
+
+
+def _end_descendants(child: subprocess.Popen | None) -> None:
+    """SIGTERM to all, then SIGKILL until nobody is left (new ones may appear while we look)."""
+    me = psutil.Process()
+    for process in (first := me.children(recursive=True)):
+        _signal(process, signal.SIGTERM)
+        _signal(process, signal.SIGCONT)  # a stopped process would not see the SIGTERM
+    psutil.wait_procs(first, timeout=GRACE_S)
+    while left := me.children(recursive=True):
+        for process in left:
+            _signal(process, signal.SIGKILL)
+        psutil.wait_procs(left, timeout=1.0)
+    if child is not None:
+        child.poll()
+
+
+def _signal(process: psutil.Process, number: int) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[2:], int(sys.argv[1])))

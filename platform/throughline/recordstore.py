@@ -1,0 +1,47 @@
+"""Where the records that steps hand over are kept: a JSON file per asset under the home."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from throughline.errors import ThroughlineError
+from throughline.records import Record
+from throughline.settings import Settings
+
+R = TypeVar("R", bound=Record)
+
+
+def _path(settings: Settings, key: tuple[str, ...]) -> Path:
+    return settings.records.joinpath(*key).with_suffix(".json")
+
+
+def save(settings: Settings, key: tuple[str, ...], record: Record) -> None:
+    """Keep the newest record of an asset; a reader sees the old one or the new one, never half."""
+    path = _path(settings, key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(record.model_dump_json(indent=2))
+    temporary.replace(path)
+
+
+def find(settings: Settings, key: tuple[str, ...], kind: type[R]) -> R | None:
+    """The newest record of an asset, or None when it never had one. Raises when the file is not such a record."""
+    path = _path(settings, key)
+    try:
+        return kind.model_validate_json(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise ThroughlineError(f"{path} is not a {kind.__name__}: materialise {'/'.join(key)} again.") from error
+
+
+def load(settings: Settings, key: tuple[str, ...], kind: type[R]) -> R:
+    """The newest record of an asset. Raises when there is none."""
+    record = find(settings, key, kind)
+    if record is None:
+        raise ThroughlineError(f"No record of {'/'.join(key)} in {settings.records}: materialise it first.")
+    return record

@@ -1,0 +1,241 @@
+"""Model versions in MLflow: registered once, described in full by their tags, fetched with the digest checked.
+
+Owns: how a `ModelRecord` is written into the registry and read back, the alias `champion`.
+Does not own: the server, the run a version came from (`experiment/tracking.py`), what is served (`rollout/`).
+
+A version is an MLflow LoggedModel of the flavours `onnx` and `python_function`, so `mlflow.pyfunc.load_model` works.
+The file in it is the trainer's, byte for byte. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
+
+from throughline.errors import ThroughlineError
+from throughline.experiment.tracking import client_of
+from throughline.records import ModelRecord
+from throughline.registry.onnx_graph import CATEGORICAL, NUMERIC, SCORE
+from throughline.registry.served_model import ServedModel, sha256_of
+from throughline.settings import Settings
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+MODEL_FILE = "model.onnx"
+CHAMPION = "champion"
+_TAG = "throughline."
+# Everything of a ModelRecord that MLflow itself does not keep; values are JSON.
+_TAGGED = ("sha256", "uri", "dataset_fingerprint", "trained_until", "trainer", "parameters")
+
+
+def register(
+    settings: Settings,
+    *,
+    name: str,
+    run_id: str,
+    file: Path,
+    dataset_fingerprint: str,
+    trained_until: datetime,
+    trainer: str,
+    parameters: dict[str, Any],
+    tags: dict[str, str] | None = None,
+) -> ModelRecord:
+    """Register `file` as a version of `name`. The same run registered again gives the version it already has."""
+    client = client_of(settings)
+    _registered_model(client, name)
+    digest = sha256_of(file)
+    if known := _version_of_run(client, name, run_id):
+        if known.sha256 != digest:
+            raise ThroughlineError(
+                f"Run {run_id} is already registered as {known.reference} with another file: register a run once."
+            )
+        return known
+    model = ServedModel.load(file, digest)  # a file that cannot be served is not registered
+    logged = client.create_logged_model(
+        client.get_run(run_id).info.experiment_id, name=name, source_run_id=run_id, model_type="onnx"
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        _mlflow_folder(file, folder, model, logged, run_id)
+        client.log_model_artifacts(logged.model_id, str(folder))
+    client.finalize_logged_model(logged.model_id, "READY")
+    _link(client, run_id, logged.model_id)
+    described = {
+        "sha256": digest,
+        "uri": resolve(settings, logged.artifact_location),
+        "dataset_fingerprint": dataset_fingerprint,
+        "trained_until": trained_until.isoformat(),
+        "trainer": trainer,
+        "parameters": parameters,
+    }
+    version = client.create_model_version(
+        name,
+        source=logged.artifact_location,
+        run_id=run_id,
+        model_id=logged.model_id,
+        tags={**(tags or {}), **{_TAG + key: json.dumps(value, sort_keys=True) for key, value in described.items()}},
+    )
+    return _record(version)
+
+
+def get(settings: Settings, name: str, version: int) -> ModelRecord:
+    """The version's record. Raises `ThroughlineError` when there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _record(client_of(settings).get_model_version(name, str(version)))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise ThroughlineError(
+            f"Model {name}/{version} is not registered: `throughline models` lists what is."
+        ) from error
+
+
+def versions(settings: Settings, name: str) -> list[ModelRecord]:
+    """All versions of a model, oldest first; those others have registered without our tags are left out."""
+    found = client_of(settings).search_model_versions(f"name = '{name}'")
+    return sorted((_record(v) for v in found if _TAG + "sha256" in v.tags), key=lambda record: record.version)
+
+
+def fetch(settings: Settings, record: ModelRecord, folder: Path) -> Path:
+    """Copy the version's model.onnx into `folder`; the path of the copy, whose digest is the record's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / MODEL_FILE
+    draft = folder / f".{MODEL_FILE}.{record.version}.tmp"
+    source = Path(record.uri) / MODEL_FILE
+    try:
+        if source.is_file():
+            shutil.copyfile(source, draft)
+        else:
+            _download(settings, record, draft)
+        digest = sha256_of(draft)
+        if digest != record.sha256:
+            raise ThroughlineError(
+                f"Model {record.reference}: its file has digest {digest[:12]}, registered is {record.sha256[:12]}: "
+                "it was changed or damaged after registration; train it again."
+            )
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+    return target
+
+
+def champion(settings: Settings, name: str) -> ModelRecord | None:
+    """The version with the alias `champion`, or None when no version has it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _record(client_of(settings).get_model_version_by_alias(name, CHAMPION))
+    except MlflowException as error:
+        # Neither the model nor the alias is there: MLflow says INVALID_PARAMETER_VALUE for a missing alias.
+        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            return None
+        raise
+
+
+def set_champion(settings: Settings, record: ModelRecord) -> None:
+    """Point the alias `champion` at this version."""
+    client_of(settings).set_registered_model_alias(record.name, CHAMPION, str(record.version))
+
+
+def resolve(settings: Settings, location: str) -> str:
+    """The folder or object-store address behind an artifact location of this home's MLflow.
+
+    `mlflow-artifacts:` is the server's word for a folder under its artifact root, `mlflow_home/artifacts`.
+    """
+    parsed = urlparse(location)
+    if parsed.scheme == "mlflow-artifacts":
+        return str(settings.mlflow_home / "artifacts" / unquote(parsed.path).lstrip("/"))
+    if parsed.scheme == "file":
+        return unquote(parsed.path)
+    if parsed.scheme in {"models", "runs"}:
+        raise ThroughlineError(f"Artifact location {location} is an MLflow address, not a place: report this.")
+    return location
+
+
+def _registered_model(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _version_of_run(client: MlflowClient, name: str, run_id: str) -> ModelRecord | None:
+    found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    return _record(min(found, key=lambda version: int(version.version))) if found else None
+
+
+def _mlflow_folder(file: Path, folder: Path, model: ServedModel, logged: Any, run_id: str) -> None:
+    """What `mlflow.onnx.log_model` would log, around the very bytes of `file`."""
+    import mlflow.onnx
+    import numpy as np
+    import onnx
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    inputs = []
+    if model.numeric:
+        inputs.append(TensorSpec(np.dtype("float32"), (-1, len(model.numeric)), NUMERIC))
+    if model.categorical:
+        inputs.append(TensorSpec(np.dtype("O"), (-1, len(model.categorical)), CATEGORICAL))
+    outputs = [TensorSpec(np.dtype("float32"), (-1,), SCORE)]
+    mlflow.onnx.save_model(
+        onnx.load(str(file)),
+        str(folder),
+        mlflow_model=Model(artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id),
+        signature=ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs)),
+        # Given, because MLflow otherwise loads the model in another process to find out, for 12 s.
+        pip_requirements=mlflow.onnx.get_default_pip_requirements(),
+        onnx_execution_providers=["CPUExecutionProvider"],
+        onnx_session_options={"intra_op_num_threads": 1},
+        save_as_external_data=False,
+    )
+    shutil.copyfile(file, folder / MODEL_FILE)
+
+
+def _link(client: MlflowClient, run_id: str, model_id: str) -> None:
+    """Show the model among the run's outputs."""
+    from mlflow.entities import LoggedModelOutput
+
+    client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+
+
+def _download(settings: Settings, record: ModelRecord, target: Path) -> None:
+    """Through the MLflow server, where its artifact folder is not mounted here."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    client = client_of(settings)
+    source = client.get_model_version(record.name, str(record.version)).source
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            got = download_artifacts(
+                artifact_uri=f"{source}/{MODEL_FILE}", dst_path=scratch, tracking_uri=settings.url("mlflow")
+            )
+            shutil.copyfile(got, target)
+        except (MlflowException, OSError) as error:
+            raise ThroughlineError(
+                f"Model {record.reference}: {MODEL_FILE} is not under {record.uri} and MLflow cannot give it "
+                f"({str(error).splitlines()[0]}): train it again."
+            ) from error
+
+
+def _record(version: Any) -> ModelRecord:
+    try:
+        tagged = {key: json.loads(version.tags[_TAG + key]) for key in _TAGGED}
+    except (KeyError, ValueError) as error:
+        raise ThroughlineError(
+            f"Model {version.name}/{version.version} lacks the tags of a version registered here ({error}): "
+            "it was registered by something else; register it with throughline.registry.models."
+        ) from error
+    return ModelRecord(name=version.name, version=int(version.version), run_id=version.run_id, **tagged)

@@ -1,0 +1,127 @@
+"""Deployment on this machine: a released model version goes to the local model server, or nothing changes.
+
+Owns: the refusal, the files under `serving/<usecase>`, asking the server to load and checking what it serves.
+Does not own: the decision to release (`evaluation`), loading (`serving`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+
+from throughline.access import auth_headers
+from throughline.errors import ThroughlineError
+from throughline.records import EndpointRecord, GateDecision, ModelRecord
+from throughline.rollout.revision import FILE, Revision, read_revision, revision_of, write_revision
+from throughline.settings import Settings
+from throughline.usecase import UseCase
+
+LOAD_TIMEOUT_S = 60
+
+
+def refusal(decision: GateDecision, model: ModelRecord) -> str | None:
+    """Why the decision does not allow this very model version to be served; None when it does."""
+    if decision.decision != "release":
+        return f"the gate says {decision.decision} ({decision.reasons})"
+    if not decision.rules or any(rule.verdict != "pass" for rule in decision.rules):
+        return f"the decision says release, but not every rule passed ({decision.reasons or 'no rules'})"
+    if decision.model != model.reference:
+        return f"the gate decided about {decision.model}"
+    if decision.sha256 != model.sha256:
+        return f"the gate saw a file with digest {decision.sha256[:12]}, registered is {model.sha256[:12]}"
+    return None
+
+
+def deploy(settings: Settings, usecase: UseCase, model: ModelRecord, decision: GateDecision) -> EndpointRecord:
+    """Serve `model` in place of what is served now. Wall clock. Repeating it is harmless.
+
+    Raises `ThroughlineError` when the decision does not allow it or the server refuses; the revision served before
+    stays, in the server and on disk.
+    """
+    if reason := refusal(decision, model):
+        raise ThroughlineError(f"{model.reference} is not deployed: {reason}.")
+    if model.name != usecase.name:
+        raise ThroughlineError(f"{model.reference} is not deployed: it is not a model of {usecase.name}.")
+    folder = settings.serving_home / usecase.name
+    revision = revision_of(usecase.name, model, datetime.now(UTC))
+    _place_file(settings, model, folder / revision.file)
+    try:
+        previous = read_revision(folder)
+    except ThroughlineError:
+        previous = None  # it could not be served either
+    write_revision(folder, revision)
+    try:
+        with httpx.Client(
+            base_url=settings.url("model_http"), headers=auth_headers(settings), timeout=LOAD_TIMEOUT_S
+        ) as server:
+            _load(server, revision)
+    except ThroughlineError:
+        _put_back(settings, folder, usecase, previous)
+        raise
+    return EndpointRecord(
+        usecase=usecase.name,
+        model=model.reference,
+        sha256=model.sha256,
+        revision=revision.revision,
+        address=f"{settings.url('model_http')}/v1/models/{usecase.name}:predict",
+        deployed_at=revision.deployed_at,
+    )
+
+
+def _place_file(settings: Settings, model: ModelRecord, target: Path) -> None:
+    """The registered file, digest checked by the registry, moved into place in one step."""
+    from throughline.registry.models import fetch
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
+        shutil.move(fetch(settings, model, Path(scratch)), target)
+
+
+def _load(server: httpx.Client, revision: Revision) -> None:
+    usecase = revision.usecase
+    try:
+        answer = server.post(f"/v2/repository/models/{usecase}/load")
+        if answer.is_error:
+            raise ThroughlineError(f"The model server refused {revision.name}/{revision.version}: {_problem(answer)}")
+        ready = server.get(f"/v2/models/{usecase}/ready")
+        served = server.get("/v1/throughline/revisions").raise_for_status().json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise ThroughlineError(
+            f"The model server at {server.base_url} does not answer as it should ({error}): "
+            "see `throughline status`, start it with `throughline up`."
+        ) from error
+    now = [entry["revision"] for entry in served if entry["usecase"] == usecase]
+    if ready.is_error or now != [revision.revision]:
+        raise ThroughlineError(
+            f"The model server loaded {revision.revision} but serves {', '.join(now) or 'nothing'} "
+            f"(ready: {not ready.is_error}): see its log."
+        )
+
+
+def _problem(answer: httpx.Response) -> str:
+    try:
+        return answer.json()["error"]
+    except (ValueError, KeyError, TypeError):
+        return f"status {answer.status_code}"
+
+
+def _put_back(settings: Settings, folder: Path, usecase: UseCase, previous: Revision | None) -> None:
+    """Disk and server as they were; a server that refused the new revision never stopped serving the old one."""
+    if previous is None:
+        (folder / FILE).unlink(missing_ok=True)
+        action = "unload"
+    else:
+        write_revision(folder, previous)
+        action = "load"
+    # A server that cannot be reached reads the revision on disk when it starts.
+    with contextlib.suppress(httpx.HTTPError):
+        httpx.post(
+            f"{settings.url('model_http')}/v2/repository/models/{usecase.name}/{action}",
+            headers=auth_headers(settings),
+            timeout=LOAD_TIMEOUT_S,
+        )

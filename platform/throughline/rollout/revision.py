@@ -1,0 +1,74 @@
+"""A revision: one deployed model version with its config, as the file the model server loads.
+
+Owns: `serving/<usecase>/revision.json` and its meaning. Does not own: deciding about it, or serving it.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from pydantic import Field, ValidationError, field_validator
+
+from throughline.errors import ThroughlineError
+from throughline.records import ModelRecord, Record
+
+FILE = "revision.json"
+
+
+class Revision(Record):
+    """`file` is relative to the folder of the use case, so that a home can be moved."""
+
+    revision: str
+    usecase: str
+    name: str
+    version: int
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    file: str
+    role: Literal["stable", "canary", "shadow"] = "stable"
+    share: float = Field(1.0, ge=0, le=1)
+    alias: str | None = "champion"
+    deployed_at: datetime
+
+    @field_validator("file")
+    @classmethod
+    def _stays_inside(cls, file: str) -> str:
+        path = PurePosixPath(file)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError("must be a path inside the folder of the use case")
+        return file
+
+
+def revision_of(usecase: str, model: ModelRecord, deployed_at: datetime) -> Revision:
+    """The revision of a model version that takes all traffic. The same version and file: the same identity."""
+    return Revision(
+        revision=f"v{model.version}-{model.sha256[:12]}",
+        usecase=usecase,
+        name=model.name,
+        version=model.version,
+        sha256=model.sha256,
+        file=f"{model.version}/model.onnx",
+        deployed_at=deployed_at,
+    )
+
+
+def read_revision(folder: Path) -> Revision | None:
+    """The revision in the folder of a use case; None when nothing was deployed. Raises `ThroughlineError`."""
+    path = folder / FILE
+    try:
+        return Revision.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "content"
+        raise ThroughlineError(f"{path}: {where}: {first['msg']}; deploy the version again.") from error
+
+
+def write_revision(folder: Path, revision: Revision) -> None:
+    """Atomically: a reader sees the old revision or the new one."""
+    temporary = folder / f".{FILE}.{os.getpid()}"
+    temporary.write_text(revision.model_dump_json(indent=1))
+    temporary.replace(folder / FILE)

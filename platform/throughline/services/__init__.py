@@ -1,0 +1,15 @@
+"""The local services of one home, under one supervisor: `up`, `down`, `status`.
+
+Owns: what runs on one machine, how it is started, watched and stopped. Does not own: what a service does.
+
+    declared.py    what runs: pure, from the settings
+    conf.py        the same as a supervisord.conf: pure
+    daemon.py      supervisord itself: its socket, starting it, talking to it
+    health.py      whether a service answers
+    strangers.py   who holds a port; what was left behind
+    control.py     up, down, status
+"""
+
+from throughline.services.control import ServiceFailed, ServiceStatus, down, served_models, status, up
+
+__all__ = ["ServiceFailed", "ServiceStatus", "down", "served_models", "status", "up"]

@@ -1,0 +1,261 @@
+"""`up`, `down` and `status` of the local services.
+
+Owns: the order of things: one supervisord per home, ports free, started, healthy; gone when stopped.
+Does not own: what runs (`declared`), how it is shown (`cli/services`). Deadlines are wall-clock seconds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import http.client
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from throughline.errors import ThroughlineError
+from throughline.services import health, strangers
+from throughline.services.conf import log_path, render
+from throughline.services.daemon import Process, Supervisor
+from throughline.services.declared import SHARED, Service, declare, secret_env, select
+from throughline.settings import Settings
+
+_POLL_S = 0.25
+_TAIL_LINES = 15
+
+Report = Callable[[str, str, float], None]  # service, its state, seconds since the command began
+
+
+@dataclass(frozen=True)
+class ServiceStatus:
+    """`state`: running (it answers), starting (within its deadline), unhealthy, stopped, dead (nobody stopped it)."""
+
+    name: str
+    state: str
+    address: str | None
+    detail: str = ""
+
+
+class ServiceFailed(ThroughlineError):
+    """A service died or missed its deadline; `tail` is the end of its log."""
+
+    def __init__(self, message: str, tail: list[str]) -> None:
+        super().__init__(message)
+        self.tail = tail
+
+
+def up(settings: Settings, names: list[str] | None = None, report: Report = lambda *_: None) -> list[ServiceStatus]:
+    """Start what does not run (all services, or `names`) and wait until each answers; a no-op when all do.
+
+    A running service whose settings changed is restarted. Raises `ServiceFailed`, or `ThroughlineError` for a port that
+    a stranger holds.
+    """
+    wanted = select(declare(settings), names)
+    begun = time.monotonic()
+    with _alone(settings):
+        supervisor = Supervisor(settings)
+        _prepare(settings, supervisor)
+        processes = supervisor.processes()
+        idle = [service for service in wanted if processes[service.name].state not in ("RUNNING", "STARTING")]
+        if idle:
+            _free_ports(idle, supervisor)
+        for service in idle:
+            if service.scratch is not None:
+                shutil.rmtree(service.scratch, ignore_errors=True)
+                service.scratch.mkdir()
+            supervisor.launch(service.name)
+        _await(settings, supervisor, wanted, begun, report)
+    return [_judge(settings, service, supervisor.processes()) for service in wanted]
+
+
+def down(settings: Settings) -> None:
+    """Stop every service and supervisord; a no-op when nothing runs. Raises when something of ours stays."""
+    supervisor = Supervisor(settings)
+    if not settings.home.exists():
+        return
+    with _alone(settings):
+        pid = supervisor.pid()
+        if pid is not None:
+            supervisor.shutdown()
+            _wait_gone(pid, timeout_s=60)
+        # A supervisord that was killed, or whose socket was deleted, leaves its services running.
+        strangers.end([*_orphaned_supervisor(settings, supervisor), *strangers.ours(supervisor.url)])
+        supervisor.socket.unlink(missing_ok=True)
+        left = strangers.ours(supervisor.url)
+        ports = {port for service in declare(settings) for port in service.ports}
+        held = [holder for holder in strangers.holders(ports, supervisor.url).values() if holder.ours]
+    if left or held:
+        pids = sorted({process.pid for process in left} | {holder.pid for holder in held})
+        raise ThroughlineError(f"Still running after `down`: {pids}. End them by hand (kill -9) and try again.")
+
+
+def status(settings: Settings) -> list[ServiceStatus]:
+    """How each service is, asked in parallel."""
+    supervisor = Supervisor(settings)
+    processes, services = supervisor.processes(), declare(settings)
+    if not processes and (left := strangers.services_left(supervisor.url)):
+        lost = "runs without its supervisor, which was killed: `throughline up` starts it again"
+        return [
+            ServiceStatus(
+                one.name, *(("unhealthy", one.address, lost) if one.name in left else ("stopped", one.address))
+            )
+            for one in services
+        ]
+    with ThreadPoolExecutor(len(services)) as pool:
+        return list(pool.map(lambda service: _judge(settings, service, processes), services))
+
+
+def served_models(settings: Settings) -> list[dict]:
+    """What the model server serves now, by its own account; empty when it does not answer."""
+    try:
+        found = health.get_json(f"{settings.url('model_http')}/v1/throughline/revisions", settings)
+    except (OSError, http.client.HTTPException, ValueError):
+        return []
+    return found if isinstance(found, list) else []
+
+
+def log_tail(path: Path, lines: int = _TAIL_LINES) -> list[str]:
+    """The last lines of a log that have something on them; reads at most 64 KiB."""
+    if not path.exists():
+        return []
+    with path.open("rb") as log:
+        log.seek(max(0, path.stat().st_size - 65536))
+        text = log.read().decode(errors="replace")
+    return [line for line in text.splitlines() if line.strip()][-lines:]
+
+
+def _prepare(settings: Settings, supervisor: Supervisor) -> None:
+    """Folders, Dagster's instance file, supervisord with the configuration of these settings."""
+    for folder in (settings.logs, settings.lakehouse, settings.mlflow_home, settings.dagster_home):
+        folder.mkdir(parents=True, exist_ok=True)
+    _write(settings.dagster_home / "dagster.yaml", (SHARED / "dagster.yaml").read_text())
+    changed = _write(supervisor.conf, render(declare(settings), settings.home, supervisor.socket))
+    pid = supervisor.pid()
+    if pid is not None and not _has_secrets(pid, settings):
+        supervisor.shutdown()  # the token was changed: it is inherited from supervisord
+        _wait_gone(pid, timeout_s=60)
+        pid = None
+    if pid is None:
+        # What a killed supervisord left running is nobody's child any more: it cannot be watched.
+        strangers.end([*_orphaned_supervisor(settings, supervisor), *strangers.ours(supervisor.url)])
+        supervisor.start()
+    elif changed:
+        _apply(supervisor)
+
+
+def _apply(supervisor: Supervisor) -> None:
+    """Bring a running supervisord to the configuration just written; services whose definition changed are stopped."""
+    added, changed, removed = supervisor.reload()
+    for name in [*changed, *removed]:
+        if supervisor.processes()[name].pid:
+            supervisor.stop(name)
+        supervisor.replace(name, add=name in changed)
+    for name in added:
+        supervisor.replace(name, remove=False)
+
+
+def _free_ports(services: list[Service], supervisor: Supervisor) -> None:
+    """End what killed services of ours left running; refuse when a stranger holds a port that is needed."""
+    running = {process.pid for process in supervisor.processes().values() if process.pid}
+    strangers.end([p for p in strangers.ours(supervisor.url) if not running & {p.pid, *(a.pid for a in p.parents())}])
+    by_port = {port: service.name for service in services for port in service.ports}
+    for port, holder in sorted(strangers.holders(set(by_port), supervisor.url).items()):
+        raise ThroughlineError(
+            f"Port {port}, which {by_port[port]} needs, is taken by {holder}: stop it, or set THROUGHLINE_PORT_BASE."
+        )
+
+
+def _await(settings: Settings, supervisor: Supervisor, services: list[Service], begun: float, report: Report) -> None:
+    """Wait until every service answers. All get their time before the first failure is raised."""
+    waiting, failures = list(services), []
+    with ThreadPoolExecutor(max(1, len(services))) as pool:
+        while waiting:
+            processes = supervisor.processes()
+            judged = list(pool.map(lambda service: _judge(settings, service, processes), waiting))  # noqa: B023
+            seconds = time.monotonic() - begun
+            for service, now in zip(tuple(waiting), judged, strict=True):
+                report(service.name, now.state, seconds)
+                late = seconds > service.deadline_s and now.state != "running"
+                if now.state == "running" or late or now.state in ("dead", "stopped"):
+                    waiting.remove(service)
+                if late or now.state in ("dead", "stopped"):
+                    failures.append((service, now))
+            if waiting:
+                time.sleep(_POLL_S)
+    if failures:
+        service, now = failures[0]
+        also = f" (so did {', '.join(other.name for other, _ in failures[1:])})" if failures[1:] else ""
+        how = f"died: {now.detail}" if now.state in ("dead", "stopped") else f"is not ready: {now.detail}"
+        log = log_path(settings.home, service.name)
+        raise ServiceFailed(f"{service.name} {how}{also}: see {log}, then run `throughline up` again.", log_tail(log))
+
+
+def _judge(settings: Settings, service: Service, processes: dict[str, Process]) -> ServiceStatus:
+    process = processes.get(service.name)
+    answer = None
+    now = time.time()
+    if process is not None and process.state in ("RUNNING", "STARTING"):
+        answer = health.problem(service.health, settings, process.started, now)
+    state, detail = state_of(process, answer, now, service.deadline_s)
+    return ServiceStatus(service.name, state, service.address, detail)
+
+
+def state_of(process: Process | None, problem: str | None, now: float, deadline_s: float) -> tuple[str, str]:
+    """Pure: (state, detail) from what supervisor and the health check said at `now` (Unix seconds)."""
+    if process is None or process.state in ("STOPPED", "STOPPING"):
+        return "stopped", ""
+    if process.state not in ("RUNNING", "STARTING"):
+        return "dead", process.exit
+    if problem is None:
+        return "running", ""
+    return ("starting" if now - process.started <= deadline_s else "unhealthy"), problem
+
+
+def _write(path: Path, text: str) -> bool:
+    """Whether the content changed."""
+    if path.exists() and path.read_text() == text:
+        return False
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+    return True
+
+
+@contextmanager
+def _alone(settings: Settings) -> Iterator[None]:
+    """Two commands at once on one home wait for each other."""
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with (settings.home / "services.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _has_secrets(pid: int, settings: Settings) -> bool:
+    import psutil
+
+    inherited = psutil.Process(pid).environ()
+    return inherited.get("THROUGHLINE_TOKEN") == secret_env(settings).get("THROUGHLINE_TOKEN")
+
+
+def _orphaned_supervisor(settings: Settings, supervisor: Supervisor) -> list:
+    """A supervisord of this home that runs but whose socket is gone, found by its pid file."""
+    import psutil
+
+    try:
+        pid = int((settings.home / "supervisord.pid").read_text())
+        process = psutil.Process(pid)
+        return [process] if str(supervisor.conf) in process.cmdline() else []
+    except (FileNotFoundError, ValueError, psutil.Error):
+        return []
+
+
+def _wait_gone(pid: int, timeout_s: float) -> None:
+    import psutil
+
+    end = time.monotonic() + timeout_s
+    while psutil.pid_exists(pid) and time.monotonic() < end:
+        time.sleep(0.1)

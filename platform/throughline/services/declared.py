@@ -1,0 +1,214 @@
+"""What runs on one machine: a pure function from the settings to a list of services.
+
+Owns: the command, environment, address, health check and deadline of each. Does not own: starting them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from throughline.errors import ThroughlineError
+from throughline.settings import PROJECT_ROOT, Settings, is_loopback
+
+DELTA_PACKAGE = "io.delta:delta-spark_4.2_2.13:4.4.0"
+SHARED = PROJECT_ROOT / "deploy" / "local"
+
+# Read in the installed sources: mlflow.telemetry.utils, dbt.cli.flags (both know DO_NOT_TRACK, mlflow only as "true").
+# Dagster's switch is in dagster.yaml; feast 0.67 has none to turn off.
+NO_TELEMETRY = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "DBT_SEND_ANONYMOUS_USAGE_STATS": "false"}
+
+
+@dataclass(frozen=True)
+class Service:
+    """One long-running process. `health`: a URL, `tcp://host:port`, or `daemon+URL` (Dagster's daemon, by GraphQL)."""
+
+    name: str
+    command: tuple[str, ...]
+    address: str | None
+    ports: tuple[int, ...]
+    health: str
+    deadline_s: float
+    env: dict[str, str] = field(default_factory=dict)
+    directory: Path = PROJECT_ROOT
+    scratch: Path | None = None  # emptied before each start: what a killed process could not clean up
+
+
+def declare(settings: Settings) -> list[Service]:
+    """The services of this home, in the order in which they are shown and started."""
+    services = [] if settings.spark_remote else [_spark(settings)]
+    return [*services, _mlflow(settings), _model_server(settings), _collector(settings), *_dagster(settings)]
+
+
+def select(services: list[Service], names: list[str] | None) -> list[Service]:
+    """The named ones, all when no name is given. Raises `ThroughlineError` on an unknown name."""
+    if not names:
+        return services
+    known = [service.name for service in services]
+    if unknown := [name for name in names if name not in known]:
+        raise ThroughlineError(f"No service {', '.join(unknown)} here: there are {', '.join(known)}.")
+    return [service for service in services if service.name in names]
+
+
+def settings_env(settings: Settings, without: tuple[str, ...] = ()) -> dict[str, str]:
+    """The settings as THROUGHLINE_* variables, `home` absolute. No token: secrets are inherited, never written."""
+    values = settings.model_dump(mode="json", exclude={"token", *without}, exclude_none=True)
+    return {f"THROUGHLINE_{name.upper()}": str(value) for name, value in sorted(values.items())}
+
+
+def secret_env(settings: Settings) -> dict[str, str]:
+    """What supervisord gets in its own environment, for the services to inherit."""
+    return {} if settings.token is None else {"THROUGHLINE_TOKEN": settings.token.get_secret_value()}
+
+
+def _host(settings: Settings) -> str:
+    """Where what asks for no token (Spark, MLflow, Dagster) listens: loopback, whatever `bind` says."""
+    return settings.bind if is_loopback(settings.bind) else "127.0.0.1"
+
+
+def _executable(name: str) -> str:
+    return str(Path(sys.executable).parent / name)
+
+
+def _spark(settings: Settings) -> Service:
+    spark_home = Path(next(iter(importlib.util.find_spec("pyspark").submodule_search_locations)))
+    port, scratch = settings.port("spark"), settings.home / "spark"
+    java = [
+        # A session here is many small statements on few cores, which the optimising compiler and G1's threads compete
+        # with: without both, the same statements took 23 s of CPU instead of 39 to 48, and 0.75 GB instead of 1.1.
+        "-XX:TieredStopAtLevel=1",
+        "-XX:+UseSerialGC",
+        "-Duser.timezone=UTC",
+        f"-Dlog4j2.configurationFile={SHARED / 'log4j2.properties'}",
+        f"-Dderby.system.home={scratch}",
+        f"-Dderby.stream.error.file={settings.logs / 'derby.log'}",
+        f"-Djava.io.tmpdir={scratch}",
+    ]
+    conf = {
+        "spark.master": "local[*]",
+        "spark.app.name": "throughline",
+        "spark.ui.enabled": "false",
+        "spark.local.dir": str(scratch),
+        # every port it opens, not only the one of Connect, stays on this machine
+        "spark.connect.grpc.binding.address": "127.0.0.1",
+        "spark.connect.grpc.binding.port": str(port),
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.jars.ivySettings": str(SHARED / "ivysettings.xml"),
+        "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+        "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+        "spark.sql.session.timeZone": "UTC",
+        # the defaults (200 and 50) make small work 5 to 20 times slower
+        "spark.sql.shuffle.partitions": "4",
+        "spark.databricks.delta.snapshotPartitions": "2",
+        # the catalog outlives the server: tables by name are found again after a restart
+        "spark.sql.catalogImplementation": "hive",
+        "spark.sql.warehouse.dir": (settings.lakehouse / "warehouse").as_uri(),
+        "spark.hadoop.javax.jdo.option.ConnectionURL": (
+            f"jdbc:derby:;databaseName={settings.lakehouse / 'catalog'};create=true"
+        ),
+        "spark.hadoop.hive.exec.scratchdir": str(scratch / "hive"),
+        "spark.hadoop.hive.exec.local.scratchdir": str(scratch / "hive"),
+        "spark.hadoop.hive.downloaded.resources.dir": str(scratch / "hive"),
+    }
+    return Service(
+        name="spark",
+        command=(
+            str(spark_home / "bin" / "spark-submit"),
+            *("--class", "org.apache.spark.sql.connect.service.SparkConnectServer"),
+            *("--packages", DELTA_PACKAGE),
+            *("--driver-memory", settings.spark_memory),
+            *("--driver-java-options", " ".join(java)),
+            *(word for key, value in conf.items() for word in ("--conf", f"{key}={value}")),
+        ),
+        address=settings.spark_url,
+        ports=(port,),
+        health=f"tcp://127.0.0.1:{port}",
+        deadline_s=300,  # the first start of a machine downloads 87 MB of jars
+        env={"SPARK_HOME": str(spark_home), "SPARK_CONF_DIR": str(scratch / "conf")},
+        directory=settings.home,
+        scratch=scratch,
+    )
+
+
+def _mlflow(settings: Settings) -> Service:
+    home, port = settings.mlflow_home, settings.port("mlflow")
+    return Service(
+        name="mlflow",
+        command=(
+            _executable("mlflow"),
+            "server",
+            *("--host", _host(settings), "--port", str(port), "--workers", "1"),
+            *("--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}"),
+            # Artifacts go straight to the folder: no copy through the server, and a URI that is a path on this machine.
+            *("--default-artifact-root", str(home / "artifacts"), "--no-serve-artifacts"),
+        ),
+        address=settings.url("mlflow"),
+        ports=(port,),
+        health=f"{settings.url('mlflow')}/health",
+        deadline_s=120,
+        # its job runner is five more processes (GenAI evaluation), none of which we use
+        env={**NO_TELEMETRY, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        directory=home,
+    )
+
+
+_NOT_SERVING = ("training_processes", "training_epochs", "step_timeout_s", "spark_remote", "spark_memory")
+
+
+def _model_server(settings: Settings) -> Service:
+    ports = (settings.port("model_http"), settings.port("model_grpc"))
+    return Service(
+        name="model-server",
+        command=(sys.executable, "-m", "serving"),
+        address=settings.url("model_http"),
+        ports=ports,
+        health=f"{settings.url('model_http')}/v2/health/live",
+        deadline_s=120,
+        env={**settings_env(settings, without=_NOT_SERVING), **NO_TELEMETRY},
+    )
+
+
+def _collector(settings: Settings) -> Service:
+    return Service(
+        name="collector",
+        command=(sys.executable, "-m", "throughline.events.collector"),
+        address=settings.url("collector"),
+        ports=(settings.port("collector"),),
+        health=f"{settings.url('collector')}/status",
+        deadline_s=60,
+        env={**settings_env(settings, without=_NOT_SERVING), **NO_TELEMETRY},
+    )
+
+
+def _dagster(settings: Settings) -> list[Service]:
+    env = {**settings_env(settings), **NO_TELEMETRY, "DAGSTER_HOME": str(settings.dagster_home)}
+    workspace = ("-w", str(PROJECT_ROOT / "workspace.yaml"))
+    url, port = settings.url("dagster"), settings.port("dagster")
+    return [
+        Service(
+            name="dagster-webserver",
+            command=(
+                _executable("dagster-webserver"),
+                *workspace,
+                *("--host", _host(settings), "--port", str(port)),
+                *("--code-server-log-level", "warning"),
+            ),
+            address=url,
+            ports=(port,),
+            health=f"{url}/server_info",
+            deadline_s=180,
+            env=env,
+        ),
+        Service(
+            name="dagster-daemon",
+            command=(_executable("dagster-daemon"), "run", *workspace, "--code-server-log-level", "warning"),
+            address=None,
+            ports=(),
+            health=f"daemon+{url}/graphql",
+            deadline_s=180,
+            env=env,
+        ),
+    ]

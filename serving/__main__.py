@@ -1,0 +1,32 @@
+"""`python -m serving`: the model server of this home."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+from throughline.errors import ThroughlineError
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # KServe's endpoints answer with a class that FastAPI deprecates: nothing to be done here, once per endpoint.
+    warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")
+    from throughline.featurestore.online import open_reader
+    from throughline.settings import load_settings
+    from throughline.usecase import load_usecases
+
+    from serving.server import Server
+
+    try:
+        Server(load_settings(), load_usecases(), open_reader).start()
+    except ThroughlineError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

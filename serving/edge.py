@@ -1,0 +1,170 @@
+"""The edge of the server: who may call, and what every refusal looks like, in REST and gRPC.
+
+Owns: the one table from errors to answers. KServe answers 500 to some bad requests and shows internals in others;
+here what the caller did wrong is 4xx with {"error": "field: problem"}, and what we did wrong says nothing about how.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from kserve.errors import (
+    InferenceError,
+    InvalidInput,
+    ModelNotFound,
+    ModelNotReady,
+    ServerNotLive,
+    ServerNotReady,
+    UnsupportedProtocol,
+)
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from throughline.access import REFUSAL, allowed
+from throughline.requests import BadRequest
+
+from serving.predictor import Unavailable
+from serving.repository import RevisionRefused
+
+log = logging.getLogger(__name__)
+
+MAX_BODY = 8 << 20
+INTERNAL = "internal error: see the log of the model server"
+
+# The first match counts. NotImplementedError is KServe's word for a path it offers and a model does not.
+_ANSWERS: list[tuple[tuple[type[Exception], ...], int, grpc.StatusCode]] = [
+    ((BadRequest, InvalidInput, InferenceError), 400, grpc.StatusCode.INVALID_ARGUMENT),
+    ((ModelNotFound,), 404, grpc.StatusCode.NOT_FOUND),
+    ((RevisionRefused,), 409, grpc.StatusCode.FAILED_PRECONDITION),
+    ((ModelNotReady, ServerNotReady, ServerNotLive, Unavailable), 503, grpc.StatusCode.UNAVAILABLE),
+    ((NotImplementedError, UnsupportedProtocol), 404, grpc.StatusCode.UNIMPLEMENTED),
+]
+
+
+def classify(error: Exception) -> tuple[int, grpc.StatusCode, str]:
+    """HTTP status, gRPC status and the text a caller may read."""
+    for kinds, status, code in _ANSWERS:
+        if isinstance(error, kinds):
+            return status, code, " ".join(str(error).split()) or "not supported"
+    if isinstance(error, RequestValidationError):
+        return 400, grpc.StatusCode.INVALID_ARGUMENT, _validation_problem(error)
+    return 500, grpc.StatusCode.INTERNAL, INTERNAL
+
+
+def is_open(path: str) -> bool:
+    """Whether a path needs no token: it says no more than whether server or model are up."""
+    return path in ("/", "/v2/health/live", "/v2/health/ready") or (
+        path.startswith("/v2/models/") and path.endswith("/ready")
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Every error of the app through `classify`."""
+
+    async def answer(_: Request, error: Exception) -> JSONResponse:
+        status, _code, text = classify(error)
+        if status == 500:
+            log.error("Request failed", exc_info=error)
+        return JSONResponse({"error": text}, status)
+
+    async def http_error(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+    for kinds, _, _ in _ANSWERS:
+        for kind in kinds:
+            app.add_exception_handler(kind, answer)
+    app.add_exception_handler(RequestValidationError, answer)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(Exception, answer)
+
+
+class Body:
+    """ASGI middleware: bounds the body, and takes one without a content type of ours for the JSON it is.
+
+    curl -d sends a form's content type, for which KServe hands the raw bytes to the model (V1) or asks for the length
+    of a binary header (V2).
+    """
+
+    def __init__(self, app: ASGIApp, limit: int = MAX_BODY) -> None:
+        self._app, self._limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        headers = MutableHeaders(scope=scope)
+        if headers.get("content-type", "").startswith("application/cloudevents"):
+            refusal = JSONResponse({"error": "content-type: send a CloudEvent in binary mode, or plain JSON"}, 415)
+            await refusal(scope, receive, send)
+            return
+        if "inference-header-content-length" not in headers:
+            headers["content-type"] = "application/json"
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > self._limit:
+            await self._too_large(scope, receive, send)
+            return
+        taken = 0
+
+        async def bounded() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self._limit:
+                raise HTTPException(413, f"body: send at most {self._limit} bytes")
+            return message
+
+        await self._app(scope, bounded, send)
+
+    async def _too_large(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await JSONResponse({"error": f"body: send at most {self._limit} bytes"}, 413)(scope, receive, send)
+
+
+class GrpcEdge(grpc.aio.ServerInterceptor):
+    """Token and errors of every call."""
+
+    def __init__(self, token: str | None) -> None:
+        self._token = token
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        handler = await continuation(details)
+        if handler is None or handler.unary_unary is None:
+            return handler
+        metadata = dict(details.invocation_metadata or ())
+        permitted = details.method.endswith(("/ServerLive", "/ServerReady", "/ModelReady")) or allowed(
+            self._token, metadata.get("authorization")
+        )
+
+        async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
+            if not permitted:
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, REFUSAL)
+            try:
+                return await handler.unary_unary(request, context)
+            except Exception as error:  # the boundary of the server
+                _, code, text = classify(error)
+                if code is grpc.StatusCode.INTERNAL:
+                    log.error("%s failed", details.method, exc_info=error)
+            await context.abort(code, text)
+
+        return grpc.unary_unary_rpc_method_handler(
+            call, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
+        )
+
+
+def _validation_problem(error: RequestValidationError) -> str:
+    """The first problem with the JSON body, without the alternatives FastAPI tried."""
+    problems = [problem for problem in error.errors() if "bytes" not in problem["loc"]] or list(error.errors())
+    first = problems[0]
+    if first["type"] == "json_invalid":
+        return f"body: is not JSON ({first.get('ctx', {}).get('error', 'cannot be parsed')})"
+    where = ".".join(str(part) for part in first["loc"] if part not in ("body", "InferenceRequest"))
+    return f"{where or 'body'}: {first['msg']}"

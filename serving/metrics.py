@@ -1,0 +1,65 @@
+"""What Prometheus is told beside KServe's own figures.
+
+Owns: names and labels. Labels are bounded: use cases, versions, roles, decisions, entities and features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from throughline.events.publisher import Publisher
+from throughline.rollout.revision import Revision
+
+from serving.protocol import Prediction
+
+_HOUR = 3600
+_AGES = [_HOUR * hours for hours in (1, 2, 3, 6, 12, 24, 48, 7 * 24, 30 * 24)]
+
+
+class Metrics:
+    """Counts of one server. A registry of its own: two servers in one process do not meet."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._registry = CollectorRegistry()
+        labels = ["model_name", "model_version", "role", "decision"]
+        self._predictions = Counter("throughline_predictions", "Predictions", labels, registry=self._registry)
+        self._flags = Counter("throughline_prediction_flags", "Flags", ["model_name", "flag"], registry=self._registry)
+        self._ages = Histogram(
+            "throughline_feature_age_seconds",
+            "Age on the data clock of the feature row used",
+            ["model_name", "view"],
+            buckets=_AGES,
+            registry=self._registry,
+        )
+        self._registry.register(_Outbox(publisher))
+
+    def observe(
+        self,
+        revision: Revision,
+        predictions: list[Prediction],
+        flags: list[list[str]],
+        ages: list[dict[str, float | None]],
+    ) -> None:
+        for prediction, raised, seconds in zip(predictions, flags, ages, strict=True):
+            self._predictions.labels(revision.name, revision.version, revision.role, prediction.decision).inc()
+            for flag in raised:
+                self._flags.labels(revision.name, flag).inc()
+            for view, age in seconds.items():
+                if age is not None:
+                    self._ages.labels(revision.name, view).observe(age)
+
+    def render(self) -> bytes:
+        """KServe's metrics and ours in the text format."""
+        return generate_latest(REGISTRY) + generate_latest(self._registry)
+
+
+class _Outbox:
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily("throughline_events_sent", "Events confirmed", value=self._publisher.sent)
+        yield CounterMetricFamily("throughline_events_lost", "Events given up", value=self._publisher.lost)
+        yield GaugeMetricFamily("throughline_events_waiting", "Events in the outbox", value=self._publisher.waiting)

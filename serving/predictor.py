@@ -1,0 +1,186 @@
+"""From typed requests to predictions: features, score, decision, event.
+
+Owns: that path for one revision of one use case. Does not own: protocols, where features come from, what is stored.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import polars as pl
+from throughline.clock import Clock
+from throughline.errors import ThroughlineError
+from throughline.events.schema import InferenceEvent, iso
+from throughline.registry.served_model import ServedModel
+from throughline.requests import BadRequest, example_instance, parse_instances, row_keys
+from throughline.rollout.revision import Revision
+from throughline.usecase import UseCase
+
+from serving.protocol import Prediction
+
+if TYPE_CHECKING:
+    from throughline.featurestore.online import FeatureRead
+
+log = logging.getLogger(__name__)
+
+
+class Reader(Protocol):
+    """What is asked of `throughline.featurestore.online.FeatureReader`."""
+
+    def read(self, requests: pl.DataFrame) -> FeatureRead: ...
+
+    def reload(self) -> None: ...
+
+
+class Unavailable(ThroughlineError):
+    """The request is good, but cannot be answered now."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Rows of one request, and when it came (`time.perf_counter`)."""
+
+    frame: pl.DataFrame
+    arrived: float = field(default_factory=time.perf_counter)
+
+
+class Predictor:
+    """One revision, ready to answer; immutable, so that a swap is one assignment."""
+
+    def __init__(
+        self,
+        usecase: UseCase,
+        revision: Revision,
+        served: ServedModel,
+        reader: Reader,
+        clock: Clock,
+        publish: Callable[[Callable[[str, int], InferenceEvent]], None],
+        observe: Callable[[Revision, list[Prediction], list[list[str]], list[dict[str, float | None]]], None],
+    ) -> None:
+        self.usecase = usecase
+        self.revision = revision
+        self.loaded_at = datetime.now(UTC)
+        self._served = served
+        self._columns = [*served.numeric, *served.categorical]
+        self._reader = reader
+        self._clock = clock
+        self._publish = publish
+        self._observe = observe
+
+    def warm_up(self) -> None:
+        """Answer the declaration's own example without logging it: a model and features that do not fit are refused."""
+        try:
+            example = parse_instances(self.usecase, [example_instance(self.usecase)])
+        except BadRequest:
+            return  # the declaration gives no complete example
+        try:
+            score = self._served.score(self._reader.read(example).values)
+        except Exception as error:
+            raise ThroughlineError(f"the example request cannot be answered: {_one_line(error)}") from error
+        if not _is_probability(score[0]):
+            raise ThroughlineError(f"the example request is scored {score[0]}, not a probability")
+
+    def answer(self, jobs: Sequence[Job]) -> list[list[Prediction] | Exception]:
+        """Answer requests together; one that fails does not take the others with it."""
+        try:
+            return list(self._answer(jobs))
+        except Exception as error:
+            if len(jobs) > 1:
+                return [result for job in jobs for result in self.answer([job])]
+            if not isinstance(error, ThroughlineError):
+                log.exception("Prediction of %s failed", self.usecase.name)
+                error = Unavailable(f"The features or the score of {self.usecase.name} cannot be had now.")
+            return [error]
+
+    def _answer(self, jobs: Sequence[Job]) -> list[list[Prediction]]:
+        """Read the features of all jobs at once, score each on its own: a score must not depend on its neighbours."""
+        frame = jobs[0].frame if len(jobs) == 1 else pl.concat([job.frame for job in jobs])
+        read = self._reader.read(frame)
+        outside = self._served.outside_domain(read.values)
+        starts = np.cumsum([0, *(job.frame.height for job in jobs)])
+        scores = [self._served.score(read.values[start:end]) for start, end in itertools.pairwise(starts)]
+        if not all(map(_is_probability, np.concatenate(scores))):
+            raise Unavailable(f"The model {self.revision.revision} of {self.usecase.name} gave no probability.")
+        keys = row_keys(self.usecase, frame)
+        features = read.values.select(self._columns).to_dicts()
+        requests = frame.to_dicts()
+        now, wall = self._clock.now(), datetime.now(UTC)
+        answers, row = [], 0
+        for job, job_scores in zip(jobs, scores, strict=True):
+            latency_ms = (time.perf_counter() - job.arrived) * 1000
+            predictions, all_flags, ages = [], [], []
+            for score in job_scores:
+                prediction = self._prediction(float(score))
+                flags = [
+                    *(f"unknown_entity:{name}" for name in read.unknown[row]),
+                    *(f"outside_domain:{name}" for name in outside[row]),
+                ]
+                times = {view: instants[row] for view, instants in read.event_times.items()}
+                data = {
+                    "id": prediction.prediction_id,
+                    "subject": self.usecase.name,
+                    "time": now,
+                    "wall_time": wall,
+                    "model_name": prediction.model_name,
+                    "model_version": prediction.model_version,
+                    "revision": self.revision.revision,
+                    "role": self.revision.role,
+                    "row_key": keys[row],
+                    "request": _plain(requests[row]),
+                    "features": _plain(features[row]),
+                    "feature_times": times,
+                    "flags": flags,
+                    "score": prediction.score,
+                    "decision": prediction.decision,
+                    "latency_ms": latency_ms,
+                }
+                self._publish(lambda source, number, data=data: InferenceEvent(source=source, sequence=number, **data))
+                predictions.append(prediction)
+                all_flags.append(flags)
+                ages.append({view: (now - at).total_seconds() if at else None for view, at in times.items()})
+                row += 1
+            self._observe(self.revision, predictions, all_flags, ages)
+            answers.append(predictions)
+        return answers
+
+    def _prediction(self, score: float) -> Prediction:
+        return Prediction(
+            prediction_id=str(uuid.uuid4()),
+            model_name=self.revision.name,
+            model_version=self.revision.version,
+            score=score,
+            decision=self.usecase.prediction.decision.decide(score),
+        )
+
+
+def load_served(folder: Path, revision: Revision) -> ServedModel:
+    """The model of a revision, digest checked on the bytes that are run. Raises `ThroughlineError`."""
+    return ServedModel.load(folder / revision.file, revision.sha256)
+
+
+def _is_probability(score: Any) -> bool:
+    return bool(0 <= score <= 1)  # false for NaN
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has neither instants nor NaN."""
+    return {
+        name: iso(value)
+        if isinstance(value, datetime)
+        else (None if isinstance(value, float) and not math.isfinite(value) else value)
+        for name, value in row.items()
+    }
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,149 @@
+"""Between the protocols and a use case: V1 objects and V2 tensors in, the same prediction out.
+
+Owns: the names, datatypes and shapes on the wire. Does not own: what a field may hold (`throughline.requests`).
+In a tensor, "" stands for a null text or timestamp and NaN for a null number; an integer tensor cannot hold a null.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kserve import InferOutput, InferRequest, InferResponse
+from kserve.protocol.infer_type import InferInput
+from throughline.requests import MAX_INSTANCES, BadRequest
+from throughline.usecase import UseCase
+
+_DATATYPES = {"string": "BYTES", "timestamp": "BYTES", "integer": "INT64", "number": "FP64"}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one instance, the same in every protocol."""
+
+    prediction_id: str
+    model_name: str
+    model_version: int
+    score: float
+    decision: str
+
+
+_OUTPUTS = {
+    "prediction_id": "BYTES",
+    "model_name": "BYTES",
+    "model_version": "INT64",
+    "score": "FP64",
+    "decision": "BYTES",
+}
+
+
+def input_tensors(usecase: UseCase) -> list[dict[str, Any]]:
+    """V2 metadata: one tensor per request field."""
+    return [
+        {"name": name, "datatype": _DATATYPES[field.type], "shape": [-1]} for name, field in usecase.request.items()
+    ]
+
+
+def output_tensors() -> list[dict[str, Any]]:
+    """V2 metadata of the answer."""
+    return [{"name": name, "datatype": datatype, "shape": [-1]} for name, datatype in _OUTPUTS.items()]
+
+
+def instances_of_v1(body: Any) -> list[Any]:
+    """`{"instances": [...]}` -> the instances, unchecked."""
+    if not isinstance(body, dict):
+        raise BadRequest("body", 'must be a JSON object {"instances": [...]}')
+    if "instances" not in body:
+        raise BadRequest("instances", "is missing")
+    if unknown := [key for key in body if key != "instances"]:
+        raise BadRequest(ascii(unknown[0])[1:61], 'is not known: send {"instances": [...]}')
+    if not isinstance(body["instances"], list):
+        raise BadRequest("instances", "must be an array of objects")
+    return body["instances"]
+
+
+def instances_of_v2(usecase: UseCase, request: InferRequest) -> list[dict[str, Any]]:
+    """One input tensor per request field, shape [N] or [N, 1] -> N instances, their values unchecked."""
+    tensors: dict[str, InferInput] = {}
+    for tensor in request.inputs:
+        if tensor.name not in usecase.request:
+            raise BadRequest(
+                f"inputs.{ascii(tensor.name)[1:61]}", f"is not a field: known are {', '.join(usecase.request)}"
+            )
+        if tensor.name in tensors:
+            raise BadRequest(f"inputs.{tensor.name}", "is there twice")
+        tensors[tensor.name] = tensor
+    columns: dict[str, list[Any]] = {}
+    rows: int | None = None
+    for name, field in usecase.request.items():
+        if name not in tensors:
+            raise BadRequest(f"inputs.{name}", "is missing")
+        tensor, datatype = tensors[name], _DATATYPES[field.type]
+        if tensor.datatype != datatype:
+            raise BadRequest(f"inputs.{name}", f"has datatype {ascii(tensor.datatype)[1:21]}: send {datatype}")
+        count = _rows(name, tensor.shape)
+        if rows is not None and count != rows:
+            raise BadRequest(f"inputs.{name}", f"has {count} rows where {next(iter(columns))} has {rows}")
+        rows = count
+        columns[name] = _values(name, tensor, count)
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def answer_v1(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    return {"predictions": [asdict(prediction) for prediction in predictions]}
+
+
+def answer_v2(request: InferRequest, predictions: Sequence[Prediction]) -> InferResponse:
+    """Output tensors of shape [N], binary where the caller asked for it."""
+    for wanted in request.request_outputs or []:
+        if wanted.name not in _OUTPUTS:
+            raise BadRequest(
+                f"outputs.{ascii(wanted.name)[1:61]}", f"is not an output: known are {', '.join(_OUTPUTS)}"
+            )
+    return InferResponse(
+        response_id=request.id or str(uuid.uuid4()),
+        model_name=request.model_name,
+        model_version=str(predictions[0].model_version),
+        infer_outputs=[
+            InferOutput(name, [len(predictions)], datatype, data=[getattr(p, name) for p in predictions])
+            for name, datatype in _OUTPUTS.items()
+        ],
+        use_binary_outputs=bool(request.use_binary_outputs),
+        requested_outputs=request.request_outputs,
+    )
+
+
+def _rows(name: str, shape: Sequence[int]) -> int:
+    if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1):
+        raise BadRequest(f"inputs.{name}", f"has shape {list(shape)[:4]}: send [N] or [N, 1]")
+    if not 1 <= shape[0] <= MAX_INSTANCES:
+        raise BadRequest(f"inputs.{name}", f"has {shape[0]} rows: send 1 to {MAX_INSTANCES}")
+    return shape[0]
+
+
+def _values(name: str, tensor: InferInput, count: int) -> list[Any]:
+    if tensor._raw_data is not None:
+        try:
+            values = tensor.as_numpy().reshape(-1).tolist()
+        # KServe decodes what the caller sent as lengths and bytes: struct.error and ValueError are the caller's doing.
+        except Exception:
+            raise BadRequest(f"inputs.{name}", f"its bytes are not {count} values of {tensor.datatype}") from None
+    else:
+        values = list(tensor.data) if tensor.data is not None else []
+        if len(tensor.shape) == 2 and values and all(isinstance(row, list) and len(row) == 1 for row in values):
+            values = [row[0] for row in values]
+    if len(values) != count:
+        raise BadRequest(f"inputs.{name}", f"holds {len(values)} values where its shape says {count}")
+    return [_value(name, value) for value in values]
+
+
+def _value(name: str, value: Any) -> Any:
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise BadRequest(f"inputs.{name}", "is not UTF-8") from None
+    return None if isinstance(value, float) and math.isnan(value) else value

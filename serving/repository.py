@@ -1,0 +1,192 @@
+"""Which revisions are served: loaded at the start and on request, swapped whole.
+
+Owns: KServe's model repository for the revisions of one home. Does not own: how one is loaded (`predictor`) or chosen.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kserve import ModelRepository
+from kserve.errors import ModelNotFound, ModelNotReady
+from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+from starlette.concurrency import run_in_threadpool
+from throughline.clock import data_clock
+from throughline.errors import ThroughlineError
+from throughline.events.publisher import Publisher
+from throughline.requests import BadRequest
+from throughline.rollout.revision import FILE, read_revision
+from throughline.settings import Settings
+from throughline.usecase import UseCase
+
+from serving.lane import Lane
+from serving.metrics import Metrics
+from serving.model import UseCaseModel
+from serving.predictor import Job, Predictor, Reader, load_served
+
+log = logging.getLogger(__name__)
+
+OpenReader = Callable[[Settings, UseCase], Reader]
+
+
+class RevisionRefused(ThroughlineError):
+    """A revision that cannot be served; what was served before still is."""
+
+
+class Repository(ModelRepository):
+    """The models by use case. `load` builds a new model and puts it in place by one assignment."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        usecases: Mapping[str, UseCase],
+        open_reader: OpenReader,
+        publisher: Publisher,
+        metrics: Metrics,
+    ) -> None:
+        super().__init__(str(settings.serving_home))
+        self.usecases = usecases
+        self._settings = settings
+        self._open_reader = open_reader
+        self._publisher = publisher
+        self._metrics = metrics
+        self._readers: dict[str, Reader] = {}
+        self._lanes: dict[str, Lane[tuple[Predictor, Job], Any]] = {}
+        self._loading = threading.Lock()
+
+    def load_models(self) -> None:
+        """Load whatever was deployed; one bad revision does not keep the others from being served."""
+        for name in self.usecases:
+            if (self._settings.serving_home / name / FILE).exists():
+                try:
+                    self.load(name)
+                except RevisionRefused as refused:
+                    log.error("%s", refused)
+
+    def load(self, name: str) -> bool:
+        if name not in self.usecases:
+            raise ModelNotFound(name)
+        usecase, folder = self.usecases[name], self._settings.serving_home / name
+        with self._loading:
+            try:
+                revision = read_revision(folder)
+                if revision is None:
+                    raise ThroughlineError(f"nothing was deployed to {folder}")
+                if revision.usecase != name:
+                    raise ThroughlineError(f"{folder / FILE} is a revision of {revision.usecase}")
+                predictor = Predictor(
+                    usecase,
+                    revision,
+                    load_served(folder, revision),
+                    self._reader(usecase),
+                    data_clock(self._settings, usecase.clock_start(self._settings)),
+                    self._publisher.publish,
+                    self._metrics.observe,
+                )
+                predictor.warm_up()
+            except ThroughlineError as error:
+                raise RevisionRefused(f"Revision of {name} refused: {error}") from error
+            if name not in self._lanes:
+                self._lanes[name] = Lane(_answer)
+            self.update(UseCaseModel(predictor, self._lanes[name]))
+        log.info("%s serves revision %s", name, revision.revision)
+        return True
+
+    def served(self) -> list[dict[str, Any]]:
+        """What serves now, one entry per revision."""
+        predictors = [model.predictor for model in list(self.models.values()) if isinstance(model, UseCaseModel)]
+        return [
+            {
+                "usecase": predictor.usecase.name,
+                "name": predictor.revision.name,
+                "version": predictor.revision.version,
+                "alias": predictor.revision.alias,
+                "share": predictor.revision.share,
+                "role": predictor.revision.role,
+                "revision": predictor.revision.revision,
+                "loaded_at": predictor.loaded_at.isoformat(),
+            }
+            for predictor in predictors
+        ]
+
+    def close(self) -> None:
+        for lane in self._lanes.values():
+            lane.close()
+
+    def _reader(self, usecase: UseCase) -> Reader:
+        reader = self._readers.get(usecase.name)
+        try:
+            if reader is None:
+                reader = self._readers[usecase.name] = self._open_reader(self._settings, usecase)
+            else:
+                reader.reload()
+        except Exception as error:  # a store raises its own errors, many kinds
+            log.exception("The features of %s cannot be read", usecase.name)
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ThroughlineError(f"its features cannot be read ({reason})") from error
+        return reader
+
+
+def _answer(work: Sequence[tuple[Predictor, Job]]) -> list[Any]:
+    """Answers in order; while a swap is under way the jobs in a lane may belong to two predictors."""
+    answers: list[Any] = [None] * len(work)
+    for predictor in dict.fromkeys(predictor for predictor, _ in work):
+        places = [place for place, (owner, _) in enumerate(work) if owner is predictor]
+        for place, answer in zip(places, predictor.answer([work[place][1] for place in places]), strict=True):
+            answers[place] = answer
+    return answers
+
+
+class Loader(ModelRepositoryExtension):
+    """KServe's load and unload, with the reason of a refusal and answers its own gRPC service can use."""
+
+    def __init__(self, repository: Repository) -> None:
+        super().__init__(repository)
+        self._repository = repository
+
+    async def load(self, model_name: str) -> dict[str, Any]:
+        await run_in_threadpool(self._repository.load, model_name)
+        return {"name": model_name, "load": True}
+
+    async def unload(self, model_name: str) -> dict[str, Any]:
+        await super().unload(model_name)
+        return {"name": model_name, "unload": True}
+
+
+class Plane(DataPlane):
+    """KServe's data plane, where a declared use case without a revision is not ready instead of unknown, and a body
+    that cannot be decoded is the caller's fault."""
+
+    def __init__(self, repository: Repository) -> None:
+        super().__init__(repository)
+        self._repository = repository
+
+    def get_model_from_registry(self, name: str) -> Any:
+        self._known(name)
+        return super().get_model_from_registry(name)
+
+    async def model_ready(self, model_name: str, disable_predictor_health_check: bool = False) -> bool:
+        self._known(model_name)
+        return await super().model_ready(model_name, disable_predictor_health_check)
+
+    def decode(self, body: Any, headers: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().decode(body, headers, *args, **kwargs)
+        # KServe takes the body apart unchecked: KeyError, TypeError, struct.error and more, all from what was sent.
+        except Exception as error:
+            reason = str(error) if type(error).__module__.startswith("kserve") else type(error).__name__
+            raise BadRequest("body", f"cannot be decoded ({reason[:200]})") from None
+
+    def encode(self, model_name: str, response: Any, headers: Any, req_attributes: Any) -> Any:
+        try:
+            return super().encode(model_name, response, headers, req_attributes)
+        except KeyError as error:  # of a CloudEvent without the attributes its answer repeats
+            raise BadRequest("body", f"is not a complete CloudEvent ({error} is missing)") from None
+
+    def _known(self, name: str) -> None:
+        if name in self._repository.usecases and self._repository.get_model(name) is None:
+            raise ModelNotReady(name, "No revision is served: deploy one.")

@@ -1,0 +1,134 @@
+"""The server process: KServe's ModelServer over our repository, on the address of the settings.
+
+Owns: putting the parts together, start and stop. Does not own: any of the parts.
+KServe listens on all interfaces and logs each gRPC call and each request's timing: neither is wanted here, so the two
+listeners are started here, with KServe's own endpoints on them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Mapping
+
+import grpc
+import uvicorn
+from fastapi import FastAPI, Response
+from kserve import ModelServer
+from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc
+from kserve.protocol.grpc.servicer import InferenceServicer
+from kserve.protocol.rest.v1_endpoints import register_v1_endpoints
+from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
+from throughline.access import BearerToken, demanded_token
+from throughline.errors import ThroughlineError
+from throughline.events.publisher import Publisher
+from throughline.settings import Settings
+from throughline.usecase import UseCase
+
+from serving import edge
+from serving.metrics import Metrics
+from serving.repository import Loader, OpenReader, Plane, Repository
+
+GRACE_S = 10
+
+
+class Server(ModelServer):
+    """One home's model server; `start` returns when it was told to stop and has drained."""
+
+    def __init__(self, settings: Settings, usecases: Mapping[str, UseCase], open_reader: OpenReader) -> None:
+        for service in ("model_http", "model_grpc"):
+            _require_free(settings.bind, settings.port(service), service)
+        self.publisher = Publisher(settings)
+        self.metrics = Metrics(self.publisher)
+        self.repository = Repository(settings, usecases, open_reader, self.publisher, self.metrics)
+        super().__init__(
+            http_port=settings.port("model_http"),
+            grpc_port=settings.port("model_grpc"),
+            workers=1,
+            registered_models=self.repository,
+            enable_latency_logging=False,
+            grace_period=GRACE_S,
+        )
+        logging.getLogger("kserve").setLevel(logging.WARNING)
+        self.dataplane = Plane(self.repository)
+        self.model_repository_extension = Loader(self.repository)
+        self._settings = settings
+
+    def start(self, models: list[object] | None = None) -> None:
+        """Load what was deployed, serve until SIGTERM or SIGINT, then send the events that are left."""
+        self.repository.load_models()
+        config = uvicorn.Config(
+            self.create_app(),
+            host=self._settings.bind,
+            port=self.http_port,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=GRACE_S,
+            timeout_keep_alive=self.timeout_keep_alive,
+        )
+        self._grpc_server = _GrpcListener(self, demanded_token(self._settings))
+        self.servers = [uvicorn.Server(config).serve(), self._grpc_server.serve(self._settings.bind, self.grpc_port)]
+        self.register_signal_handler()
+        try:
+            with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+                runner.run(self._serve())
+        finally:
+            self.repository.close()
+            self.publisher.close()
+
+    def create_app(self) -> FastAPI:
+        """KServe's REST endpoints and ours behind the edge."""
+        app = FastAPI(title="Throughline model server", docs_url=None, redoc_url=None)
+        app.add_api_route("/", self.dataplane.live, methods=["GET"])
+        app.add_api_route("/metrics", self._metrics, methods=["GET"])
+        app.add_api_route("/v1/throughline/revisions", self._revisions, methods=["GET"])
+        register_v1_endpoints(app, self.dataplane, self.model_repository_extension)
+        register_v2_endpoints(app, self.dataplane, self.model_repository_extension)
+        edge.install(app)
+        app.add_middleware(edge.Body)
+        app.add_middleware(BearerToken, token=demanded_token(self._settings), exempt=edge.is_open)
+        return app
+
+    async def _metrics(self) -> Response:
+        return Response(self.metrics.render(), media_type="text/plain; version=0.0.4")
+
+    async def _revisions(self) -> list[dict[str, object]]:
+        return self.repository.served()
+
+
+class _GrpcListener:
+    def __init__(self, server: Server, token: str | None) -> None:
+        self._owner = server
+        self._token = token
+        self._server: grpc.aio.Server | None = None
+
+    async def serve(self, host: str, port: int) -> None:
+        self._server = grpc.aio.server(
+            interceptors=[edge.GrpcEdge(self._token)],
+            # Without it a second server on the same port would silently take half of the calls.
+            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", edge.MAX_BODY)],
+        )
+        grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
+            InferenceServicer(self._owner.dataplane, self._owner.model_repository_extension), self._server
+        )
+        self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        await self._server.start()
+        await self._server.wait_for_termination()
+
+    async def stop(self, sig: int | None = None) -> None:
+        if self._server is not None:
+            await self._server.stop(grace=GRACE_S)
+
+
+def _require_free(host: str, port: int, service: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ThroughlineError(
+                f"Port {port} on {host} ({service}) cannot be used ({error.strerror}): "
+                "stop what listens there, or set THROUGHLINE_PORT_BASE."
+            ) from error

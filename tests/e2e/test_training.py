@@ -1,0 +1,297 @@
+"""Training as it runs in production: horovodrun with two workers, an MLflow server, a table on disk."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import numpy as np
+import polars as pl
+import psutil
+import pytest
+from throughline.errors import ThroughlineError
+from throughline.evaluation.evaluate import evaluate_candidate
+from throughline.evaluation.gate import decide
+from throughline.experiment.tracking import client_of, close_abandoned
+from throughline.experiment.train import train_and_register
+from throughline.launch import HorovodLauncher, LaunchFailed
+from throughline.records import DatasetRecord, TableVersion
+from throughline.registry import models
+from throughline.registry.served_model import ServedModel
+from throughline.settings import Settings, load_settings
+from throughline.usecase import get_usecase
+
+pytestmark = pytest.mark.e2e
+
+START = datetime(2013, 1, 1, tzinfo=UTC)
+DAYS, HELD_OUT = 60, 14
+NUMERIC, CATEGORICAL = ["wind", "queue", "gap"], ["origin", "carrier"]
+
+
+def write_dataset(folder: Path, rows: int = 6000) -> DatasetRecord:
+    """A table in the format of `DatasetRecord`, with gaps, an interaction to learn, rows in no order."""
+    draw = np.random.default_rng(7)
+    wind, queue = draw.normal(10, 3, rows), draw.normal(0, 1, rows)
+    carrier = draw.integers(0, 8, rows)
+    chance = 1 / (1 + np.exp(1.6 - 1.2 * queue - 0.2 * (wind - 10) * (carrier > 3)))
+    seconds = draw.integers(0, DAYS * 86400, rows)
+    frame = pl.DataFrame(
+        {
+            "row_key": [f"row-{number:05d}" for number in range(rows)],
+            "prediction_time": [START + timedelta(seconds=int(second)) for second in seconds],
+            "label_available_at": [START + timedelta(seconds=int(second), hours=6) for second in seconds],
+            "label": (draw.random(rows) < chance).astype(np.int64),
+            "wind": wind,
+            "queue": queue,
+            "gap": [None if missing else 1.0 for missing in draw.random(rows) < 0.7],
+            "origin": [None if draw.random() < 0.01 else f"o{number}" for number in draw.integers(0, 3, rows)],
+            "carrier": [f"c{number}" for number in carrier],
+        }
+    )
+    path = folder / "dataset"
+    frame.write_delta(str(path), mode="error")
+    return DatasetRecord(
+        usecase="flight_delay",
+        table=TableVersion(table="flight_delay/training/dataset", version=0),
+        path=str(path),
+        fingerprint="f" * 64,
+        as_of=START + timedelta(days=DAYS),
+        rows=rows,
+        numeric=NUMERIC,
+        categorical=CATEGORICAL,
+        inputs=[],
+        holdout_from=START + timedelta(days=DAYS - HELD_OUT),
+    )
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> Settings:
+    """A home of its own with an MLflow server in it."""
+    home = tmp_path_factory.mktemp("home")
+    settings = load_settings(home=home, port_base=24410, training_epochs=2)
+    settings.mlflow_home.mkdir(parents=True)
+    command = [
+        *(str(Path(sys.executable).with_name("mlflow")), "server", "--workers", "1"),
+        *("--host", "127.0.0.1", "--port", str(settings.port("mlflow"))),
+        *("--backend-store-uri", f"sqlite:///{settings.mlflow_home / 'mlflow.db'}"),
+        *("--default-artifact-root", str(settings.mlflow_home / "artifacts"), "--no-serve-artifacts"),
+    ]
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (home / "mlflow.log").open("w") as log:
+        server = subprocess.Popen(
+            command, env={**os.environ, **quiet}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        _wait_for(f"{settings.url('mlflow')}/health", server, home / "mlflow.log")
+        yield settings
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def _wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
+    end = time.monotonic() + 90
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            if httpx.get(url, timeout=2).status_code == 200:
+                return
+        except httpx.HTTPError:
+            time.sleep(0.3)
+    pytest.fail(f"MLflow did not start: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="module")
+def usecase():
+    return get_usecase("flight_delay")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> DatasetRecord:
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def trained(settings, usecase, dataset):
+    """(record, events with the metrics MLflow had when they came)."""
+    seen = []
+
+    def on_event(event: dict) -> None:
+        (run,) = _runs(settings, usecase, "RUNNING")
+        seen.append((event, len(client_of(settings).get_metric_history(run.info.run_id, "train_loss"))))
+
+    record = train_and_register(settings, usecase, dataset, HorovodLauncher(), on_event, {"cause": "a test"})
+    return record, seen
+
+
+def _runs(settings, usecase, status: str) -> list:
+    client = client_of(settings)
+    experiment = client.get_experiment_by_name(usecase.name).experiment_id
+    return client.search_runs([experiment], f"attributes.status = '{status}'")
+
+
+def test_metrics_are_in_mlflow_while_the_training_runs(trained, settings):
+    record, seen = trained
+    epochs = [(event["epoch"], known) for event, known in seen if event["event"] == "epoch"]
+    assert [number for number, _ in epochs] == [1, 2]
+    assert any(event["event"] == "done" and known == 2 for event, known in seen)
+    run = client_of(settings).get_run(record.run_id)
+    assert run.info.status == "FINISHED"
+    assert {"train_loss", "validation_loss", "samples_per_s"} <= set(run.data.metrics)
+    assert run.data.params["processes"] == "2"
+    assert run.data.tags["cause"] == "a test"
+
+
+def test_the_registered_version_describes_itself(trained, settings, dataset, tmp_path):
+    record, _ = trained
+    assert models.get(settings, record.name, record.version) == record
+    assert record.dataset_fingerprint == dataset.fingerprint
+    assert record.trained_until < dataset.holdout_from
+    assert models.fetch(settings, record, tmp_path).read_bytes() == (Path(record.uri) / "model.onnx").read_bytes()
+
+
+def test_the_same_seed_and_world_give_the_same_file_bit_by_bit(trained, settings, usecase, dataset):
+    record, _ = trained
+    again = train_and_register(settings, usecase, dataset, HorovodLauncher())
+    assert again.version == record.version + 1
+    assert again.sha256 == record.sha256
+
+
+def test_an_evaluation_of_the_registered_file_passes_or_fails_by_its_own_numbers(trained, settings, usecase, dataset):
+    record, _ = trained
+    evaluation = evaluate_candidate(settings, usecase, dataset, record)
+    assert evaluation.candidate.log_loss < evaluation.constant.log_loss
+    assert evaluation.candidate.auc > 0.7
+    decision = decide(evaluation, record, usecase.gate, evaluation.evaluated_at)
+    assert [rule.verdict for rule in decision.rules if rule.rule == "evaluation"] == ["pass"]
+
+
+def test_a_worker_killed_half_way_is_one_error_a_failed_run_and_no_version(trained, settings, usecase, dataset):
+    before = len(models.versions(settings, usecase.name))
+    workers = []
+
+    def kill_one(event: dict) -> None:
+        if event["event"] == "epoch" and not workers:
+            told = [p for p in psutil.Process().children(recursive=True) if usecase.trainer.module in _command(p)]
+            workers.extend(p for p in told if "guard" not in _command(p) and "horovodrun" not in _command(p))
+            workers[-1].kill()
+
+    with pytest.raises(LaunchFailed, match="SIGKILL") as failure:
+        train_and_register(
+            settings, usecase, dataset, HorovodLauncher(), kill_one, overrides={"epochs": 500, "batch_size": 16}
+        )
+    assert failure.value.reason == "killed"
+    assert len(workers) == 2
+    assert not any(p.is_running() for p in workers)
+    assert len(models.versions(settings, usecase.name)) == before
+    assert not _runs(settings, usecase, "RUNNING")
+    assert any("SIGKILL" in run.data.tags["throughline.error"] for run in _runs(settings, usecase, "FAILED"))
+    assert not list((settings.home / "training").iterdir())
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def test_a_parameter_nobody_declared_is_refused_before_anything_starts(settings, usecase, dataset):
+    with pytest.raises(ThroughlineError, match="layers unknown.*known are epochs"):
+        train_and_register(settings, usecase, dataset, HorovodLauncher(), overrides={"layers": 3})
+
+
+def test_a_version_registered_twice_from_one_run_is_one_version(trained, settings):
+    record, _ = trained
+    known = len(models.versions(settings, record.name))
+    again = models.register(
+        settings,
+        name=record.name,
+        run_id=record.run_id,
+        file=Path(record.uri) / "model.onnx",
+        dataset_fingerprint=record.dataset_fingerprint,
+        trained_until=record.trained_until,
+        trainer=record.trainer,
+        parameters=record.parameters,
+    )
+    assert again == record
+    assert len(models.versions(settings, record.name)) == known
+
+
+def test_there_is_no_champion_until_one_is_set(trained, settings):
+    record, _ = trained
+    assert models.champion(settings, "nobody") is None
+    assert models.champion(settings, record.name) is None
+    models.set_champion(settings, record)
+    assert models.champion(settings, record.name) == record
+
+
+def test_a_file_changed_in_the_registry_is_not_fetched(trained, settings, tmp_path):
+    record, _ = trained
+    stored = Path(record.uri) / "model.onnx"
+    good = stored.read_bytes()
+    stored.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    try:
+        with pytest.raises(ThroughlineError, match="changed or damaged after registration"):
+            models.fetch(settings, record, tmp_path)
+    finally:
+        stored.write_bytes(good)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_whose_process_is_gone_is_marked_failed_and_others_are_left(trained, settings, usecase):
+    client = client_of(settings)
+    experiment = client.get_experiment_by_name(usecase.name).experiment_id
+    host = socket.gethostname()
+    me = psutil.Process()
+    alive, elsewhere = f"{host}/{me.pid}/{me.create_time():.0f}", f"another-machine/{me.pid}/1"
+    gone, another_since = f"{host}/4194999/1", f"{host}/{me.pid}/1"
+    runs = {
+        owner: client.create_run(experiment, tags={"throughline.owner": owner}).info.run_id
+        for owner in (alive, elsewhere, gone, another_since)
+    }
+    assert sorted(close_abandoned(client, experiment)) == sorted([runs[gone], runs[another_since]])
+    assert {owner: client.get_run(run).info.status for owner, run in runs.items()} == {
+        alive: "RUNNING",
+        elsewhere: "RUNNING",
+        gone: "FAILED",
+        another_since: "FAILED",
+    }
+    for owner in (alive, elsewhere):
+        client.set_terminated(runs[owner])
+
+
+def test_standard_mlflow_loads_the_version_and_scores_the_same(trained, settings):
+    import mlflow
+
+    record, _ = trained
+    mlflow.set_tracking_uri(settings.url("mlflow"))
+    loaded = mlflow.pyfunc.load_model(f"models:/{record.name}/{record.version}")
+    numeric = np.array([[10.0, 0.5, np.nan], [np.nan, -1.0, 1.0]], np.float32)
+    categorical = np.array([["o1", "c5"], ["", "never seen"]], dtype=object)
+    scores = loaded.predict({"numeric": numeric, "categorical": categorical})["score"]
+    assert scores.shape == (2,)
+    assert not [file for file in Path(record.uri).rglob("*") if file.suffix in {".pkl", ".pickle", ".pt", ".pth"}]
+    frame = pl.DataFrame({"wind": [10.0, None], "queue": [0.5, -1.0], "gap": [None, 1.0]}).with_columns(
+        origin=pl.Series(["o1", None]), carrier=pl.Series(["c5", "never seen"])
+    )
+    ours = ServedModel.load(Path(record.uri) / "model.onnx", record.sha256).score(frame)
+    np.testing.assert_array_equal(scores, ours.astype(np.float32))
+
+
+def test_mlflow_that_does_not_answer_is_named_at_once(usecase, dataset, tmp_path):
+    nobody = load_settings(home=tmp_path, port_base=24420)
+    begun = time.monotonic()
+    with pytest.raises(ThroughlineError, match="MLflow does not answer.*throughline up"):
+        train_and_register(nobody, usecase, dataset, HorovodLauncher())
+    assert time.monotonic() - begun < 5

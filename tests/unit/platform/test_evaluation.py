@@ -1,0 +1,163 @@
+"""Metrics are the field's own, and NaN where there is no answer."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from throughline.errors import ThroughlineError
+from throughline.evaluation.evaluate import evaluate, read_rows
+from throughline.evaluation.metrics import expected_calibration_error, metrics_of, reliability
+from throughline.evaluation.plots import reliability_plot
+from throughline.records import DatasetRecord, EvaluationRecord, ModelRecord, TableVersion
+
+HOLDOUT = datetime(2013, 3, 1, tzinfo=UTC)
+
+pairs = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 1)), min_size=1, max_size=60)
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs)
+def test_metrics_agree_with_scikit_learn(drawn):
+    from sklearn import metrics as sk
+
+    scores, labels = (np.array(column, float) for column in zip(*drawn, strict=True))
+    ours = metrics_of(scores, labels)
+    assert ours.log_loss == pytest.approx(sk.log_loss(labels, np.float64(scores), labels=[0, 1]), rel=1e-6, abs=1e-9)
+    assert ours.brier == pytest.approx(np.mean((scores - labels) ** 2))
+    if 0 < labels.sum() < len(labels):
+        assert ours.auc == pytest.approx(sk.roc_auc_score(labels, scores))
+    else:
+        assert math.isnan(ours.auc)
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs, st.randoms())
+def test_calibration_does_not_depend_on_the_order_of_rows(drawn, random):
+    shuffled = random.sample(drawn, len(drawn))
+    one, other = (
+        expected_calibration_error(*(np.array(c, float) for c in zip(*d, strict=True))) for d in (drawn, shuffled)
+    )
+    assert one == pytest.approx(other)
+    assert 0 <= one <= 1
+
+
+def test_a_constant_is_as_far_off_as_its_distance_to_the_rate():
+    labels = np.array([0.0] * 80 + [1.0] * 20)
+    assert metrics_of(np.full(100, 0.5), labels).ece == pytest.approx(0.3)
+    assert metrics_of(np.full(100, 0.2), labels).ece == pytest.approx(0.0)
+    assert metrics_of(np.full(100, 0.2), labels).auc == 0.5
+
+
+def test_bins_hold_equally_many_rows():
+    scores = np.random.default_rng(0).beta(1, 9, 1000)
+    assert [rows for _, _, rows in reliability(scores, np.zeros(1000))] == [100] * 10
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels"),
+    [([], []), ([float("nan"), 0.5], [0, 1]), ([1.5, 0.5], [0, 1]), ([0.5, 0.5], [float("nan"), 1]), ([-0.1], [0])],
+)
+def test_what_cannot_be_computed_is_nan(scores, labels):
+    found = metrics_of(np.array(scores, float), np.array(labels, float))
+    assert found.rows == len(scores)
+    assert all(math.isnan(value) for value in (found.log_loss, found.auc, found.brier, found.ece))
+
+
+class Stub:
+    """Scores as told."""
+
+    sha256 = "d" * 64
+
+    def __init__(self, answer: float | Exception) -> None:
+        self._answer = answer
+
+    def score(self, features: pl.DataFrame) -> np.ndarray:
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return np.full(features.height, self._answer)
+
+
+def a_dataset(path: str = "") -> DatasetRecord:
+    return DatasetRecord(
+        usecase="u",
+        table=TableVersion(table="u/training/dataset", version=0),
+        path=path,
+        fingerprint="f",
+        as_of=HOLDOUT + timedelta(days=14),
+        rows=4,
+        numeric=[],
+        categorical=[],
+        inputs=[],
+        holdout_from=HOLDOUT,
+    )
+
+
+def a_model(version: int) -> ModelRecord:
+    return ModelRecord(
+        name="u",
+        version=version,
+        run_id="r",
+        sha256="d" * 64,
+        uri="",
+        dataset_fingerprint="f",
+        trained_until=HOLDOUT - timedelta(days=1),
+        trainer="t",
+        parameters={},
+    )
+
+
+FRAME = pl.DataFrame(
+    {
+        "prediction_time": [HOLDOUT + timedelta(days=day) for day in (-9, -8, -1, 0, 1, 2)],
+        "label_available_at": [HOLDOUT + timedelta(days=day, hours=6) for day in (-9, -8, 0, 0, 1, 2)],
+        "label": [0, 1, 1, 0, 1, 0],
+    }
+)
+
+
+def test_the_holdout_begins_at_its_instant_and_the_base_rate_is_of_what_was_known_then(tmp_path):
+    FRAME.write_delta(str(tmp_path / "t"))
+    holdout, rate = read_rows(a_dataset(str(tmp_path / "t")))
+    assert holdout["prediction_time"].min() == HOLDOUT
+    assert holdout.height == 3
+    assert rate == 0.5  # the third row's label came after the holdout began
+
+
+def test_all_three_are_judged_on_the_same_rows():
+    now = HOLDOUT + timedelta(days=14)
+    record = evaluate(Stub(0.4), a_model(2), FRAME[3:], 0.3, a_dataset(), now, (Stub(0.2), a_model(1)))
+    assert record.candidate.rows == record.constant.rows == record.champion.rows == 3
+    assert (record.model, record.champion_model) == ("u/2", "u/1")
+    assert record.constant.log_loss < record.candidate.log_loss
+    assert record.holdout_until == FRAME["prediction_time"][-1]
+
+
+def test_a_champion_that_cannot_score_these_rows_has_no_numbers():
+    record = evaluate(
+        Stub(0.4), a_model(2), FRAME[3:], 0.3, a_dataset(), HOLDOUT, (Stub(ThroughlineError("other")), a_model(1))
+    )
+    assert record.champion_model == "u/1"
+    assert math.isnan(record.champion.log_loss)
+
+
+def test_an_empty_holdout_is_refused():
+    with pytest.raises(ThroughlineError, match="nothing was held out"):
+        evaluate(Stub(0.4), a_model(2), FRAME.head(0), 0.3, a_dataset(), HOLDOUT)
+
+
+def test_a_record_with_nan_survives_storage():
+    record = evaluate(Stub(float("nan")), a_model(2), FRAME[3:], 0.3, a_dataset(), HOLDOUT)
+    read = EvaluationRecord.model_validate_json(record.model_dump_json())
+    assert math.isnan(read.candidate.auc)
+
+
+def test_the_reliability_plot_is_a_picture():
+    draw = np.random.default_rng(0)
+    scores = draw.random(500)
+    assert reliability_plot(scores, (draw.random(500) < scores).astype(float), "u/1").startswith(b"\x89PNG")

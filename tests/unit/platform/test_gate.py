@@ -1,0 +1,164 @@
+"""The gate is closed unless every rule says yes about this very model."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from throughline.evaluation.gate import NO_CHAMPION, decide
+from throughline.records import EvaluationRecord, GateDecision, Metrics, ModelRecord
+from throughline.usecase import Bound
+
+NOW = datetime(2013, 4, 1, 12, tzinfo=UTC)
+BOUNDS = {
+    "auc": Bound(at_least=0.72, below=0.80),
+    "log_loss_under_constant": Bound(at_least=0.02),
+    "log_loss_over_champion": Bound(at_most=0.002),
+    "ece": Bound(at_most=0.08),
+}
+MODEL = ModelRecord(
+    name="u",
+    version=2,
+    run_id="r",
+    sha256="d" * 64,
+    uri="",
+    dataset_fingerprint="f",
+    trained_until=NOW - timedelta(days=20),
+    trainer="t",
+    parameters={},
+)
+
+
+def metrics(log_loss: float = 0.45, auc: float = 0.76, ece: float = 0.03) -> Metrics:
+    return Metrics(rows=100, log_loss=log_loss, auc=auc, brier=0.15, ece=ece)
+
+
+def evaluation(**changes) -> EvaluationRecord:
+    good = {
+        "model": MODEL.reference,
+        "sha256": MODEL.sha256,
+        "dataset_fingerprint": MODEL.dataset_fingerprint,
+        "evaluated_at": NOW - timedelta(minutes=5),
+        "holdout_from": NOW - timedelta(days=14),
+        "holdout_until": NOW,
+        "candidate": metrics(),
+        "constant": metrics(log_loss=0.53, auc=0.5),
+        "champion": metrics(log_loss=0.46),
+        "champion_model": "u/1",
+    }
+    return EvaluationRecord(**{**good, **changes})
+
+
+def verdicts(decision: GateDecision) -> dict[str, str]:
+    return {rule.rule: rule.verdict for rule in decision.rules}
+
+
+def test_a_good_candidate_is_released_with_its_reasons():
+    decision = decide(evaluation(), MODEL, BOUNDS, NOW)
+    assert decision.decision == "release"
+    assert (decision.model, decision.sha256, decision.decided_at) == (MODEL.reference, MODEL.sha256, NOW)
+    assert set(verdicts(decision)) == {"evaluation", *BOUNDS}
+
+
+def test_without_a_champion_the_constant_is_the_baseline():
+    alone = {"champion": None, "champion_model": None}
+    decision = decide(evaluation(**alone), MODEL, BOUNDS, NOW)
+    assert decision.decision == "release"
+    assert NO_CHAMPION in decision.reasons
+    poor = metrics(log_loss=0.52)
+    assert decide(evaluation(**alone, candidate=poor), MODEL, BOUNDS, NOW).decision == "reject"
+
+
+@pytest.mark.parametrize(
+    ("candidate", "rule"),
+    [
+        (metrics(auc=0.7199), "auc"),
+        (metrics(auc=0.80), "auc"),  # too good: a leak
+        (metrics(ece=0.081), "ece"),
+        (metrics(log_loss=0.4621), "log_loss_over_champion"),
+        (metrics(log_loss=0.511), "log_loss_under_constant"),
+    ],
+)
+def test_each_rule_alone_rejects(candidate, rule):
+    decision = decide(evaluation(candidate=candidate), MODEL, BOUNDS, NOW)
+    assert decision.decision == "reject"
+    assert verdicts(decision)[rule] == "fail"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model": "u/1"}, "is of u/1"),
+        ({"sha256": "e" * 64}, "another file"),
+        ({"dataset_fingerprint": "g"}, "another dataset"),
+        ({"evaluated_at": NOW - timedelta(days=2)}, "stale"),
+        ({"evaluated_at": NOW + timedelta(minutes=1)}, "stale"),
+        ({"holdout_from": NOW - timedelta(days=30)}, "into the held-out rows"),
+    ],
+)
+def test_an_evaluation_of_something_else_or_of_another_time_rejects(changes, reason):
+    decision = decide(evaluation(**changes), MODEL, BOUNDS, NOW)
+    assert decision.decision == "reject"
+    assert reason in decision.reasons
+
+
+def test_a_comparison_with_a_former_champion_rejects():
+    new = MODEL.model_copy(update={"version": 1})
+    newer = MODEL.model_copy(update={"version": 3})
+    assert decide(evaluation(), MODEL, BOUNDS, NOW, current_champion=new).decision == "release"
+    assert decide(evaluation(), MODEL, BOUNDS, NOW, current_champion=newer).decision == "reject"
+    assert decide(evaluation(), MODEL, BOUNDS, NOW, current_champion="none").decision == "reject"
+
+
+def test_a_missing_evaluation_rejects():
+    decision = decide(None, MODEL, BOUNDS, NOW)
+    assert decision.decision == "reject"
+    assert set(verdicts(decision).values()) == {"cannot_say"}
+
+
+def test_no_rules_reject():
+    assert decide(evaluation(), MODEL, {}, NOW).decision == "reject"
+
+
+def test_a_rule_nobody_knows_or_without_a_bound_rejects():
+    assert decide(evaluation(), MODEL, {"auc": Bound()}, NOW).decision == "reject"
+    unknown = {**BOUNDS, "beauty": Bound(at_least=0)}
+    assert verdicts(decide(evaluation(), MODEL, unknown, NOW))["beauty"] == "cannot_say"
+
+
+def test_a_champion_without_numbers_or_numbers_without_a_champion_reject():
+    assert decide(evaluation(champion=None), MODEL, BOUNDS, NOW).decision == "reject"
+    nan = metrics(log_loss=float("nan"))
+    assert decide(evaluation(champion=nan), MODEL, BOUNDS, NOW).decision == "reject"
+
+
+numbers = st.one_of(st.floats(), st.just(float("nan")), st.sampled_from([0.45, 0.76, 0.03]))
+any_metrics = st.builds(Metrics, rows=st.integers(0, 9), log_loss=numbers, auc=numbers, brier=numbers, ece=numbers)
+
+
+@settings(max_examples=200, deadline=None)
+@given(any_metrics, any_metrics, st.one_of(st.none(), any_metrics))
+def test_released_means_every_number_is_there_and_within_its_bound(candidate, constant, champion):
+    record = evaluation(
+        candidate=candidate, constant=constant, champion=champion, champion_model=None if champion is None else "u/1"
+    )
+    decision = decide(record, MODEL, BOUNDS, NOW)
+    over = None if champion is None else candidate.log_loss - champion.log_loss
+    sound = (
+        0.72 <= candidate.auc < 0.80
+        and 0.02 <= constant.log_loss - candidate.log_loss < float("inf")
+        and float("-inf") < candidate.ece <= 0.08
+        and (over is None or float("-inf") < over <= 0.002)
+    )
+    assert (decision.decision == "release") == sound
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(["candidate", "constant", "champion"]), st.sampled_from(["log_loss", "auc", "ece"]))
+def test_a_nan_where_a_rule_looks_never_releases(who, name):
+    looked_at = (who == "candidate") or name == "log_loss"
+    changed = getattr(evaluation(), who).model_copy(update={name: float("nan")})
+    decision = decide(evaluation(**{who: changed}), MODEL, BOUNDS, NOW)
+    assert (decision.decision == "reject") == looked_at

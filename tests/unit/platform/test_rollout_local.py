@@ -1,0 +1,82 @@
+"""Only what the gate released is deployed: this version, this file, every rule passed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from pydantic import ValidationError
+from throughline.errors import ThroughlineError
+from throughline.records import GateDecision, ModelRecord, RuleVerdict
+from throughline.rollout.local import deploy, refusal
+from throughline.rollout.revision import FILE, Revision, read_revision, revision_of, write_revision
+from throughline.settings import Settings
+from throughline.usecase import get_usecase
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+MODEL = ModelRecord(
+    name="flight_delay",
+    version=4,
+    run_id="r",
+    sha256="a" * 64,
+    uri="/nowhere",
+    dataset_fingerprint="f",
+    trained_until=NOW,
+    trainer="t",
+    parameters={},
+)
+PASSED = RuleVerdict(rule="auc", verdict="pass", value=0.75, bound="at least 0.72")
+RELEASE = GateDecision(model="flight_delay/4", sha256="a" * 64, decision="release", decided_at=NOW, rules=[PASSED])
+
+
+def test_a_release_of_this_version_and_file_is_deployed():
+    assert refusal(RELEASE, MODEL) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"decision": "reject"}, "gate says reject"),
+        ({"model": "flight_delay/3"}, "decided about flight_delay/3"),
+        ({"sha256": "b" * 64}, "digest bbbbbbbbbbbb"),
+        ({"rules": []}, "no rules"),
+        ({"rules": [PASSED, PASSED.model_copy(update={"verdict": "cannot_say", "value": None})]}, "not every rule"),
+        ({"rules": [PASSED.model_copy(update={"verdict": "fail"})]}, "not every rule"),
+    ],
+)
+def test_anything_less_is_refused_with_the_reason(change, says):
+    assert says in refusal(RELEASE.model_copy(update=change), MODEL)
+
+
+def test_with_no_server_nothing_is_deployed_and_the_disk_is_as_before(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"bytes")
+    from throughline.registry.served_model import sha256_of
+
+    digest = sha256_of(tmp_path / "model.onnx")
+    model = MODEL.model_copy(update={"uri": str(tmp_path), "sha256": digest})
+    settings = Settings(home=tmp_path / "home", port_base=1500)
+    folder = settings.serving_home / "flight_delay"
+    decision = RELEASE.model_copy(update={"sha256": digest})
+    with pytest.raises(ThroughlineError, match="throughline up"):
+        deploy(settings, get_usecase("flight_delay"), model, decision)
+    assert not (folder / FILE).exists()
+
+    before = revision_of("flight_delay", MODEL.model_copy(update={"version": 1}), NOW)
+    write_revision(folder, before)
+    with pytest.raises(ThroughlineError, match="throughline up"):
+        deploy(settings, get_usecase("flight_delay"), model, decision)
+    assert read_revision(folder) == before
+
+
+def test_a_revision_cannot_point_outside_its_folder():
+    good = revision_of("flight_delay", MODEL, NOW)
+    for file in ("/etc/passwd", "../other/1/model.onnx"):
+        with pytest.raises(ValidationError):
+            Revision.model_validate(good.model_dump() | {"file": file})
+
+
+def test_a_damaged_revision_file_is_one_clear_line(tmp_path):
+    (tmp_path / FILE).write_text("{half")
+    with pytest.raises(ThroughlineError, match="deploy the version again"):
+        read_revision(tmp_path)
+    assert read_revision(tmp_path / "nothing") is None

@@ -1,0 +1,79 @@
+"""Waiting requests are answered together, each with its own answer or its own error."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from serving.lane import Lane
+
+
+def test_requests_that_wait_form_one_batch_and_keep_their_answers():
+    batches: list[list[int]] = []
+    go = threading.Event()
+
+    def work(jobs):
+        go.wait(5)
+        batches.append(list(jobs))
+        return [job * 10 for job in jobs]
+
+    async def ask() -> list[int]:
+        tasks = [asyncio.ensure_future(lane.submit(number)) for number in range(6)]
+        await asyncio.sleep(0.05)
+        go.set()
+        return await asyncio.gather(*tasks)
+
+    lane = Lane(work, max_jobs=4)
+    assert asyncio.run(ask()) == [0, 10, 20, 30, 40, 50]
+    assert [job for batch in batches for job in batch] == list(range(6))
+    assert 2 <= len(batches) <= 3
+    assert max(map(len, batches)) == 4
+    lane.close()
+
+
+def test_an_error_reaches_the_request_it_belongs_to():
+    lane = Lane(lambda jobs: [ValueError("bad") if job < 0 else job for job in jobs])
+
+    async def ask():
+        return await asyncio.gather(lane.submit(1), lane.submit(-1), return_exceptions=True)
+
+    good, bad = asyncio.run(ask())
+    assert good == 1
+    assert isinstance(bad, ValueError)
+    lane.close()
+
+
+def test_work_that_fails_as_a_whole_does_not_end_the_lane():
+    calls = []
+
+    def work(jobs):
+        calls.append(jobs)
+        if len(calls) == 1:
+            raise RuntimeError("once")
+        return jobs
+
+    lane = Lane(work)
+    with pytest.raises(RuntimeError, match="once"):
+        asyncio.run(lane.submit(1))
+    assert asyncio.run(lane.submit(2)) == 2
+    lane.close()
+
+
+def test_closing_answers_what_waits():
+    slow = threading.Event()
+
+    def work(jobs):
+        slow.wait(5)
+        return jobs
+
+    async def ask():
+        lane = Lane(work, max_jobs=1)
+        tasks = [asyncio.ensure_future(lane.submit(number)) for number in range(3)]
+        await asyncio.sleep(0.05)
+        slow.set()
+        await asyncio.to_thread(lane.close)
+        return await asyncio.gather(*tasks)
+
+    assert asyncio.run(ask()) == [0, 1, 2]

@@ -1,0 +1,1 @@
+"""The built-in use case's trainer."""
