@@ -1,4 +1,4 @@
-"""`python -m loadtests [--users N] [--seconds S] [--usecase NAME] [--url URL] [--json]`; exit code 1: a level missed."""
+"""`python -m loadtests [--users N] [--seconds S] [--json]`: exit code 1 when a service level is missed."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """One thread that answers the requests waiting for it together.
 
 Owns: gathering and handing back. Does not own: what is done with a batch.
-Looking features up costs about the same for one row as for twenty: under load a batch forms by itself while the last
-one is being answered, and a lone request is not kept waiting for company.
+A feature look-up has a fixed cost besides that per row: under load a batch forms by itself while the last one is being
+answered, and a lone request is not kept waiting for company.
 """
 
 from __future__ import annotations

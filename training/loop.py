@@ -92,7 +92,7 @@ def _fit(
     )
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
     # One group: all gradients are reduced as one block, so that sums are taken in the same order in every run.
-    optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters(), num_groups=1)
+    optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters(), groups=1)
     steps = len(shard(rows.train.height, parameters.seed, 0, rank, world, parameters.batch_size))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps * parameters.epochs)
     # Dropout differs between workers, but is the same in every run.

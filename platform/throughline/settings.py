@@ -41,6 +41,7 @@ class Settings(BaseSettings):
     )
     bind: str = Field("127.0.0.1", description="Address the services listen on.")
     token: SecretStr | None = Field(None, description="Bearer token; demanded when `bind` is not a loopback address.")
+    collector_url: str | None = Field(None, description="Where events are sent; unset means this home's collector.")
     clock: Literal["replay", "wall"] = Field("replay", description="What the data clock follows.")
     data_from: date | None = Field(None, description="First local day of data; unset means the declaration's.")
     data_until: date | None = Field(None, description="Local day at whose start the replay begins (exclusive).")
@@ -75,7 +76,9 @@ class Settings(BaseSettings):
         return self.port_base + list(DEFAULT_PORTS).index(service)
 
     def url(self, service: str) -> str:
-        """Base URL of a local HTTP service, as seen from this machine."""
+        """Base URL of a local HTTP service, as seen from this machine; the collector may be on another."""
+        if service == "collector" and self.collector_url:
+            return self.collector_url.rstrip("/")
         host = self.bind if is_loopback(self.bind) else "127.0.0.1"
         return f"http://{host}:{self.port(service)}"
 

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from throughline.errors import ThroughlineError
-from throughline.launch import HorovodLauncher, LaunchFailed, LaunchSpec, SingleProcessLauncher
+from throughline.launch import HorovodLauncher, LaunchFailed, LaunchSpec, SingleProcessLauncher, local
 from throughline.settings import PROJECT_ROOT
 
 # A worker that needs neither torch nor Horovod: what is tested is launching. It leaves its own number and that of a
@@ -153,10 +154,12 @@ def test_a_killed_worker_is_one_clear_error_and_leaves_no_process(launch):
     assert not alive(workers())
 
 
-def test_a_launch_ends_at_its_deadline_even_when_workers_ignore_sigterm(launch):
+def test_a_launch_ends_at_its_deadline_even_when_workers_ignore_sigterm(launch, monkeypatch):
     launcher, spec, workers = launch
-    with pytest.raises(LaunchFailed, match="not done after 4 s") as failure:
-        launcher.run(spec("ignore", timeout_s=4))
+    late = [0]  # the launcher's clock jumps once the workers are up, however long that took
+    monkeypatch.setattr(local, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + late[0]))
+    with pytest.raises(LaunchFailed, match="not done after 60 s") as failure:
+        launcher.run(spec("ignore"), on_event=lambda event: late.__setitem__(0, 61))
     assert failure.value.reason == "timeout"
     assert not alive(workers())
 

@@ -36,8 +36,9 @@ def metrics_of(scores: np.ndarray, labels: np.ndarray) -> Metrics:
 
 
 def log_loss(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Mean negative log likelihood in nats; scores are kept 1e-15 away from 0 and 1, as scikit-learn does."""
-    kept = np.clip(scores, 1e-15, 1 - 1e-15)
+    """Mean negative log likelihood in nats; scores are kept 2e-16 away from 0 and 1, as scikit-learn does."""
+    least = np.finfo(np.float64).eps
+    kept = np.clip(scores, least, 1 - least)
     return float(-np.mean(labels * np.log(kept) + (1 - labels) * np.log1p(-kept)))
 
 

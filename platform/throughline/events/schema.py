@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -70,6 +70,11 @@ class InferenceEvent(Record):
     decision: str
     latency_ms: float = Field(ge=0)
 
+    @property
+    def day(self) -> date:
+        """The partition: the UTC date of `time`."""
+        return self.time.astimezone(UTC).date()
+
 
 def to_binary(event: InferenceEvent) -> tuple[dict[str, str], bytes]:
     """Headers and body of the HTTP request that carries the event."""
@@ -118,7 +123,7 @@ def to_rows(events: Iterable[InferenceEvent]) -> pl.DataFrame:
             "request": _compact(event.request),
             "features": _compact(event.features),
             "feature_times": _compact(event.model_dump(mode="json", include={"feature_times"})["feature_times"]),
-            "day": event.time.astimezone(UTC).date(),
+            "day": event.day,
         }
         for event in events
     ]

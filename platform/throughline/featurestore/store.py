@@ -6,6 +6,8 @@ Does not own: what the features are (the use case's definitions), the join (`aso
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,7 +98,8 @@ def materialise(settings: Settings, usecase: UseCase, start: datetime, end: date
 
     A window written twice leaves the same values. Overlapping windows are welcome: late rows are then picked up.
     """
-    with _one_writer(_folder(settings, usecase)):
+    # Feast prints its progress to stdout, which belongs to whoever asked for a result
+    with _one_writer(_folder(settings, usecase)), contextlib.redirect_stdout(io.StringIO()):
         open_store(settings, usecase).materialize(start, end)
 
 

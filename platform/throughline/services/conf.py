@@ -70,7 +70,8 @@ def render(services: list[Service], home: Path, socket: Path) -> str:
             command=" ".join(_text(word, quoted=True) for word in service.command),
             directory=_text(service.directory),
             environment=",".join(f'{key}="{_text(value)}"' for key, value in sorted(service.env.items())),
-            log=_text(log_path(home, service.name)),
+            # supervisor 4.3 expands this one option twice (ServerOptions._processes_from_section)
+            log=_text(log_path(home, service.name)).replace("%", "%%"),
         )
         for service in services
     ]

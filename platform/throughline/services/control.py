@@ -68,8 +68,8 @@ def up(settings: Settings, names: list[str] | None = None, report: Report = lamb
                 shutil.rmtree(service.scratch, ignore_errors=True)
                 service.scratch.mkdir()
             supervisor.launch(service.name)
-        _await(settings, supervisor, wanted, begun, report)
-    return [_judge(settings, service, supervisor.processes()) for service in wanted]
+    # Waiting needs no lock: `down` in another terminal need not sit out a slow start.
+    return _await(settings, supervisor, wanted, begun, report)
 
 
 def down(settings: Settings) -> None:
@@ -133,7 +133,7 @@ def _prepare(settings: Settings, supervisor: Supervisor) -> None:
     for folder in (settings.logs, settings.lakehouse, settings.mlflow_home, settings.dagster_home):
         folder.mkdir(parents=True, exist_ok=True)
     _write(settings.dagster_home / "dagster.yaml", (SHARED / "dagster.yaml").read_text())
-    changed = _write(supervisor.conf, render(declare(settings), settings.home, supervisor.socket))
+    _write(supervisor.conf, render(declare(settings), settings.home, supervisor.socket))
     pid = supervisor.pid()
     if pid is not None and not _has_secrets(pid, settings):
         supervisor.shutdown()  # the token was changed: it is inherited from supervisord
@@ -143,12 +143,12 @@ def _prepare(settings: Settings, supervisor: Supervisor) -> None:
         # What a killed supervisord left running is nobody's child any more: it cannot be watched.
         strangers.end([*_orphaned_supervisor(settings, supervisor), *strangers.ours(supervisor.url)])
         supervisor.start()
-    elif changed:
+    else:
         _apply(supervisor)
 
 
 def _apply(supervisor: Supervisor) -> None:
-    """Bring a running supervisord to the configuration just written; services whose definition changed are stopped."""
+    """Bring a running supervisord to the configuration on disk; services whose definition changed are stopped."""
     added, changed, removed = supervisor.reload()
     for name in [*changed, *removed]:
         if supervisor.processes()[name].pid:
@@ -169,29 +169,39 @@ def _free_ports(services: list[Service], supervisor: Supervisor) -> None:
         )
 
 
-def _await(settings: Settings, supervisor: Supervisor, services: list[Service], begun: float, report: Report) -> None:
+def _await(
+    settings: Settings, supervisor: Supervisor, services: list[Service], begun: float, report: Report
+) -> list[ServiceStatus]:
     """Wait until every service answers. All get their time before the first failure is raised."""
-    waiting, failures = list(services), []
+    waiting, final = list(services), {}
     with ThreadPoolExecutor(max(1, len(services))) as pool:
         while waiting:
             processes = supervisor.processes()
-            judged = list(pool.map(lambda service: _judge(settings, service, processes), waiting))  # noqa: B023
+            judged = list(pool.map(_judge, [settings] * len(waiting), waiting, [processes] * len(waiting)))
             seconds = time.monotonic() - begun
             for service, now in zip(tuple(waiting), judged, strict=True):
                 report(service.name, now.state, seconds)
-                late = seconds > service.deadline_s and now.state != "running"
-                if now.state == "running" or late or now.state in ("dead", "stopped"):
+                if now.state in ("running", "dead", "stopped") or seconds > service.deadline_s:
                     waiting.remove(service)
-                if late or now.state in ("dead", "stopped"):
-                    failures.append((service, now))
+                    final[service.name] = now
             if waiting:
                 time.sleep(_POLL_S)
-    if failures:
-        service, now = failures[0]
-        also = f" (so did {', '.join(other.name for other, _ in failures[1:])})" if failures[1:] else ""
-        how = f"died: {now.detail}" if now.state in ("dead", "stopped") else f"is not ready: {now.detail}"
-        log = log_path(settings.home, service.name)
-        raise ServiceFailed(f"{service.name} {how}{also}: see {log}, then run `throughline up` again.", log_tail(log))
+    failed = [service for service in services if final[service.name].state != "running"]
+    if failed:
+        raise _failure(settings, [final[service.name] for service in failed])
+    return [final[service.name] for service in services]
+
+
+def _failure(settings: Settings, failed: list[ServiceStatus]) -> ServiceFailed:
+    """About the first that failed, with the end of its log; the others are named."""
+    first, others = failed[0], ", ".join(one.name for one in failed[1:])
+    log = log_path(settings.home, first.name)
+    if first.state in ("dead", "stopped"):
+        how, then = f"died ({first.detail or 'it was stopped'})", "`throughline up` starts it again"
+    else:
+        how, then = f"does not get ready ({first.detail})", "`throughline down`, then `up`, starts it afresh"
+    also = f"; {others} failed, too" if others else ""
+    return ServiceFailed(f"{first.name} {how}{also}: see {log}; {then}.", log_tail(log))
 
 
 def _judge(settings: Settings, service: Service, processes: dict[str, Process]) -> ServiceStatus:
@@ -215,14 +225,10 @@ def state_of(process: Process | None, problem: str | None, now: float, deadline_
     return ("starting" if now - process.started <= deadline_s else "unhealthy"), problem
 
 
-def _write(path: Path, text: str) -> bool:
-    """Whether the content changed."""
-    if path.exists() and path.read_text() == text:
-        return False
+def _write(path: Path, text: str) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(text)
     temporary.replace(path)
-    return True
 
 
 @contextmanager
@@ -254,8 +260,14 @@ def _orphaned_supervisor(settings: Settings, supervisor: Supervisor) -> list:
 
 
 def _wait_gone(pid: int, timeout_s: float) -> None:
+    """Until the process ended; one that only waits to be reaped has ended."""
     import psutil
 
     end = time.monotonic() + timeout_s
-    while psutil.pid_exists(pid) and time.monotonic() < end:
+    while time.monotonic() < end:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return
+        except psutil.NoSuchProcess:
+            return
         time.sleep(0.1)
