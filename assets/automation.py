@@ -32,7 +32,6 @@ from assets.evaluation import GROUP as EVALUATION
 from assets.features import GROUP as FEATURES
 from assets.monitoring import GROUP as MONITORING
 from assets.raw import GROUP as RAW
-from assets.raw import daily
 from assets.resources import CAUSE_TAG, CLOCK_TAG
 from assets.training import GROUP as TRAINING
 
@@ -59,7 +58,6 @@ def ingest_job(usecase: UseCase) -> UnresolvedAssetJobDefinition:
     return define_asset_job(
         f"{usecase.name}_ingest",
         rooms - AssetSelection.assets(*map(AssetKey, static)),
-        partitions_def=daily(usecase),
         description=ingest_job.__doc__,
     )
 

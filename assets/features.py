@@ -88,7 +88,7 @@ def _dbt_models(usecase: UseCase, manifest: Mapping[str, Any]) -> AssetsDefiniti
             "lead_seconds": int(usecase.prediction.lead.total_seconds()),
             "pins": {f"{schema_name(usecase.name, RAW)}.{name}": version for name, version in pins.items()},
         }
-        target = settings.dbt_home / "runs" / context.run_id
+        target = settings.dbt_home / "runs" / context.run.run_id
         for event in dbt.cli(["build", "--vars", json.dumps(variables)], context=context, target_path=target).stream():
             yield _with_versions(event, context, settings, pins, known_until) if isinstance(event, Output) else event
 

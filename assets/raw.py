@@ -59,7 +59,7 @@ def _daily_table(usecase: UseCase, name: str, table: SourceTable, code_version: 
     )
     def ingest(context: AssetExecutionContext, settings: ResourceParam[Settings]) -> MaterializeResult:
         days = [date.fromisoformat(key) for key in context.partition_keys]
-        written = ingest_days(settings, usecase, name, min(days), max(days), context.run_id)
+        written = ingest_days(settings, usecase, name, min(days), max(days), context.run.run_id)
         return _result(written)
 
     return ingest
@@ -75,7 +75,7 @@ def _static_table(usecase: UseCase, name: str, table: SourceTable, code_version:
         code_version=code_version,
     )
     def ingest(context: AssetExecutionContext, settings: ResourceParam[Settings]) -> MaterializeResult:
-        return _result(ingest_static(settings, usecase, name, context.run_id))
+        return _result(ingest_static(settings, usecase, name, context.run.run_id))
 
     return ingest
 

@@ -66,7 +66,7 @@ def _model(usecase: UseCase) -> AssetsDefinition:
         launcher: ResourceParam[Launcher],
         dataset: DatasetRecord,
     ) -> Output[ModelRecord]:
-        tags = {"dagster_run_id": context.run_id}
+        tags = {"dagster_run_id": context.run.run_id}
         if cause := context.run.tags.get(CAUSE_TAG):
             tags["cause"] = cause
         record = train_and_register(

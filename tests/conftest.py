@@ -1,0 +1,61 @@
+"""What all tests share: homes of their own, ports of their own, and skips that name the missing part."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from throughline.settings import DEFAULT_PORTS, Settings, load_settings
+
+PARTS = {"java": "Java", "redis-server": "Redis", "chromium": "Chromium"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests must not see the settings of whoever runs them."""
+    for name in [name for name in os.environ if name.startswith("THROUGHLINE_")]:
+        del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def free_port_base() -> int:
+    """The first of as many consecutive ports as a home needs, all free at the time of asking."""
+    for base in range(24000, 30000, 50):
+        if all(_free(base + offset) for offset in range(len(DEFAULT_PORTS))):
+            return base
+    pytest.skip("no range of free ports between 24000 and 30000")
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """A home that nothing else uses; no service runs in it."""
+    return load_settings(home=tmp_path / "home", port_base=1024)
+
+
+@pytest.fixture(scope="session")
+def session_home() -> Iterator[Path]:
+    """A home for a whole test session, with a short path; removed at the end."""
+    home = Path(tempfile.mkdtemp(prefix="tl-"))
+    yield home
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def needs(program: str) -> None:
+    """Skip the calling test, by the part's name, when a program is not installed."""
+    if shutil.which(program) is None:
+        pytest.skip(f"{PARTS.get(program, program)} is not installed ({program})")
