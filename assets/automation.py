@@ -23,9 +23,6 @@ from dagster import (
     sensor,
 )
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
-from throughline.monitoring.triggers import Retraining, decide_retraining
-from throughline.records import CalibrationRecord
-from throughline.usecase import UseCase
 
 from assets.deployment import GROUP as DEPLOYMENT
 from assets.evaluation import GROUP as EVALUATION
@@ -34,6 +31,9 @@ from assets.monitoring import GROUP as MONITORING
 from assets.raw import GROUP as RAW
 from assets.resources import CAUSE_TAG, CLOCK_TAG
 from assets.training import GROUP as TRAINING
+from throughline.monitoring.triggers import Retraining, decide_retraining
+from throughline.records import CalibrationRecord
+from throughline.usecase import UseCase
 
 WINDOW_TAG = "throughline/window"
 RETRAIN_TAG = "throughline/retrain"

@@ -12,11 +12,11 @@ Each declaration in `usecases/` becomes one such graph (`pipeline.py`).
 """
 
 from dagster import Definitions, definitions
-from throughline.settings import load_settings
-from throughline.usecase import load_usecases
 
 from assets.pipeline import pipeline
 from assets.resources import resources
+from throughline.settings import load_settings
+from throughline.usecase import load_usecases
 
 
 @definitions

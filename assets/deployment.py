@@ -3,16 +3,16 @@
 from collections.abc import Iterator
 
 from dagster import AssetExecutionContext, AssetsDefinition, DataVersion, Definitions, Output, ResourceParam, asset
-from throughline.records import EndpointRecord, GateDecision, ModelRecord, OnlineStoreRecord
-from throughline.registry.models import set_champion
-from throughline.rollout.local import deploy
-from throughline.settings import Settings
-from throughline.usecase import UseCase
 
 from assets.evaluation import GROUP as EVALUATION
 from assets.features import GROUP as FEATURES
 from assets.resources import record_of
 from assets.training import GROUP as TRAINING
+from throughline.records import EndpointRecord, GateDecision, ModelRecord, OnlineStoreRecord
+from throughline.registry.models import set_champion
+from throughline.rollout.local import deploy
+from throughline.settings import Settings
+from throughline.usecase import UseCase
 
 GROUP = "deployment"
 

@@ -1,15 +1,15 @@
 """Evaluation: the candidate on the weeks held out by time, and the gate that decides on its release."""
 
 from dagster import AssetExecutionContext, AssetsDefinition, Definitions, MetadataValue, Output, ResourceParam, asset
+
+from assets.resources import record_of
+from assets.training import GROUP as TRAINING
 from throughline.clock import WallClock
 from throughline.evaluation.evaluate import evaluate_candidate
 from throughline.evaluation.gate import decide
 from throughline.records import DatasetRecord, EvaluationRecord, GateDecision, ModelRecord
 from throughline.settings import Settings
 from throughline.usecase import UseCase
-
-from assets.resources import record_of
-from assets.training import GROUP as TRAINING
 
 GROUP = "evaluation"
 

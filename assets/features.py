@@ -22,6 +22,10 @@ from dagster import (
     map_asset_specs,
 )
 from dagster_dbt import DagsterDbtTranslator, DbtCliResource, dbt_assets
+
+from assets.raw import GROUP as RAW
+from assets.raw import wall_clock_freshness
+from assets.resources import as_of, clock_now, dbt_executable, record_of
 from throughline.errors import ThroughlineError
 from throughline.featurestore import store
 from throughline.lakehouse.spark import register_tables, schema_name
@@ -29,10 +33,6 @@ from throughline.lakehouse.table import pin
 from throughline.records import FeatureStoreRecord, OnlineStoreRecord
 from throughline.settings import PROJECT_ROOT, Settings
 from throughline.usecase import UseCase
-
-from assets.raw import GROUP as RAW
-from assets.raw import wall_clock_freshness
-from assets.resources import as_of, clock_now, dbt_executable, record_of
 
 GROUP = "features"
 PROJECT = PROJECT_ROOT / "features"

@@ -12,6 +12,11 @@ from dagster import (
     asset,
     asset_check,
 )
+
+from assets.deployment import GROUP as DEPLOYMENT
+from assets.features import GROUP as FEATURES
+from assets.raw import GROUP as RAW
+from assets.resources import clock_now, record_of
 from throughline.events.client import snapshot
 from throughline.lakehouse.table import pin, read
 from throughline.monitoring.calibration import judge_calibration
@@ -21,11 +26,6 @@ from throughline.records import CalibrationRecord, InferenceLogRecord, OutcomesR
 from throughline.registry.models import champion
 from throughline.settings import Settings
 from throughline.usecase import UseCase
-
-from assets.deployment import GROUP as DEPLOYMENT
-from assets.features import GROUP as FEATURES
-from assets.raw import GROUP as RAW
-from assets.resources import clock_now, record_of
 
 GROUP = "monitoring"
 

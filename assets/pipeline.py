@@ -1,8 +1,6 @@
 """The standard pipeline: one use case in, its whole graph out. The order of the rooms is the order of the thread."""
 
 from dagster import Definitions
-from throughline.settings import Settings
-from throughline.usecase import UseCase
 
 from assets.automation import automation
 from assets.deployment import deployment_assets
@@ -11,6 +9,8 @@ from assets.features import feature_assets
 from assets.monitoring import monitoring_assets
 from assets.raw import raw_assets
 from assets.training import training_assets
+from throughline.settings import Settings
+from throughline.usecase import UseCase
 
 
 def pipeline(usecase: UseCase, settings: Settings) -> Definitions:

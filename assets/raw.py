@@ -16,6 +16,7 @@ from dagster import (
     ResourceParam,
     asset,
 )
+
 from throughline.experiment.fingerprint import combine, fingerprint_code
 from throughline.lakehouse.ingest import Ingested, ingest_days, ingest_static
 from throughline.settings import Settings

@@ -8,6 +8,7 @@ from typing import Any
 
 from dagster import AssetExecutionContext, AssetIn, InputContext, IOManager, OutputContext
 from dagster_dbt import DbtCliResource
+
 from throughline import recordstore
 from throughline.clock import data_clock
 from throughline.launch import HorovodLauncher

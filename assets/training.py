@@ -1,6 +1,9 @@
 """Training: a dataset as of the data clock, and a model version trained on it under the launcher."""
 
 from dagster import AssetExecutionContext, AssetsDefinition, DataVersion, Definitions, Output, ResourceParam, asset
+
+from assets.features import GROUP as FEATURES
+from assets.resources import CAUSE_TAG, clock_now, record_of
 from throughline.experiment.fingerprint import fingerprint_code
 from throughline.experiment.train import train_and_register
 from throughline.featurestore.dataset import build_dataset
@@ -8,9 +11,6 @@ from throughline.launch import Launcher
 from throughline.records import DatasetRecord, FeatureStoreRecord, ModelRecord
 from throughline.settings import PROJECT_ROOT, Settings
 from throughline.usecase import UseCase
-
-from assets.features import GROUP as FEATURES
-from assets.resources import CAUSE_TAG, clock_now, record_of
 
 GROUP = "training"
 

@@ -7,12 +7,11 @@ import json
 import sys
 from dataclasses import asdict
 
+from loadtests.levels import Levels, report
+from loadtests.scenario import drive, require_loopback, served
 from throughline.errors import ThroughlineError
 from throughline.settings import load_settings
 from throughline.usecase import get_usecase
-
-from loadtests.levels import Levels, report
-from loadtests.scenario import drive, require_loopback, served
 
 
 def main(arguments: list[str] | None = None) -> int:

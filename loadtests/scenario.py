@@ -16,14 +16,14 @@ from urllib.parse import urlsplit
 
 import httpx
 import polars as pl
+
+from loadtests.levels import Measured
 from throughline.access import auth_headers
 from throughline.errors import ThroughlineError
 from throughline.lakehouse.table import current_version
 from throughline.requests import example_instance
 from throughline.settings import Settings, is_loopback
 from throughline.usecase import UseCase
-
-from loadtests.levels import Measured
 
 SAMPLE = 2000
 RATE = 10.0  # requests per second and user

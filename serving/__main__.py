@@ -14,11 +14,10 @@ def main() -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     # KServe's endpoints answer with a class that FastAPI deprecates: nothing to be done here, once per endpoint.
     warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")
+    from serving.server import Server
     from throughline.featurestore.online import open_reader
     from throughline.settings import load_settings
     from throughline.usecase import load_usecases
-
-    from serving.server import Server
 
     try:
         Server(load_settings(), load_usecases(), open_reader).start()

@@ -26,11 +26,11 @@ from kserve.errors import (
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from throughline.access import REFUSAL, allowed
-from throughline.requests import BadRequest
 
 from serving.predictor import Unavailable
 from serving.repository import RevisionRefused
+from throughline.access import REFUSAL, allowed
+from throughline.requests import BadRequest
 
 log = logging.getLogger(__name__)
 

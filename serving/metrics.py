@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from throughline.events.publisher import Publisher
-from throughline.rollout.revision import Revision
 
 from serving.protocol import Prediction
+from throughline.events.publisher import Publisher
+from throughline.rollout.revision import Revision
 
 _HOUR = 3600
 _AGES = [_HOUR * hours for hours in (1, 2, 3, 6, 12, 24, 48, 7 * 24, 30 * 24)]

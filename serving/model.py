@@ -9,11 +9,11 @@ from typing import Any
 
 from kserve import InferRequest, InferResponse, Model
 from kserve.errors import InvalidInput
-from throughline.requests import parse_instances
 
 from serving.lane import Lane
 from serving.predictor import Job, Predictor
 from serving.protocol import answer_v1, answer_v2, input_tensors, instances_of_v1, instances_of_v2, output_tensors
+from throughline.requests import parse_instances
 
 
 class UseCaseModel(Model):

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import polars as pl
+
+from serving.protocol import Prediction
 from throughline.clock import Clock
 from throughline.errors import ThroughlineError
 from throughline.events.schema import InferenceEvent, iso
@@ -25,8 +27,6 @@ from throughline.registry.served_model import ServedModel
 from throughline.requests import BadRequest, example_instance, parse_instances, row_keys
 from throughline.rollout.revision import Revision
 from throughline.usecase import UseCase
-
-from serving.protocol import Prediction
 
 if TYPE_CHECKING:
     from throughline.featurestore.online import FeatureRead

@@ -14,6 +14,7 @@ from typing import Any
 
 from kserve import InferOutput, InferRequest, InferResponse
 from kserve.protocol.infer_type import InferInput
+
 from throughline.requests import MAX_INSTANCES, BadRequest
 from throughline.usecase import UseCase
 

@@ -15,6 +15,11 @@ from kserve.errors import ModelNotFound, ModelNotReady
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from starlette.concurrency import run_in_threadpool
+
+from serving.lane import Lane
+from serving.metrics import Metrics
+from serving.model import UseCaseModel
+from serving.predictor import Job, Predictor, Reader, load_served
 from throughline.clock import data_clock
 from throughline.errors import ThroughlineError
 from throughline.events.publisher import Publisher
@@ -22,11 +27,6 @@ from throughline.requests import BadRequest
 from throughline.rollout.revision import FILE, read_revision
 from throughline.settings import Settings
 from throughline.usecase import UseCase
-
-from serving.lane import Lane
-from serving.metrics import Metrics
-from serving.model import UseCaseModel
-from serving.predictor import Job, Predictor, Reader, load_served
 
 log = logging.getLogger(__name__)
 

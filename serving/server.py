@@ -20,15 +20,15 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc
 from kserve.protocol.grpc.servicer import InferenceServicer
 from kserve.protocol.rest.v1_endpoints import register_v1_endpoints
 from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
+
+from serving import edge
+from serving.metrics import Metrics
+from serving.repository import Loader, OpenReader, Plane, Repository
 from throughline.access import BearerToken, demanded_token
 from throughline.errors import ThroughlineError
 from throughline.events.publisher import Publisher
 from throughline.settings import Settings
 from throughline.usecase import UseCase
-
-from serving import edge
-from serving.metrics import Metrics
-from serving.repository import Loader, OpenReader, Plane, Repository
 
 GRACE_S = 10
 

@@ -16,6 +16,7 @@ from datetime import datetime
 
 import numpy as np
 import polars as pl
+
 from throughline.errors import ThroughlineError
 from throughline.records import DatasetRecord
 

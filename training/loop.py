@@ -24,11 +24,11 @@ import horovod.torch as hvd
 import numpy as np
 import polars as pl
 import torch
+
 from throughline.errors import ThroughlineError
 from throughline.experiment.spec import MODEL_FILE, REPORT_FILE, Epoch, TrainingReport, TrainingSpec
 from throughline.registry.onnx_graph import OPSET, Preprocessing, compose, learn_preprocessing, numeric_matrix
 from throughline.registry.served_model import ServedModel, sha256_of
-
 from training.data import Rows, load_rows, shard
 from training.tracking import MetricLog
 from training.worker import emit

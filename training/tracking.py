@@ -10,6 +10,7 @@ import sys
 import time
 
 import httpx
+
 from throughline.errors import ThroughlineError
 from throughline.experiment.spec import Tracking
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+
 from throughline.errors import ThroughlineError
 from throughline.experiment.spec import TrainingSpec
 from throughline.launch.protocol import EXIT_LOST_PEER

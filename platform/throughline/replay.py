@@ -54,9 +54,7 @@ def advance_day(
     started = time.monotonic()
     clock = data_clock(settings, usecase.clock_start(settings))
     if not isinstance(clock, ReplayClock):
-        raise ThroughlineError(
-            "This home's data clock is the wall clock, which nobody advances."
-        )
+        raise ThroughlineError("This home's data clock is the wall clock, which nobody advances.")
     day = usecase.local_day(clock.now())
     if day >= usecase.replay.end:
         raise ThroughlineError(f"The recording of {usecase.name} ends before {day}: there is nothing to advance to.")

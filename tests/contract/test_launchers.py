@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+
 from throughline.errors import ThroughlineError
 from throughline.launch import HorovodLauncher, LaunchFailed, LaunchSpec, SingleProcessLauncher, local
 from throughline.settings import PROJECT_ROOT

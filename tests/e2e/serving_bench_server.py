@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
+
 from throughline.featurestore.online import FeatureRead
 from throughline.rollout.revision import Revision, write_revision
 from throughline.settings import Settings, load_settings
@@ -48,6 +49,7 @@ def model_bytes(bias: float = 0.0) -> bytes:
     """sigmoid of the standardised numbers and a carrier's code, as the trainers' ONNX files are made."""
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
+
     from throughline.registry.onnx_graph import compose, learn_preprocessing
 
     rows = pl.DataFrame(

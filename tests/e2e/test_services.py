@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from throughline import services
 from throughline.errors import ThroughlineError
 from throughline.services import strangers

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 import psutil
 import pytest
+
 from throughline.errors import ThroughlineError
 from throughline.evaluation.evaluate import evaluate_candidate
 from throughline.evaluation.gate import decide

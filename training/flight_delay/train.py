@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from throughline.errors import ThroughlineError
 from throughline.experiment.spec import TrainingSpec
-
 from training import worker
 
 

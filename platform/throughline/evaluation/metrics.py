@@ -54,7 +54,7 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 def reliability(scores: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> list[tuple[float, float, int]]:
     """Mean score, share of positives and rows of each bin. Bins hold equally many rows, but equal scores share one."""
-    edges = np.unique(np.quantile(scores, np.linspace(0, 1, bins + 1)[1:-1]))
+    edges = np.quantile(scores, np.linspace(0, 1, bins + 1)[1:-1])
     places = np.searchsorted(edges, scores, side="left")
     groups = [places == place for place in np.unique(places)]
     return [(float(scores[g].mean()), float(labels[g].mean()), int(g.sum())) for g in groups]

@@ -24,7 +24,7 @@ def main(command: list[str], parent: int) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     # Whoever loses its parent below becomes our child, so that the tree can always be walked from here.
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    pass
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _stop)
     child = None

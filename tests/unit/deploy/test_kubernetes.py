@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from throughline.settings import DEFAULT_PORTS, PROJECT_ROOT, Settings
 
 ROOT = PROJECT_ROOT / "deploy" / "kubernetes"

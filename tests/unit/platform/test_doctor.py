@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from throughline import doctor
 from throughline.errors import ThroughlineError
 from throughline.settings import load_settings

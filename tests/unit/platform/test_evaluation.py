@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from throughline.errors import ThroughlineError
 from throughline.evaluation.evaluate import evaluate, read_rows
 from throughline.evaluation.metrics import expected_calibration_error, metrics_of, reliability

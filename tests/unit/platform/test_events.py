@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 import pytest
 from fastapi.testclient import TestClient
+
 from throughline.events.collector import Collector, create_app
 from throughline.events.schema import BadEvent, InferenceEvent, from_binary, to_binary
 from throughline.events.table import LogTable

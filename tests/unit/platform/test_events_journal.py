@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from throughline.errors import ThroughlineError
 from throughline.events.journal import Journal
 

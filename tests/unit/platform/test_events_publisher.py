@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+
 from throughline.events.publisher import Publisher
 from throughline.events.schema import InferenceEvent
 from throughline.settings import Settings

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from throughline.errors import ThroughlineError
 from throughline.experiment.fingerprint import combine, fingerprint_code, fingerprint_frame
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from throughline.evaluation.gate import NO_CHAMPION, decide
 from throughline.records import EvaluationRecord, GateDecision, Metrics, ModelRecord
 from throughline.usecase import Bound

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from throughline.errors import ThroughlineError
 from throughline.launch.protocol import EXIT_LOST_PEER, LaunchSpec, explain, parse_event
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 from pydantic import ValidationError
+
 from throughline.errors import ThroughlineError
 from throughline.records import GateDecision, ModelRecord, RuleVerdict
 from throughline.rollout.local import deploy, refusal

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+
 from throughline.errors import ThroughlineError
 from throughline.registry.onnx_graph import compose, learn_preprocessing, numeric_matrix
 from throughline.registry.served_model import ServedModel, sha256_of

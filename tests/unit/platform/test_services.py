@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from supervisor.options import ServerOptions
+
 from throughline.errors import ThroughlineError
 from throughline.services import control, health, strangers
 from throughline.services.conf import render

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from throughline import services
 from throughline.cli import main as cli
 from throughline.errors import ThroughlineError

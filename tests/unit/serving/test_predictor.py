@@ -7,14 +7,14 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
+
+from serving.predictor import Job, Predictor, Unavailable
 from throughline.clock import WallClock
 from throughline.errors import ThroughlineError
 from throughline.featurestore.online import FeatureRead
 from throughline.requests import example_instance, parse_instances
 from throughline.rollout.revision import Revision
 from throughline.usecase import get_usecase
-
-from serving.predictor import Job, Predictor, Unavailable
 
 USECASE = get_usecase("flight_delay")
 REVISION = Revision(

@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from throughline.errors import ThroughlineError
 from throughline.records import DatasetRecord, TableVersion
-
 from training.data import shard, split_rows
 
 HOLDOUT = datetime(2013, 3, 1, tzinfo=UTC)

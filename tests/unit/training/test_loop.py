@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+
 from throughline.experiment.spec import TrainingReport, TrainingSpec
 from throughline.records import DatasetRecord, TableVersion
 from throughline.registry.served_model import ServedModel
-
 from training import worker
 from training.flight_delay.train import Parameters, train
 
