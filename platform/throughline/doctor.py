@@ -152,7 +152,7 @@ def java_version() -> int | None:
     """Major version of the Java that Spark will use: JAVA_HOME's, else the one on PATH. None when there is none."""
     java_home = os.environ.get("JAVA_HOME")  # Spark's variable, not one of ours
     java = f"{java_home}/bin/java" if java_home else shutil.which("java")
-    if java is None or not Path(java).exists():
+    if java is None:
         return None
     # The file beside the binary spares starting a JVM (50 to 300 ms).
     release = Path(java).resolve().parents[1] / "release"

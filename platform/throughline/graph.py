@@ -6,6 +6,7 @@ Owns: the questions asked of the webserver and the shape of its answers. Does no
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -207,12 +208,19 @@ def _events(event: Mapping[str, Any], outcome: RunOutcome) -> Iterator[RunEvent]
 
 
 def _cause(error: Mapping[str, Any]) -> str:
-    """The innermost error's own words, without the class in front: what a person should read."""
-    innermost = error["errorChain"][-1]["error"] if error.get("errorChain") else error
-    lines = [line for line in innermost["message"].strip().splitlines() if line.strip()]
-    text = lines[0] if lines else "unknown error"
-    name, _, rest = text.partition(": ")
-    return rest if (rest and name.isidentifier()) or ("." in name and " " not in name) else text
+    """What a person should read, without the class in front: our own one line, else the innermost error's words.
+
+    Our own error often has a cause further in (a refused connection, a validation); its line already says what to do.
+    """
+    chain = [error, *(link["error"] for link in error.get("errorChain") or [])]
+    lines = [_first_line(link["message"]) for link in chain]
+    line = next((line for line in lines if line.startswith("throughline.")), lines[-1])
+    name, _, rest = line.partition(": ")
+    return rest if rest and re.fullmatch(r"[A-Za-z_][\w.]*", name) else line
+
+
+def _first_line(message: str) -> str:
+    return next((line.strip() for line in message.splitlines() if line.strip()), "unknown error")
 
 
 _STATES = """

@@ -7,12 +7,19 @@ Does not own: what a use case declares (see `usecase.py`).
 from __future__ import annotations
 
 import ipaddress
+import tomllib
 from datetime import date
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 from throughline.errors import ThroughlineError
 
@@ -26,6 +33,10 @@ DEFAULT_PORTS = {
     "mlflow": 5000,
     "spark": 15002,
 }
+
+# Listen on `bind` and demand the token there; the others stay on loopback whatever `bind` says.
+_GUARDED = {"model_http", "model_grpc", "collector"}
+_ANY_ADDRESS = {"0.0.0.0", "::", ""}
 
 
 class Settings(BaseSettings):
@@ -50,6 +61,11 @@ class Settings(BaseSettings):
     training_processes: int | None = Field(None, ge=1, description="Workers per training; unset: the declaration's.")
     training_epochs: int | None = Field(None, ge=1, description="Epochs per training; unset: the trainer's.")
     step_timeout_s: float = Field(1800, gt=0, description="Deadline of one launched training, in seconds.")
+
+    @field_validator("token", mode="before")
+    @classmethod
+    def _blank_is_no_token(cls, token: object) -> object:
+        return None if isinstance(token, str) and not token.strip() else token
 
     @model_validator(mode="after")
     def _beyond_loopback_needs_a_token(self) -> Settings:
@@ -79,8 +95,10 @@ class Settings(BaseSettings):
         """Base URL of a local HTTP service, as seen from this machine; the collector may be on another."""
         if service == "collector" and self.collector_url:
             return self.collector_url.rstrip("/")
-        host = self.bind if is_loopback(self.bind) else "127.0.0.1"
-        return f"http://{host}:{self.port(service)}"
+        host = self.bind
+        if not is_loopback(host) and (service not in _GUARDED or host in _ANY_ADDRESS):
+            host = "127.0.0.1"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port(service)}"
 
     @property
     def spark_url(self) -> str:
@@ -146,4 +164,6 @@ def load_settings(**overrides: object) -> Settings:
         raise ThroughlineError(
             f"Settings refused ({problems}): correct THROUGHLINE_* in the environment or throughline.toml."
         ) from error
+    except (tomllib.TOMLDecodeError, SettingsError) as error:
+        raise ThroughlineError(f"Settings cannot be read ({error}): correct throughline.toml.") from error
     return settings.model_copy(update={"home": settings.home.expanduser().resolve()})

@@ -26,7 +26,7 @@ def parse_duration(text: Any) -> timedelta:
     """`"36h"` -> 36 hours. Units: s, m, h, d. Raises `ValueError` on anything else."""
     if isinstance(text, timedelta):
         return text
-    match = re.fullmatch(r"(\d+)([smhd])", str(text))
+    match = re.fullmatch(r"(\d{1,9})([smhd])", str(text), re.ASCII)
     if match is None:
         raise ValueError(f"{text!r} is not a duration: write a number and s, m, h or d, for example 36h")
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
@@ -165,7 +165,7 @@ class UseCase(_Declared):
     def _known_zone(cls, name: str) -> str:
         try:
             ZoneInfo(name)
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, OSError) as error:  # OSError: a folder of the zone database, such as "America"
             raise ValueError(f"{name!r} is not an IANA time zone, for example America/New_York") from error
         return name
 
@@ -201,12 +201,18 @@ def load_usecase(path: Path) -> UseCase:
     """Read and validate one declaration. Raises `ThroughlineError` naming file and field."""
     try:
         return UseCase.model_validate(yaml.safe_load(path.read_text()))
-    except yaml.YAMLError as error:
-        raise ThroughlineError(f"{path.name} is not YAML ({str(error).splitlines()[0]}): correct the file.") from error
+    except OSError as error:
+        raise ThroughlineError(f"{path} cannot be read ({error.strerror}): is the name right?") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ThroughlineError(f"{path.name} is not YAML{where} ({problem}): correct the file.") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "declaration"
-        raise ThroughlineError(f"{path.name}: {where}: {first['msg']} ({error.error_count()} problem(s)).") from error
+        problem = first["msg"].removeprefix("Value error, ")
+        raise ThroughlineError(f"{path.name}: {where}: {problem} ({error.error_count()} problem(s)).") from error
 
 
 def load_usecases(folder: Path = PROJECT_ROOT / "usecases") -> dict[str, UseCase]:

@@ -10,6 +10,8 @@ from datetime import timedelta
 
 import polars as pl
 
+from throughline.errors import ThroughlineError
+
 _ORDER = "__spine_order"
 
 
@@ -29,31 +31,43 @@ def join_asof(
     spine:   any number of rows, with `keys` and `spine_time` (timezone-aware); its rows and order are kept.
     rows:    with `keys`, `row_time` and, when given, `created`; rows with a null key are never matched.
     columns: name in `rows` -> name in the result. `ttl` None or zero means that values do not expire.
+    Keys are compared in the type they have in `rows`. Raises when the spine already has a column of the result.
     """
-    time_type = spine.schema[spine_time]
+    if taken := sorted(set(columns.values()) & set(spine.columns)):
+        raise ThroughlineError(f"The spine already has {', '.join(taken)}: drop or rename before the join.")
+    time_type, key_types = spine.schema[spine_time], rows.collect_schema()
+    matched = [f"__key_{key}" for key in keys]
     newest = [row_time, created] if created else [row_time]
     right = (
         rows.select(*keys, *dict.fromkeys([row_time, *([created] if created else []), *columns]))
         .drop_nulls([*keys, row_time])
         .with_columns(pl.col(row_time).dt.convert_time_zone("UTC").cast(pl.Datetime("us", "UTC")))
-        .sort(newest, nulls_last=False)
+        .sort(newest, nulls_last=False, maintain_order=True)
         .unique(subset=[*keys, row_time], keep="last", maintain_order=True)
-        .select(*keys, pl.col(row_time).alias("__row_time"), *(pl.col(a).alias(b) for a, b in columns.items()))
+        .select(
+            *(pl.col(key).alias(match) for key, match in zip(keys, matched, strict=True)),
+            pl.col(row_time).alias("__row_time"),
+            *(pl.col(a).alias(b) for a, b in columns.items()),
+        )
     )
     left = (
         spine.lazy()
         .with_row_index(_ORDER)
-        .with_columns(pl.col(spine_time).dt.convert_time_zone("UTC").cast(pl.Datetime("us", "UTC")))
+        .with_columns(
+            pl.col(spine_time).dt.convert_time_zone("UTC").cast(pl.Datetime("us", "UTC")),
+            *(pl.col(key).cast(key_types[key]).alias(match) for key, match in zip(keys, matched, strict=True)),
+        )
         .sort(spine_time)
     )
     joined = left.join_asof(
         right.sort("__row_time"),
         left_on=spine_time,
         right_on="__row_time",
-        by=keys or None,
+        by=matched or None,
         strategy="backward",
         tolerance=ttl or None,
         coalesce=False,
         check_sortedness=False,
     )
-    return joined.sort(_ORDER).drop(_ORDER, "__row_time").with_columns(pl.col(spine_time).cast(time_type)).collect()
+    result = joined.sort(_ORDER).drop(_ORDER, "__row_time", *matched)
+    return result.with_columns(pl.col(spine_time).cast(time_type)).collect()

@@ -19,7 +19,7 @@ import polars as pl
 import pyarrow as pa
 from feast import RepoConfig
 from feast.data_source import DataSource
-from feast.feature_view import FeatureView
+from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL, FeatureView
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob, RetrievalMetadata
 from feast.infra.offline_stores.offline_utils import (
     get_expected_join_keys,
@@ -105,7 +105,8 @@ class DeltaSource(DataSource):
 
     def validate(self, config: RepoConfig) -> None:
         names = self.scan().collect_schema().names()
-        if self.timestamp_field and self.timestamp_field not in names:
+        mapped = [self.field_mapping.get(name, name) for name in names]
+        if self.timestamp_field and self.timestamp_field not in mapped:
             raise ValueError(f"{self.name}: no column {self.timestamp_field} in {self.path} at version {self.version}")
 
     @staticmethod
@@ -201,18 +202,15 @@ class DeltaOfflineStore(OfflineStore):
                 spine = spine.with_columns(pl.col(time_column).dt.replace_time_zone("UTC"))
             for context in contexts:
                 source = sources[context.name]
-                names = {
-                    context.field_mapping.get(f, f): f"{context.name}__{context.field_mapping.get(f, f)}"
-                    if full_feature_names
-                    else context.field_mapping.get(f, f)
-                    for f in context.features
-                }
-                renamed = {join: entity for entity, join in (e.split(" AS ") for e in context.entity_selections)}
-                rows = source.scan().rename({**source.field_mapping, **{e: j for j, e in renamed.items()}})
+                # the context speaks of columns as the table names them, `field_mapping` leads to the feature's name
+                prefix = f"{context.name}__" if full_feature_names else ""
+                names = {f: f"{prefix}{context.field_mapping.get(f, f)}" for f in context.features}
+                selections = (e.split(" AS ") for e in context.entity_selections if DUMMY_ENTITY_ID not in e)
+                keys = {join: pl.col(column).alias(join) for column, join in selections}
                 spine = join_asof(
                     spine,
-                    rows,
-                    keys=list(renamed),
+                    source.scan().with_columns(*keys.values()),
+                    keys=list(keys),
                     spine_time=time_column,
                     row_time=context.timestamp_field,
                     columns=names,
@@ -246,10 +244,13 @@ class DeltaOfflineStore(OfflineStore):
     ) -> RetrievalJob:
         def run() -> pl.DataFrame:
             order = [c for c in (timestamp_field, created_timestamp_column) if c]
-            rows = _window(data_source, start_date, end_date).select(
+            rows = _window(data_source, timestamp_field, start_date, end_date).select(
                 *dict.fromkeys([*join_key_columns, *feature_name_columns, *order])
             )
-            return rows.sort(order).unique(join_key_columns, keep="last", maintain_order=True).collect()
+            rows = rows.sort(order, maintain_order=True)
+            if not join_key_columns:
+                return rows.tail(1).with_columns(pl.lit(DUMMY_ENTITY_VAL).alias(DUMMY_ENTITY_ID)).collect()
+            return rows.unique(join_key_columns, keep="last", maintain_order=True).collect()
 
         return DeltaRetrievalJob(run)
 
@@ -269,13 +270,20 @@ class DeltaOfflineStore(OfflineStore):
             for c in (*join_key_columns, *feature_name_columns, timestamp_field, created_timestamp_column)
             if c is not None and c != ""
         )
-        return DeltaRetrievalJob(lambda: _window(data_source, start_date, end_date).select(*columns).collect())
+
+        def run() -> pl.DataFrame:
+            rows = _window(data_source, timestamp_field, start_date, end_date).select(*columns)
+            if not join_key_columns:
+                rows = rows.with_columns(pl.lit(DUMMY_ENTITY_VAL).alias(DUMMY_ENTITY_ID))
+            return rows.collect()
+
+        return DeltaRetrievalJob(run)
 
 
-def _window(source: DeltaSource, start: datetime | None, end: datetime | None) -> pl.LazyFrame:
+def _window(source: DeltaSource, column: str, start: datetime | None, end: datetime | None) -> pl.LazyFrame:
     """Rows of the source with event time in [start, end], both UTC and inclusive, as Feast's own stores have it."""
     rows = source.scan()
-    time = pl.col(source.timestamp_field)
+    time = pl.col(column)
     if start is not None:
         rows = rows.filter(time >= pl.lit(start.astimezone(UTC)))
     if end is not None:

@@ -46,6 +46,8 @@ def open_store(settings: Settings, usecase: UseCase) -> FeatureStore:
             registry={"registry_type": "file", "path": str(folder / "registry.db"), "cache_ttl_seconds": 0},
             online_store={"type": "sqlite", "path": str(folder / "online.db")},
             offline_store={"type": "throughline.featurestore.delta_store.DeltaOfflineStore"},
+            # the default hands every row of the window to pandas, to keep one per entity
+            materialization={"pull_latest_features": True},
             entity_key_serialization_version=3,
         )
     )

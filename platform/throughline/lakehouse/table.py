@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 from deltalake import DeltaTable, write_deltalake
-from deltalake.exceptions import TableNotFoundError
+from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from throughline.errors import ThroughlineError
 from throughline.records import TableVersion
@@ -42,11 +42,12 @@ def read(settings: Settings, pinned: TableVersion) -> pl.LazyFrame:
     """The rows of a pinned table. Raises when that version is gone."""
     path = settings.lakehouse / pinned.table
     try:
-        return pl.scan_delta(str(path), version=pinned.version)
-    except Exception as error:
+        table = DeltaTable(str(path), version=pinned.version)
+    except (DeltaError, OSError) as error:
         raise ThroughlineError(
-            f"Table {pinned} cannot be read from {path} ({error}): was it vacuumed or moved?"
+            f"Table {pinned} cannot be read from {path} ({str(error).splitlines()[0]}): was it vacuumed or moved?"
         ) from error
+    return pl.scan_delta(table)
 
 
 def replace_days(path: Path, rows: pl.DataFrame, first: date, last: date) -> int:
@@ -55,7 +56,7 @@ def replace_days(path: Path, rows: pl.DataFrame, first: date, last: date) -> int
     Written twice, the content is the same: rows outside the days are untouched, rows inside come from `rows` alone.
     Returns the new version.
     """
-    outside = rows.filter(~pl.col(DAY).is_between(first, last))
+    outside = rows.filter(~pl.col(DAY).is_between(first, last).fill_null(False))
     if outside.height:
         raise ThroughlineError(f"{outside.height} rows for {path.name} lie outside {first} to {last}: nothing written.")
     if current_version(path) is None:

@@ -5,6 +5,7 @@ Owns: the verdict. A verdict without data is `cannot_say`, never `ok`.
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 
 import polars as pl
@@ -53,6 +54,8 @@ def judge_calibration(
         )
     score, rate = float(judged["score"].mean()), float(judged["label"].mean())
     gap = score - rate
+    if not math.isfinite(gap):
+        return verdict("cannot_say", "a score in the window is not a number", judged.height)
     if abs(gap) > policy.gap:
         return verdict("drift", f"gap {gap:+.4f} is beyond {policy.gap}", judged.height, score, rate)
     return verdict("ok", f"gap {gap:+.4f} is within {policy.gap}", judged.height, score, rate)

@@ -59,8 +59,9 @@ def decide_retraining(
     if done:
         since = max(past.requested_at for past in done)
         return Verdict(False, f"{cause}; cooling down since {since.isoformat()}")
-    attempts = len(recent)
+    window = max(recent, key=lambda past: past.requested_at).window if recent else now.isoformat()
+    # all of the window, however long ago: a number counted twice would be a run key that never runs again
+    attempts = sum(past.window == window for past in history)
     if attempts >= MAX_ATTEMPTS:
         return Verdict(False, f"{cause}; gave up after {attempts} failed attempts, cooling down")
-    window = recent[0].window if recent else now.isoformat()
     return Verdict(True, cause, window, f"{window}/attempt-{attempts + 1}")

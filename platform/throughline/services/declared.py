@@ -30,8 +30,9 @@ class Service:
     address: str | None
     ports: tuple[int, ...]
     health: str
-    deadline_s: float
+    deadline_s: float  # generous: a death is noticed at once, and a busy machine took 110 s for what takes 30
     env: dict[str, str] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()  # started along with it
     directory: Path = PROJECT_ROOT
     scratch: Path | None = None  # emptied before each start: what a killed process could not clean up
 
@@ -43,13 +44,14 @@ def declare(settings: Settings) -> list[Service]:
 
 
 def select(services: list[Service], names: list[str] | None) -> list[Service]:
-    """The named ones, all when no name is given. Raises `ThroughlineError` on an unknown name."""
+    """The named ones and what they need, all when no name is given. Raises `ThroughlineError` on an unknown name."""
     if not names:
         return services
     known = [service.name for service in services]
     if unknown := [name for name in names if name not in known]:
         raise ThroughlineError(f"No service {', '.join(unknown)} here: there are {', '.join(known)}.")
-    return [service for service in services if service.name in names]
+    wanted = {*names, *(need for service in services if service.name in names for need in service.needs)}
+    return [service for service in services if service.name in wanted]
 
 
 def settings_env(settings: Settings, without: tuple[str, ...] = ()) -> dict[str, str]:
@@ -148,7 +150,7 @@ def _mlflow(settings: Settings) -> Service:
         address=settings.url("mlflow"),
         ports=(port,),
         health=f"{settings.url('mlflow')}/health",
-        deadline_s=120,
+        deadline_s=240,
         # its job runner is five more processes (GenAI evaluation), none of which we use
         env={**NO_TELEMETRY, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         directory=home,
@@ -166,7 +168,7 @@ def _model_server(settings: Settings) -> Service:
         address=settings.url("model_http"),
         ports=ports,
         health=f"{settings.url('model_http')}/v2/health/live",
-        deadline_s=120,
+        deadline_s=240,
         env={**settings_env(settings, without=_NOT_SERVING), **NO_TELEMETRY},
     )
 
@@ -178,7 +180,7 @@ def _collector(settings: Settings) -> Service:
         address=settings.url("collector"),
         ports=(settings.port("collector"),),
         health=f"{settings.url('collector')}/status",
-        deadline_s=60,
+        deadline_s=120,
         env={**settings_env(settings, without=_NOT_SERVING), **NO_TELEMETRY},
     )
 
@@ -199,7 +201,7 @@ def _dagster(settings: Settings) -> list[Service]:
             address=url,
             ports=(port,),
             health=f"{url}/server_info",
-            deadline_s=180,
+            deadline_s=300,
             env=env,
         ),
         Service(
@@ -208,7 +210,8 @@ def _dagster(settings: Settings) -> list[Service]:
             address=None,
             ports=(),
             health=f"daemon+{url}/graphql",
-            deadline_s=180,
+            deadline_s=300,
             env=env,
+            needs=("dagster-webserver",),  # who is asked about its heartbeats
         ),
     ]

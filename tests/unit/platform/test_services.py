@@ -64,7 +64,9 @@ def test_a_home_that_the_configuration_cannot_carry_is_refused_in_one_line(tmp_p
 
 def test_the_token_is_in_the_environment_of_supervisord_and_in_no_file(home: Path) -> None:
     secret = settings(home, token="s3cret-value", bind="0.0.0.0")
-    assert "s3cret-value" not in render(declare(secret), home, home / "s.sock")
+    conf = render(declare(secret), home, home / "s.sock")
+    assert "s3cret-value" not in conf
+    assert "TOKEN" not in conf  # nor a mask of it, which would hide the real one from the services
     assert inherited_env({}, secret) == {"THROUGHLINE_TOKEN": "s3cret-value"}
 
 
@@ -119,9 +121,11 @@ def test_a_training_setting_restarts_neither_spark_nor_what_serves(home: Path) -
     assert {name for name in NAMES if before[name] != after[name]} == {"dagster-webserver", "dagster-daemon"}
 
 
-def test_an_unknown_service_is_refused_with_the_names_there_are(home: Path) -> None:
+def test_services_are_chosen_by_name_and_an_unknown_one_is_refused(home: Path) -> None:
     services = declare(settings(home))
     assert [one.name for one in select(services, ["mlflow", "spark"])] == ["spark", "mlflow"]
+    # whether the daemon is well is asked of the webserver
+    assert [one.name for one in select(services, ["dagster-daemon"])] == ["dagster-webserver", "dagster-daemon"]
     with pytest.raises(ThroughlineError, match=r"sprak.*spark, mlflow"):
         select(services, ["sprak"])
 
