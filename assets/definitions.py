@@ -11,7 +11,7 @@
 Each declaration in `usecases/` becomes one such graph (`pipeline.py`).
 """
 
-from dagster import Definitions, definitions
+from dagster import Definitions, definitions, in_process_executor
 
 from assets.pipeline import pipeline
 from assets.resources import resources
@@ -25,5 +25,6 @@ def throughline() -> Definitions:
     settings = load_settings()
     return Definitions.merge(
         *(pipeline(usecase, settings) for usecase in load_usecases().values()),
-        Definitions(resources=resources(settings)),
+        # a process per step costs seconds of imports each; on Kubernetes a run is a Pod of its own anyway
+        Definitions(resources=resources(settings), executor=in_process_executor),
     )

@@ -43,7 +43,7 @@ def _endpoint(usecase: UseCase) -> AssetsDefinition:
         online_store: OnlineStoreRecord,
     ) -> Iterator[Output[EndpointRecord]]:
         if gate.decision == "reject" and gate.model == model.reference:
-            context.log.warning(f"{model.reference} is not released: {gate.reasons}")
+            context.log.warning(f"{model.reference} is not released: {gate.failures}")
             return
         record = deploy(settings, usecase, model, gate)
         set_champion(settings, model)

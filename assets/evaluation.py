@@ -64,7 +64,9 @@ def _gate(usecase: UseCase) -> AssetsDefinition:
     )
     def gate(context: AssetExecutionContext, model: ModelRecord, evaluation: EvaluationRecord) -> Output[GateDecision]:
         decision = decide(evaluation, model, usecase.gate, WallClock().now())
-        context.log.info(f"{decision.decision} {decision.model}: {decision.reasons}")
+        for rule in decision.rules:
+            context.log.info(str(rule))
+        context.log.info(f"{decision.model}: {decision.decision}")
         return Output(
             decision,
             metadata={

@@ -1,5 +1,8 @@
 """Training: a dataset as of the data clock, and a model version trained on it under the launcher."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from dagster import AssetExecutionContext, AssetsDefinition, DataVersion, Definitions, Output, ResourceParam, asset
 
 from assets.features import GROUP as FEATURES
@@ -70,7 +73,7 @@ def _model(usecase: UseCase) -> AssetsDefinition:
         if cause := context.run.tags.get(CAUSE_TAG):
             tags["cause"] = cause
         record = train_and_register(
-            settings, usecase, dataset, launcher, on_event=lambda event: context.log.info(str(event)), tags=tags
+            settings, usecase, dataset, launcher, on_event=lambda event: context.log.info(_line(event)), tags=tags
         )
         return Output(
             record,
@@ -85,3 +88,13 @@ def _model(usecase: UseCase) -> AssetsDefinition:
         )
 
     return model
+
+
+def _line(event: Mapping[str, Any]) -> str:
+    """A worker's progress event as a person reads it: its name, then its numbers."""
+    told = ", ".join(
+        f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
+        for name, value in event.items()
+        if name not in {"event", "sha256"}
+    )
+    return f"{event.get('event', 'progress')}: {told}"

@@ -115,6 +115,10 @@ class RuleVerdict(Record):
     value: float | None
     bound: str
 
+    def __str__(self) -> str:
+        number = "" if self.value is None or math.isnan(self.value) else f"{self.value:.4f}, "
+        return f"{self.rule} {self.verdict.replace('_', ' ')} ({number}{self.bound})"
+
 
 class GateDecision(Record):
     """The decision to release one model version, with its reasons."""
@@ -127,10 +131,12 @@ class GateDecision(Record):
 
     @property
     def reasons(self) -> str:
-        def number(value: float | None) -> str:
-            return "none" if value is None or math.isnan(value) else f"{value:.4f}"
+        return "; ".join(str(rule) for rule in self.rules)
 
-        return "; ".join(f"{r.rule} {r.verdict} ({number(r.value)}, {r.bound})" for r in self.rules)
+    @property
+    def failures(self) -> str:
+        """The rules that did not pass, as one line."""
+        return "; ".join(str(rule) for rule in self.rules if rule.verdict != "pass")
 
 
 class EndpointRecord(Record):

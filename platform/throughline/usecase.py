@@ -139,7 +139,7 @@ class Release(_Declared):
 
 
 class UseCase(_Declared):
-    """One declaration; see `usecases/flight_delay.yaml` for a commented one."""
+    """One declaration; see `usecases/` for a commented one."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     goal: str

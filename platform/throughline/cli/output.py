@@ -14,6 +14,9 @@ from throughline.settings import Settings
 if TYPE_CHECKING:
     from throughline.graph import Graph, RunEvent, RunOutcome
 
+# log lines that need more room than a terminal has are left to the UI
+LONGEST_LINE = 110
+
 # progress goes to stderr, so that stdout holds nothing but the result
 console = Console(stderr=True, highlight=False)
 
@@ -43,8 +46,8 @@ def follow_run(graph: Graph, settings: Settings, run_id: str, quiet: bool = Fals
             elif event.type == "failed":
                 running.pop(step, None)
                 console.print(f"  [red]✗[/] {event.message}")
-            elif event.type == "log" and not quiet:
-                console.print(f"    [dim]{event.message.splitlines()[0][:150]}[/]", markup=True)
+            elif event.type == "log" and not quiet and len(event.message) <= LONGEST_LINE:
+                console.print(f"    {event.message}", style="dim", markup=False)
             status.update(f"{', '.join(running) or 'waiting'} [dim]{link}[/]")
 
         return graph.follow(run_id, show)

@@ -15,7 +15,7 @@ from throughline.usecase import get_usecase
 
 
 def predict(
-    usecase: str = typer.Argument(help="A declared use case, for example flight_delay."),
+    usecase: str = typer.Argument(help="A declared use case: a name under usecases/."),
     example: bool = typer.Option(False, "--example", help="Take the first real request that is due now."),
     json_body: Path | None = typer.Option(None, "--json-body", help="A file with one instance, or with `instances`."),
     as_json: bool = typer.Option(False, "--json", help="Print the prediction as JSON."),

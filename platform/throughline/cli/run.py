@@ -8,8 +8,9 @@ from typing import Any
 
 import typer
 
-from throughline import doctor, services
+from throughline import doctor
 from throughline.cli.output import console, emit, follow_run
+from throughline.cli.services import require_all
 from throughline.errors import ThroughlineError
 from throughline.settings import Settings, load_settings
 from throughline.usecase import UseCase, load_usecases
@@ -20,7 +21,7 @@ def run(as_json: bool = typer.Option(False, "--json", help="Print the result as 
     started = time.monotonic()
     settings = load_settings()
     doctor.require(settings)
-    services.up(settings)
+    require_all(settings)
     up_s = time.monotonic() - started
     results = [_run_usecase(settings, usecase) for usecase in load_usecases().values()]
     result = {"seconds": {"services": round(up_s, 1), "all": round(time.monotonic() - started, 1)}, "usecases": results}
@@ -62,7 +63,7 @@ def _run_usecase(settings: Settings, usecase: UseCase) -> dict[str, Any]:
     endpoint = record("deployment", "endpoint", EndpointRecord)
     gate = record("evaluation", "gate", GateDecision)
     if endpoint is None:
-        reasons = gate.reasons if gate else "no candidate was judged"
+        reasons = f"{gate.model}: {gate.failures}" if gate else "no candidate was judged"
         raise ThroughlineError(f"{usecase.name} has no live endpoint: the gate released nothing yet ({reasons}).")
     dataset = record("training", "dataset", DatasetRecord)
     evaluation = record("evaluation", "evaluation", EvaluationRecord)

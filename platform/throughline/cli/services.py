@@ -56,7 +56,7 @@ def down(as_json: AsJson = False) -> None:
     from throughline import services
 
     services.down(load_settings())
-    typer.echo(json.dumps({"services": []}) if as_json else "No service runs.")
+    typer.echo(json.dumps({"services": []}) if as_json else "Stopped: no service of this home runs any more.")
 
 
 def status(as_json: AsJson = False) -> None:

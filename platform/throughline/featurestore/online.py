@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import polars as pl
+import polars.selectors as cs
 
 from throughline.featurestore.store import open_store
 from throughline.settings import Settings
 from throughline.usecase import UseCase, load_object
+
+NO_KEY = -(2**63)  # Feast takes no null for a key; no entity has this number
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class FeatureReader:
         """Features of typed requests (columns as declared under `request`, timestamps in UTC)."""
         store, service, views = self._state
         keys = list(dict.fromkeys(self._usecase.entities.values()))
-        rows = requests.select(pl.col(keys).fill_null("")).to_dicts()
+        rows = requests.select(keys).with_columns(cs.string().fill_null(""), cs.integer().fill_null(NO_KEY)).to_dicts()
         response = store.get_online_features(features=service, entity_rows=rows).proto
         position = {name: i for i, name in enumerate(response.metadata.feature_names.val)}
 

@@ -1,0 +1,271 @@
+"""The whole thread, as a user has it: real services in a home of its own, through the command line.
+
+One home serves all tests of this file: raw flights to a live endpoint takes minutes. Each test leaves it running.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import polars as pl
+import psutil
+import pytest
+from kserve.protocol.grpc.grpc_predict_v2_pb2 import ModelInferRequest
+from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
+
+from throughline import services
+from throughline.client import example_request
+from throughline.clock import data_clock
+from throughline.lakehouse.table import pin, read
+from throughline.settings import DEFAULT_PORTS, Settings, load_settings
+from throughline.usecase import get_usecase
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+USECASE = get_usecase("flight_delay")
+UNTIL = date(2013, 2, 20)
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def settings(session_home: Path, free_port_base: int) -> Settings:
+    return load_settings(home=session_home, port_base=free_port_base, data_until=UNTIL)
+
+
+@pytest.fixture(scope="module")
+def cli(settings: Settings) -> Cli:
+    environment = {
+        **os.environ,
+        "THROUGHLINE_HOME": str(settings.home),
+        "THROUGHLINE_PORT_BASE": str(settings.port_base),
+        "THROUGHLINE_DATA_UNTIL": UNTIL.isoformat(),
+    }
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).with_name("throughline")), *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800, check=False)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def first_run(settings: Settings, cli: Cli) -> Iterator[dict[str, Any]]:
+    """A fresh home brought to a live endpoint; everything is stopped at the end."""
+    if not Path("/usr/bin/java").exists() and "JAVA_HOME" not in os.environ:
+        pytest.skip("Java is not installed: Spark needs it")
+    try:
+        done = cli("run", "--json")
+        assert done.returncode == 0, done.stderr
+        (usecase,) = json.loads(done.stdout)["usecases"]
+        yield usecase
+    finally:
+        services.down(settings)
+
+
+@pytest.fixture
+def example(settings: Settings, first_run: dict[str, Any]) -> dict[str, Any]:
+    return example_request(settings, USECASE, data_clock(settings, USECASE.clock_start(settings)).now())
+
+
+def v1(settings: Settings, instance: Any) -> httpx.Response:
+    url = f"{settings.url('model_http')}/v1/models/flight_delay:predict"
+    return httpx.post(url, json={"instances": [instance]}, timeout=30)
+
+
+def tensors(instance: dict[str, Any]) -> list[dict[str, Any]]:
+    kinds = {"string": "BYTES", "timestamp": "BYTES", "integer": "INT64", "number": "FP64"}
+    return [
+        {"name": name, "shape": [1], "datatype": kinds[USECASE.request[name].type], "data": [value]}
+        for name, value in instance.items()
+    ]
+
+
+def kill_service(settings: Settings, name: str) -> None:
+    """SIGKILL the process that listens on a service's port, as a machine in trouble would."""
+    port = settings.port(name)
+    (pid,) = {c.pid for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port}
+    os.kill(pid, signal.SIGKILL)
+    psutil.Process(pid).wait(10) if psutil.pid_exists(pid) else None
+
+
+def state_of(settings: Settings, name: str) -> str:
+    return next(one.state for one in services.status(settings) if one.name == name)
+
+
+def test_run_takes_raw_flights_to_a_live_endpoint(settings: Settings, first_run: dict[str, Any]) -> None:
+    assert len(set(first_run["materialised"])) == 21
+    assert 0.72 <= first_run["auc"] < 0.80
+    assert first_run["gate"] == "release"
+    assert first_run["days"] == ["2013-01-01", "2013-02-19"]
+    prediction = first_run["prediction"]
+    assert set(prediction) >= {"prediction_id", "model_name", "model_version", "score", "decision"}
+    assert 0 <= prediction["score"] <= 1
+
+
+def test_a_second_run_recomputes_nothing(cli: Cli, first_run: dict[str, Any]) -> None:
+    started = time.monotonic()
+    done = cli("run", "--json")
+    assert done.returncode == 0, done.stderr
+    (usecase,) = json.loads(done.stdout)["usecases"]
+    assert usecase["materialised"] == []
+    assert usecase["model"] == first_run["model"]
+    assert time.monotonic() - started < 120  # a hang, not a speed claim
+
+
+def test_v1_v2_and_grpc_give_the_same_answer(settings: Settings, example: dict[str, Any]) -> None:
+    one = v1(settings, example).json()["predictions"][0]
+
+    url = f"{settings.url('model_http')}/v2/models/flight_delay/infer"
+    outputs = httpx.post(url, json={"inputs": tensors(example)}, timeout=30).raise_for_status().json()["outputs"]
+    two = {output["name"]: output["data"][0] for output in outputs}
+
+    request = ModelInferRequest(model_name="flight_delay")
+    for tensor in tensors(example):
+        sent = request.inputs.add(name=tensor["name"], shape=[1], datatype=tensor["datatype"])
+        if tensor["datatype"] == "BYTES":
+            sent.contents.bytes_contents.append(str(tensor["data"][0]).encode())
+        else:
+            sent.contents.int64_contents.append(tensor["data"][0])
+    with grpc.insecure_channel(f"127.0.0.1:{settings.port('model_grpc')}") as channel:
+        answer = GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=30)
+    three = {
+        output.name: (
+            output.contents.bytes_contents or output.contents.fp64_contents or output.contents.int64_contents
+        )[0]
+        for output in answer.outputs
+    }
+
+    assert one["score"] == two["score"] == three["score"]
+    assert str(one["model_version"]) == str(two["model_version"]) == _text(three["model_version"])
+    assert one["decision"] == two["decision"] == _text(three["decision"])
+    assert len({one["prediction_id"], two["prediction_id"], _text(three["prediction_id"])}) == 3
+
+
+def _value(contents: Any) -> Any:
+    return (contents.bytes_contents or contents.fp64_contents or contents.int64_contents)[0]
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def test_a_prediction_is_in_delta_seconds_later_with_the_features_used(
+    settings: Settings, example: dict[str, Any]
+) -> None:
+    prediction = v1(settings, example).json()["predictions"][0]
+    table = "flight_delay/monitoring/inference_log"
+    deadline = time.monotonic() + 30
+    found = pl.DataFrame()
+    while found.is_empty():
+        assert time.monotonic() < deadline, "the event did not arrive"
+        time.sleep(0.5)
+        if (settings.lakehouse / table).exists():
+            found = read(settings, pin(settings, table)).filter(pl.col("id") == prediction["prediction_id"]).collect()
+    (event,) = found.to_dicts()
+    assert event["score"] == pytest.approx(prediction["score"])
+    assert f"{event['model_name']}/{event['model_version']}" == "flight_delay/1"
+    features = json.loads(event["features"])
+    assert {"origin_delay_2h", "carrier_late_share_24h", "weather_temp", "departure_hour"} <= set(features)
+    times = json.loads(event["feature_times"])
+    assert set(times) >= {"origin_ticks", "carrier_ticks", "destination_ticks", "aircraft_ticks", "weather_ticks"}
+    now = data_clock(settings, USECASE.clock_start(settings)).now()
+    assert all(stamp is None or stamp <= now.isoformat().replace("+00:00", "Z") for stamp in times.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"origin": None}, "origin"),
+        ({"flight": "eleven"}, "flight"),
+        ({"scheduled_departure": "tomorrow"}, "scheduled_departure"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_bad_request_is_refused_by_the_field_at_fault(
+    settings: Settings, example: dict[str, Any], change: dict[str, Any], field: str
+) -> None:
+    answer = v1(settings, example | change)
+    assert 400 <= answer.status_code < 500
+    assert field in answer.json()["error"]
+    assert "Traceback" not in answer.text
+
+
+def test_a_missing_key_an_unknown_model_and_broken_json_are_client_errors(
+    settings: Settings, example: dict[str, Any]
+) -> None:
+    without = {name: value for name, value in example.items() if name != "carrier"}
+    answer = v1(settings, without)
+    assert 400 <= answer.status_code < 500
+    assert "carrier" in answer.json()["error"]
+    base = settings.url("model_http")
+    assert httpx.post(f"{base}/v1/models/nobody:predict", json={"instances": [example]}).status_code == 404
+    broken = httpx.post(f"{base}/v1/models/flight_delay:predict", content=b'{"instances": [')
+    assert 400 <= broken.status_code < 500
+
+
+def test_a_killed_model_server_is_reported_and_the_next_run_recovers(
+    settings: Settings, cli: Cli, example: dict[str, Any]
+) -> None:
+    kill_service(settings, "model_http")
+    asked = cli("predict", "flight_delay", "--example")
+    assert asked.returncode == 1
+    assert "model server" in asked.stderr
+    assert "Traceback" not in asked.stderr
+    assert state_of(settings, "model-server") == "dead"
+    again = cli("run", "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["usecases"][0]["materialised"] == []
+    assert v1(settings, example).status_code == 200
+
+
+def test_a_killed_spark_server_is_one_clear_error_and_the_next_run_recovers(
+    settings: Settings, cli: Cli, first_run: dict[str, Any]
+) -> None:
+    from throughline.lakehouse import spark
+
+    kill_service(settings, "spark")
+    with pytest.raises(Exception, match="No Spark Connect server answers") as refused, spark.session(settings):
+        pass
+    assert type(refused.value).__name__ == "ThroughlineError"
+    assert state_of(settings, "spark") == "dead"
+    assert cli("run").returncode == 0
+    assert state_of(settings, "spark") == "running"
+
+
+def test_a_day_passes_and_its_predictions_meet_their_outcomes(
+    settings: Settings, cli: Cli, first_run: dict[str, Any]
+) -> None:
+    done = cli("advance", "--days", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    (day,) = json.loads(done.stdout)
+    assert day["predictions"] > 700
+    assert day["labelled"] > 500
+    assert day["verdict"] == "cannot_say"  # a single day's outcomes are too few to judge by
+    outcomes = read(settings, pin(settings, "flight_delay/monitoring/outcomes")).collect()
+    judged = outcomes.filter(pl.col("state") == "labelled")
+    assert judged["label"].mean() == pytest.approx(judged["score"].mean(), abs=0.25)
+
+
+def test_down_leaves_no_process_and_no_port_behind(settings: Settings, cli: Cli, first_run: dict[str, Any]) -> None:
+    try:
+        assert cli("down").returncode == 0
+        ports = {settings.port(name) for name in DEFAULT_PORTS}
+        listening = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == "LISTEN"}
+        assert not ports & listening
+        mine = [
+            p.info["cmdline"] for p in psutil.process_iter(["cmdline"]) if str(settings.home) in str(p.info["cmdline"])
+        ]
+        assert mine == []
+    finally:
+        assert cli("up").returncode == 0
