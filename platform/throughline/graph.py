@@ -6,6 +6,7 @@ Owns: the questions asked of the webserver and the shape of its answers. Does no
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -72,10 +73,11 @@ class Graph:
         for entry in answer["workspaceOrError"]["locationEntries"]:
             if entry["locationOrLoadError"]["__typename"] == "PythonError":
                 raise ThroughlineError(f"The graph does not load: {_cause(entry['locationOrLoadError'])}")
+        outdated = self._outdated(answer["assetNodes"])
         return [
             AssetState(
                 key=tuple(node["assetKey"]["path"]),
-                status=node["staleStatus"] or "MISSING",
+                status="STALE" if tuple(node["assetKey"]["path"]) in outdated else node["staleStatus"] or "MISSING",
                 upstream=frozenset(tuple(d["asset"]["assetKey"]["path"]) for d in node["dependencies"]),
                 group=node["groupName"],
                 partitions=_partitions(node),
@@ -83,6 +85,19 @@ class Graph:
             )
             for node in answer["assetNodes"]
         ]
+
+    def _outdated(self, nodes: Sequence[Mapping[str, Any]]) -> set[Key]:
+        """The daily assets whose oldest day is stale: of the asset as a whole, Dagster always says FRESH."""
+        oldest = {tuple(n["assetKey"]["path"]): min(days) for n in nodes if (days := _partitions(n))}
+        if not oldest:
+            return set()
+        questions = [
+            f"a{n}: assetNodeOrError(assetKey: {{path: {json.dumps(key)}}}) "
+            f"{{ ... on AssetNode {{ staleStatus(partition: {json.dumps(day)}) }} }}"
+            for n, (key, day) in enumerate(oldest.items())
+        ]
+        answer = self._ask(f"query {{ {' '.join(questions)} }}")
+        return {key for n, key in enumerate(oldest) if answer[f"a{n}"].get("staleStatus") == "STALE"}
 
     def launch(
         self,
@@ -163,8 +178,9 @@ class Graph:
             answer = self._client.post(f"{self._url}/graphql", json={"query": query, "variables": variables})
             content = answer.raise_for_status().json()
         except (httpx.HTTPError, ValueError) as error:
+            problem = _first_line(str(error))
             raise ThroughlineError(
-                f"The Dagster webserver at {self._url} does not answer ({error}): see `throughline status`."
+                f"The Dagster webserver at {self._url} does not answer ({problem}): see `throughline status`."
             ) from error
         if content.get("errors"):
             raise ThroughlineError(f"Dagster refused a question: {content['errors'][0]['message'].splitlines()[0]}")

@@ -1,7 +1,7 @@
 """Bringing a declared source's rows into its Delta table, a local day at a time.
 
 Owns: what a partition is. A day's partition holds what became known on that day (`available_at` in the local day);
-the first day also holds everything known before it, so that nothing delivered early is lost.
+the first day also holds what had been delivered before it about that day or later, such as its schedule.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ def read_days(usecase: UseCase, table: str, first: date, last: date, initial: da
     source = load_object(usecase.sources.module)
     start = None if first == initial else usecase.day_start(first)
     rows = source.read(table, start, usecase.day_start(last + timedelta(days=1)))
+    beginning = usecase.day_start(initial)
+    rows = rows.filter((pl.col("available_at") >= beginning) | (pl.col("event_time") >= beginning))
     known_day = pl.col("available_at").dt.convert_time_zone(usecase.timezone).dt.date()
     return rows.with_columns(known_day.clip(lower_bound=initial).alias(DAY))
 

@@ -10,7 +10,8 @@ from datetime import date
 from pathlib import Path
 
 import polars as pl
-from deltalake import DeltaTable, write_deltalake
+import polars.selectors as cs
+from deltalake import DeltaTable, Schema, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from throughline.errors import ThroughlineError
@@ -54,13 +55,25 @@ def replace_days(path: Path, rows: pl.DataFrame, first: date, last: date) -> int
     """Write the local days [first, last] of a table partitioned by `day`, replacing what was there; one commit.
 
     Written twice, the content is the same: rows outside the days are untouched, rows inside come from `rows` alone.
-    Returns the new version.
+    Changed columns are taken only when the range covers every day there is. Returns the new version.
     """
     outside = rows.filter(~pl.col(DAY).is_between(first, last).fill_null(False))
     if outside.height:
         raise ThroughlineError(f"{outside.height} rows for {path.name} lie outside {first} to {last}: nothing written.")
-    if current_version(path) is None:
+    version = current_version(path)
+    rows = rows.with_columns(cs.datetime().dt.cast_time_unit("us"))  # as Delta stores it
+    if version is None:
         write_deltalake(str(path), rows.to_arrow(), partition_by=[DAY], mode="error")
+    elif _columns(Schema.from_arrow(rows.to_arrow().schema)) != _columns(DeltaTable(str(path)).schema()):
+        # Left to itself, delta-rs casts to the old types without a word: 1.5 becomes 1.
+        held = pl.scan_delta(str(path), version=version)
+        beyond = held.filter(~pl.col(DAY).is_between(first, last)).select(pl.len()).collect().item()
+        if beyond:
+            raise ThroughlineError(
+                f"The columns of {path.name} changed and {beyond} rows lie outside {first} to {last}: "
+                "bring all of its days in one range."
+            )
+        write_deltalake(str(path), rows.to_arrow(), mode="overwrite", schema_mode="overwrite", partition_by=[DAY])
     else:
         write_deltalake(
             str(path),
@@ -69,6 +82,10 @@ def replace_days(path: Path, rows: pl.DataFrame, first: date, last: date) -> int
             predicate=f"{DAY} >= '{first.isoformat()}' AND {DAY} <= '{last.isoformat()}'",
         )
     return DeltaTable(str(path)).version()
+
+
+def _columns(schema: Schema) -> dict[str, str]:
+    return {field.name: str(field.type) for field in schema.fields}
 
 
 def replace_all(path: Path, rows: pl.DataFrame, commit_properties: dict[str, str] | None = None) -> int:

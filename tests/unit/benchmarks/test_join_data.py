@@ -1,0 +1,94 @@
+"""The benchmark's right answer is right, and an answer that is nearly right is counted as wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pytest
+
+from benchmarks import join_data as data
+from throughline.featurestore.asof import join_asof
+
+SIZE = data.Size(rows=400, views=2, entities=15, ticks=12)
+MISSING = object()
+
+
+@pytest.fixture(scope="module")
+def views() -> list[pl.DataFrame]:
+    # few hours, so that ties, expiry and corrections all decide some rows
+    return [data.make_view(SIZE, view) for view in range(SIZE.views)]
+
+
+@pytest.fixture(scope="module")
+def spine() -> pl.DataFrame:
+    return data.make_spine(SIZE)
+
+
+@pytest.fixture(scope="module")
+def expected(spine, views) -> pl.DataFrame:
+    return data.right_answer(spine, views)
+
+
+def by_hand(row: dict[str, Any], rows: list[dict[str, Any]], view: int) -> dict[str, Any]:
+    """The definition, read aloud."""
+    key, ttl = data.key(view), data.ttl(view)
+    may = [r for r in rows if row[key] is not None and r[key] == row[key] and r[data.TIME] <= row[data.TIME]]
+    if ttl:
+        may = [r for r in may if row[data.TIME] - r[data.TIME] <= ttl]
+    best = max(may, key=lambda r: (r[data.TIME], r[data.CREATED]), default={})
+    return {name: best.get(name) for name in data.features(view)}
+
+
+def test_the_right_answer_is_that_of_the_definition(spine, views, expected):
+    tables = [rows.to_dicts() for rows in views]
+    for row, answer in zip(spine.to_dicts(), expected.to_dicts(), strict=True):
+        for view, rows in enumerate(tables):
+            wanted = by_hand(row, rows, view)
+            assert {name: answer[name] for name in wanted} == wanted
+
+
+def test_the_platforms_join_gives_the_right_answer(spine, views, expected):
+    joined = spine
+    for view, rows in enumerate(views):
+        joined = join_asof(
+            joined,
+            rows.lazy(),
+            keys=[data.key(view)],
+            spine_time=data.TIME,
+            row_time=data.TIME,
+            columns={name: name for name in data.features(view)},
+            created=data.CREATED,
+            ttl=data.ttl(view),
+        )
+    assert data.rows_wrong(joined, expected) == 0
+
+
+def test_the_data_decides_between_right_and_nearly_right(spine, views, expected):
+    """Without the ttl, the order of creation or the null keys the answer is another one."""
+    assert any(rows.select(data.key(v), data.TIME).is_duplicated().any() for v, rows in enumerate(views))
+    forgetful = expected.filter(pl.col(data.features(1)[0]).is_null(), pl.col(data.key(1)).is_not_null())
+    assert forgetful.height
+    big = data.make_spine(data.Size(rows=2000, views=1, entities=100, ticks=1))
+    assert big[data.key(0)].null_count()
+    assert big.select(data.TIME, data.key(0)).is_duplicated().any()
+    assert "e100" in big[data.key(0)]
+
+
+def test_every_kind_of_wrong_answer_is_counted(expected):
+    feature = data.features(0)[0]
+    assert data.rows_wrong(expected.with_columns(pl.col(feature).fill_null(float("nan"))), expected) == 0
+    assert data.rows_wrong(expected.sample(fraction=1, shuffle=True, seed=1), expected) == 0
+    assert data.rows_wrong(expected.head(390), expected) == 10
+    assert data.rows_wrong(pl.concat([expected, expected.head(7)]), expected) == 7
+    assert data.rows_wrong(pl.concat([expected, expected.head(3).with_columns(pl.col(data.ROW) + 1000)]), expected) == 3
+    changed = pl.when(pl.col(data.ROW) < 5).then(-1.0).otherwise(pl.col(feature)).alias(feature)
+    assert data.rows_wrong(expected.with_columns(changed), expected) == 5
+
+
+def test_what_is_written_is_what_is_read(tmp_path):
+    size = data.Size(rows=50, views=1, entities=5, ticks=4)
+    data.write(tmp_path, size)
+    assert data.read_size(tmp_path) == size
+    delta = pl.read_delta(str(tmp_path / "delta/view_0"), version=0)
+    assert delta.equals(pl.read_parquet(tmp_path / "view_0.parquet"))

@@ -1,0 +1,29 @@
+"""What is measured is the full path: the made home has features for every request and a model that uses them."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.serving_home import ENTITIES, make_home
+from throughline.featurestore.online import open_reader
+from throughline.registry.served_model import ServedModel
+from throughline.requests import parse_instances
+from throughline.rollout.revision import read_revision
+from throughline.usecase import load_usecases
+
+
+@pytest.mark.parametrize("usecase", load_usecases().values(), ids=lambda usecase: usecase.name)
+def test_every_request_finds_its_features_and_is_scored_by_them(settings, usecase):
+    instances = make_home(settings, usecase)
+    assert len(instances) == ENTITIES
+    read = open_reader(settings, usecase).read(parse_instances(usecase, instances))
+    assert not any(read.unknown)
+    stored = [name for name in read.values.columns if name not in usecase.request]
+    assert read.values.select(stored).null_count().sum_horizontal().item() == 0
+    folder = settings.serving_home / usecase.name
+    revision = read_revision(folder)
+    served = ServedModel.load(folder / revision.file, revision.sha256)
+    assert served.numeric == stored
+    scores = served.score(read.values)
+    assert 0 <= scores.min() < scores.max() <= 1
+    assert not any(served.outside_domain(read.values))

@@ -1,0 +1,96 @@
+"""A record comes back as it was kept, or it is said in one line why not; a reader never sees half of one."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from throughline import recordstore
+from throughline.errors import ThroughlineError
+from throughline.records import CalibrationRecord, EvaluationRecord, GateDecision, Metrics, RuleVerdict, TableVersion
+from throughline.settings import Settings
+
+NOW = datetime(2013, 4, 1, 4, tzinfo=UTC)
+KEY = ("usecase", "room", "asset")
+PINNED = TableVersion(table="u/raw/t", version=3)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path)
+
+
+def test_a_record_comes_back_as_it_was_kept(home: Settings) -> None:
+    recordstore.save(home, KEY, PINNED)
+    assert recordstore.load(home, KEY, TableVersion) == PINNED
+    recordstore.save(home, KEY, PINNED.model_copy(update={"version": 4}))
+    assert recordstore.load(home, KEY, TableVersion).version == 4
+    assert [path.name for path in (home.records / "usecase" / "room").iterdir()] == ["asset.json"]
+
+
+def test_a_number_that_could_not_be_had_comes_back_as_such(home: Settings) -> None:
+    unknown = Metrics(rows=0, log_loss=math.nan, auc=math.nan, brier=math.inf, ece=0.1)
+    record = EvaluationRecord(
+        model="m/1", sha256="a", dataset_fingerprint="f", evaluated_at=NOW, holdout_from=NOW, holdout_until=NOW,
+        candidate=unknown, constant=unknown, champion=None, champion_model=None,
+    )  # fmt: skip
+    recordstore.save(home, KEY, record)
+    again = recordstore.load(home, KEY, EvaluationRecord)
+    assert math.isnan(again.candidate.auc)
+    assert math.isinf(again.candidate.brier)
+    assert again.holdout_from == NOW
+    rule = RuleVerdict(rule="auc", verdict="cannot_say", value=math.nan, bound="at least 0.72")
+    recordstore.save(home, KEY, GateDecision(model="m/1", sha256="a", decision="reject", decided_at=NOW, rules=[rule]))
+    decision = recordstore.load(home, KEY, GateDecision)
+    assert math.isnan(decision.rules[0].value)
+    assert "auc" in decision.reasons
+    assert "nan" not in decision.reasons
+
+
+def test_what_was_never_kept_is_none_or_one_line(home: Settings) -> None:
+    assert recordstore.find(home, KEY, TableVersion) is None
+    with pytest.raises(ThroughlineError, match=r"No record of usecase/room/asset .*materialise it first"):
+        recordstore.load(home, KEY, TableVersion)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"table": "t"}', '{"table": "t", "version": 1, "more": 2}'])
+def test_a_file_that_is_no_such_record_is_one_line_with_its_path(home: Settings, content: str) -> None:
+    recordstore.save(home, KEY, PINNED)
+    (home.records / "usecase" / "room" / "asset.json").write_text(content)
+    with pytest.raises(ThroughlineError, match=r"asset\.json is not a TableVersion") as caught:
+        recordstore.find(home, KEY, TableVersion)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_record_of_another_kind_is_not_taken_for_it(home: Settings) -> None:
+    recordstore.save(home, KEY, PINNED)
+    with pytest.raises(ThroughlineError, match="is not a CalibrationRecord"):
+        recordstore.load(home, KEY, CalibrationRecord)
+
+
+def test_a_write_that_breaks_off_leaves_the_old_record(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    recordstore.save(home, KEY, PINNED)
+    write = Path.write_text
+
+    def half(path: Path, text: str) -> None:
+        write(path, text[: len(text) // 2])
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", half)
+        with pytest.raises(OSError, match="no space"):
+            recordstore.save(home, KEY, PINNED.model_copy(update={"version": 4}))
+    assert recordstore.load(home, KEY, TableVersion) == PINNED
+
+
+def test_records_say_what_they_are_about() -> None:
+    assert str(PINNED) == "u/raw/t@3"
+    judged = CalibrationRecord(
+        model="m/1", window_from=NOW, window_until=NOW, outcomes=1, mean_score=0.25, outcome_rate=0.5,
+        verdict="drift", reason="r",
+    )  # fmt: skip
+    assert judged.gap == -0.25
+    assert judged.model_copy(update={"mean_score": None}).gap is None

@@ -1,0 +1,165 @@
+"""Settings come from the environment or throughline.toml, are checked as a whole, and never show a secret."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from throughline.errors import ThroughlineError
+from throughline.settings import DEFAULT_PORTS, Settings, is_loopback, load_settings
+
+
+@pytest.fixture
+def toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A throughline.toml of our own instead of the checkout's."""
+    path = tmp_path / "throughline.toml"
+    monkeypatch.setitem(Settings.model_config, "toml_file", path)
+    return path
+
+
+GIVEN = {
+    "home": ("/tmp/somewhere", Path("/tmp/somewhere")),
+    "port_base": ("24000", 24000),
+    "bind": ("127.0.0.2", "127.0.0.2"),
+    "collector_url": ("http://collector:80", "http://collector:80"),
+    "clock": ("wall", "wall"),
+    "data_from": ("2013-02-03", "2013-02-03"),
+    "data_until": ("2013-04-05", "2013-04-05"),
+    "spark_remote": ("sc://cluster:15002", "sc://cluster:15002"),
+    "spark_memory": ("8g", "8g"),
+    "training_processes": ("4", 4),
+    "training_epochs": ("3", 3),
+    "step_timeout_s": ("12.5", 12.5),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in Settings.model_fields if name != "token"])
+def test_every_setting_has_its_name_in_the_environment(name: str, monkeypatch: pytest.MonkeyPatch, toml: Path) -> None:
+    text, value = GIVEN[name]
+    monkeypatch.setenv(f"THROUGHLINE_{name.upper()}", text)
+    read = getattr(load_settings(), name)
+    assert read in (value, Path(text).resolve()) or str(read) == value
+
+
+def test_what_is_said_closer_to_the_call_wins(monkeypatch: pytest.MonkeyPatch, toml: Path) -> None:
+    toml.write_text('spark_memory = "1g"\ntraining_processes = 7\nclock = "wall"\n')
+    monkeypatch.setenv("THROUGHLINE_SPARK_MEMORY", "2g")
+    monkeypatch.setenv("THROUGHLINE_TRAINING_PROCESSES", "8")
+    settings = load_settings(spark_memory="3g")
+    assert (settings.spark_memory, settings.training_processes, settings.clock) == ("3g", 8, "wall")
+
+
+def test_a_home_is_absolute_whatever_was_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, toml: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert load_settings(home="here").home == tmp_path / "here"
+    assert load_settings(home="~/there").home == Path("/home/somebody/there")
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("nope = 1", "nope"),
+        ('clock = "sundial"', "clock"),
+        ("port_base = 80", "port_base"),
+        ("port_base = 65500", "port_base"),
+        ("training_processes = 0", "training_processes"),
+        ("step_timeout_s = 0", "step_timeout_s"),
+        ('data_from = "soon"', "data_from"),
+        ("home = [", "throughline.toml"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line_that_names_it(content: str, named: str, toml: Path) -> None:
+    toml.write_text(content)
+    with pytest.raises(ThroughlineError, match=named) as caught:
+        load_settings()
+    assert "\n" not in str(caught.value)
+
+
+def test_all_mistakes_are_named_at_once(toml: Path) -> None:
+    with pytest.raises(ThroughlineError, match=r"port_base: .*; clock: "):
+        load_settings(port_base=1, clock="sundial")
+
+
+def test_services_have_the_well_known_ports_unless_a_base_moves_all_of_them(tmp_path: Path) -> None:
+    usual = Settings(home=tmp_path)
+    assert {name: usual.port(name) for name in DEFAULT_PORTS} == {
+        "model_http": 8080, "model_grpc": 8081, "collector": 8090, "dagster": 3000, "mlflow": 5000, "spark": 15002,
+    }  # fmt: skip
+    moved = Settings(home=tmp_path, port_base=24000)
+    assert [moved.port(name) for name in DEFAULT_PORTS] == list(range(24000, 24006))
+    assert moved.url("mlflow") == "http://127.0.0.1:24004"
+    assert moved.spark_url == "sc://127.0.0.1:24005"
+
+
+def test_two_homes_with_bases_six_apart_share_no_port(tmp_path: Path) -> None:
+    one, other = Settings(home=tmp_path, port_base=24000), Settings(home=tmp_path, port_base=24006)
+    assert not {one.port(name) for name in DEFAULT_PORTS} & {other.port(name) for name in DEFAULT_PORTS}
+
+
+@pytest.mark.parametrize("bind", ["0.0.0.0", "10.1.2.3", "::", "example.org", ""])
+@pytest.mark.parametrize("token", [None, "", "  "])
+def test_beyond_loopback_a_token_is_demanded_and_an_empty_one_is_none(
+    tmp_path: Path, bind: str, token: str | None
+) -> None:
+    with pytest.raises(ThroughlineError, match="THROUGHLINE_TOKEN"):
+        load_settings(home=tmp_path, bind=bind, token=token)
+    assert load_settings(home=tmp_path, bind=bind, token="s3cret").bind == bind
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1", "127.8.8.8", "localhost", "::1"])
+def test_on_loopback_no_token_is_needed(tmp_path: Path, bind: str) -> None:
+    assert is_loopback(bind)
+    assert load_settings(home=tmp_path, bind=bind).token is None
+
+
+@pytest.mark.parametrize(
+    ("bind", "guarded", "unguarded"),
+    [
+        ("127.0.0.1", "127.0.0.1", "127.0.0.1"),
+        ("::1", "[::1]", "[::1]"),
+        ("0.0.0.0", "127.0.0.1", "127.0.0.1"),
+        ("::", "127.0.0.1", "127.0.0.1"),
+        ("10.1.2.3", "10.1.2.3", "127.0.0.1"),  # MLflow and Dagster ask for no token: they stay on loopback
+    ],
+)
+def test_a_url_leads_to_where_the_service_listens(tmp_path: Path, bind: str, guarded: str, unguarded: str) -> None:
+    settings = Settings(home=tmp_path, bind=bind, token="t", port_base=24000)
+    assert settings.url("model_http") == f"http://{guarded}:24000"
+    assert settings.url("collector") == f"http://{guarded}:24002"
+    assert settings.url("dagster") == f"http://{unguarded}:24003"
+
+
+def test_the_collector_and_spark_may_be_elsewhere(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, collector_url="http://collector:80/", spark_remote="sc://cluster:15002")
+    assert settings.url("collector") == "http://collector:80"
+    assert settings.spark_url == "sc://cluster:15002"
+
+
+def test_a_secret_is_in_no_text_made_of_settings(monkeypatch: pytest.MonkeyPatch, toml: Path) -> None:
+    monkeypatch.setenv("THROUGHLINE_TOKEN", "s3cret-value")
+    settings = load_settings()
+    assert settings.token.get_secret_value() == "s3cret-value"
+    for text in (repr(settings), str(settings), settings.model_dump_json(), str(settings.model_dump())):
+        assert "s3cret" not in text
+    with pytest.raises(ThroughlineError) as caught:
+        load_settings(clock="sundial")
+    assert "s3cret" not in str(caught.value)
+
+
+def test_settings_do_not_change_once_read(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    with pytest.raises(ValidationError):
+        settings.bind = "0.0.0.0"
+
+
+def test_all_state_is_below_the_home(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    places = [name for name, value in vars(Settings).items() if isinstance(value, property) and name != "spark_url"]
+    assert len(places) >= 8
+    folders = [getattr(settings, name) for name in places if isinstance(getattr(settings, name), Path)]
+    assert len(set(folders)) == len(folders)
+    assert all(folder.parent == tmp_path for folder in folders)
+    assert settings.table_path("u", "raw", "t") == tmp_path / "lakehouse" / "u" / "raw" / "t"
