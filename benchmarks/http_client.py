@@ -101,7 +101,7 @@ class _Caller(asyncio.Protocol):
             answer = take(self._buffer)
             if answer is None:
                 return
-            if False:
+            if self._marker not in answer[1]:
                 raise ThroughlineError(f"Not a prediction under load: {answer[1][:200].decode()}")
         except ThroughlineError as error:
             self._end(error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -66,12 +65,14 @@ def test_the_table_has_a_row_per_candidate_with_spread_and_failures():
     assert fast.endswith("| **0.375** (0.25–0.5) |")
 
 
-def test_the_page_says_when_and_on_what_and_names_no_machine():
+def test_the_page_says_when_and_on_what_and_names_no_machine(monkeypatch):
+    for ask in ("platform.node", "socket.gethostname"):
+        monkeypatch.setattr(ask, lambda: "a-machine-with-a-name")
     facts = machine_facts()
     text = page([measured()], {"point_in_time": "About."}, facts, datetime(2024, 5, 6, tzinfo=UTC))
     assert "2024-05-06" in text
     assert {"processor", "cores", "memory", "packages"} <= facts.keys()
     assert all(facts.values())
     assert "python -m benchmarks.point_in_time --quick" in text
-    for secret in (platform.node(), str(Path.home()), str(Path.cwd())):
-        assert len(secret) < 6 or secret not in text
+    for secret in ("a-machine-with-a-name", str(Path.cwd())):
+        assert secret not in text

@@ -9,6 +9,8 @@ import pytest
 
 from features.flight_delay.request import derive
 
+TIME = pl.Datetime("us", "UTC")
+
 
 def requests(*departures: datetime, minutes: int = 90) -> pl.DataFrame:
     return pl.DataFrame(
@@ -17,7 +19,7 @@ def requests(*departures: datetime, minutes: int = 90) -> pl.DataFrame:
             "scheduled_departure": list(departures),
             "scheduled_arrival": [departure + timedelta(minutes=minutes) for departure in departures],
         },
-        schema_overrides={name: pl.Datetime("us", "UTC") for name in ("scheduled_departure", "scheduled_arrival")},
+        schema={"flight": pl.Int64, "scheduled_departure": TIME, "scheduled_arrival": TIME},
     )
 
 
