@@ -79,7 +79,7 @@ class Worker:
 
 
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
-    rows = chosen.rows or (100_000 if chosen.quick else 300_000)
+    rows = chosen.rows or (60_000 if chosen.quick else 300_000)
     size = join_data.Size(rows, chosen.views, chosen.entities, chosen.ticks)
     names = [report.OURS, *(QUICK_PEERS if chosen.quick else [n for n in CANDIDATES if n != report.OURS])]
     with tempfile.TemporaryDirectory(prefix="bench-") as made:
@@ -130,7 +130,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.point_in_time", description=ABOUT)
-    parser.add_argument("--rows", type=int, help="of the spine; default 300000, quick 100000")
+    parser.add_argument("--rows", type=int, help="of the spine; default 300000, quick 60000")
     parser.add_argument("--views", type=int, default=3)
     parser.add_argument("--entities", type=int, default=2000, help="per view")
     parser.add_argument("--ticks", type=int, default=50, help="rows per entity and view")

@@ -41,7 +41,7 @@ START_S = 90
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.serving_home import make_home
 
-    seconds, rounds = chosen.seconds or (1.5 if chosen.quick else 5), chosen.rounds or (3 if chosen.quick else 5)
+    seconds, rounds = chosen.seconds or (1 if chosen.quick else 5), chosen.rounds or (3 if chosen.quick else 5)
     usecase = next(iter(load_usecases().values()))
     base = _free_ports(len(DEFAULT_PORTS) + 1)
     ports = {report.OURS: 0, PEER: base + len(DEFAULT_PORTS)}
@@ -163,7 +163,7 @@ def _free_ports(count: int) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.serving", description=ABOUT)
-    parser.add_argument("--seconds", type=float, help="per phase; default 5, quick 1.5")
+    parser.add_argument("--seconds", type=float, help="per phase; default 5, quick 1")
     parser.add_argument("--rounds", type=int, help="default 5, quick 3")
     return report.run(parser, measure)
 

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -19,9 +20,10 @@ from feast.types import Float64
 from feast.value_type import ValueType
 
 from throughline.errors import ThroughlineError
+from throughline.featurestore import online
 from throughline.featurestore import store as feature_store
 from throughline.featurestore.delta_store import DeltaSource
-from throughline.featurestore.online import NO_KEY, FeatureReader, open_reader
+from throughline.featurestore.online import FeatureReader, open_reader
 from throughline.records import TableVersion
 from throughline.settings import Settings
 from throughline.usecase import UseCase, get_usecase
@@ -475,8 +477,19 @@ def test_definitions_registered_since_are_taken_up_by_a_reload(tmp_path: Path, u
     assert after.equals(open_reader(settings, usecase).read(requests({})).values)
 
 
-def test_a_null_key_of_any_type_is_an_unknown_entity(several: FeatureStore) -> None:
-    """Feast takes no null for a key: a stand-in that no entity has goes in its place."""
+def test_a_null_key_of_any_type_is_an_unknown_entity(
+    several: FeatureStore, rows: dict[str, pl.DataFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Feast takes no null for a key, and looks for a text where a number is meant."""
     quietly(lambda: several.materialize(START - HOUR, START + 11 * HOUR))
-    asked = [{"place": "", "number": 1}, {"place": "a", "number": NO_KEY}]
-    assert several.get_online_features(["two:second"], asked).to_dict()["second"] == [None, None]
+    several.apply([FeatureService(name="s", features=[several.get_feature_view("two")])])
+    monkeypatch.setattr(online, "open_store", lambda *_: several)
+    declared = SimpleNamespace(
+        entities={"place": "place", "number": "number"},
+        features=SimpleNamespace(service="s", request_features="copy:copy"),
+    )
+    asked = pl.DataFrame({"place": ["a", None, "a"], "number": [1, 2, None]})
+    read = FeatureReader(Settings(), declared).read(asked)  # type: ignore[arg-type]
+    known = newest(rows["two"], {"place": "a", "number": 1}, START + 11 * HOUR)
+    assert read.values["second"].to_list() == [known, None, None]
+    assert read.unknown == [[], ["place", "number"], ["place", "number"]]
