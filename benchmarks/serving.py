@@ -41,22 +41,23 @@ START_S = 90
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.serving_home import make_home
 
-    seconds, rounds = chosen.seconds or (1 if chosen.quick else 5), chosen.rounds or (3 if chosen.quick else 5)
+    seconds, rounds = chosen.seconds or (1 if chosen.quick else 5), chosen.rounds or (2 if chosen.quick else 5)
     usecase = next(iter(load_usecases().values()))
     base = _free_ports(len(DEFAULT_PORTS) + 1)
     ports = {report.OURS: 0, PEER: base + len(DEFAULT_PORTS)}
     with tempfile.TemporaryDirectory(prefix="bench-") as made, contextlib.ExitStack() as stack:
         settings = Settings(home=Path(made), port_base=base)
         ports[report.OURS] = settings.port("model_http")
-        report.progress("making a home with features and a model")
-        instances = make_home(settings, usecase)
-        settings.logs.mkdir(exist_ok=True)
+        settings.logs.mkdir()
         commands = {
             "collector": ["throughline.events.collector"],
             "model-server": ["serving"],
             PEER: ["benchmarks.kserve_trivial", str(ports[PEER])],
         }
-        running = {name: stack.enter_context(_process(settings, name, cmd)) for name, cmd in commands.items()}
+        running = {name: stack.enter_context(_process(settings, name, commands[name])) for name in ("collector", PEER)}
+        report.progress("making a home with features and a model")
+        instances = make_home(settings, usecase)
+        running["model-server"] = stack.enter_context(_process(settings, "model-server", commands["model-server"]))
         addresses = {
             "collector": f"{settings.url('collector')}/health",
             "model-server": f"{settings.url('model_http')}/v2/models/{usecase.name}/ready",
@@ -74,7 +75,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
         many: dict[str, list[Measured]] = {name: [] for name in made_requests}
         for number in range(-1, rounds):  # the first one warms and does not count
             for name, ready in made_requests.items():
-                lasts = seconds if number >= 0 else min(seconds, 1)
+                lasts = seconds if number >= 0 else min(seconds, 0.5)
                 alone = drive(ports[name], ready, 1, lasts, b'"score"')
                 crowd = drive(ports[name], ready, CLIENTS, lasts, b'"score"')
                 if name == report.OURS:
@@ -164,7 +165,7 @@ def _free_ports(count: int) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.serving", description=ABOUT)
     parser.add_argument("--seconds", type=float, help="per phase; default 5, quick 1")
-    parser.add_argument("--rounds", type=int, help="default 5, quick 3")
+    parser.add_argument("--rounds", type=int, help="default 5, quick 2")
     return report.run(parser, measure)
 
 

@@ -25,14 +25,17 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True)
 class AssetState:
-    """How one asset stands. `partitions` are the materialised ones; None for an unpartitioned asset."""
+    """How one asset stands. `partitions` are the materialised ones; None for an unpartitioned asset.
+
+    `causes` says what made a stale one stale: CODE (its own or one above it), DATA or DEPENDENCIES.
+    """
 
     key: Key
     status: Literal["MISSING", "STALE", "FRESH"]
     upstream: frozenset[Key]
     group: str
     partitions: frozenset[str] | None = None
-    job_names: tuple[str, ...] = ()
+    causes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Graph:
                 upstream=frozenset(tuple(d["asset"]["assetKey"]["path"]) for d in node["dependencies"]),
                 group=node["groupName"],
                 partitions=_partitions(node),
-                job_names=tuple(node["jobNames"]),
+                causes=frozenset(cause["category"] for cause in node["staleCauses"]),
             )
             for node in answer["assetNodes"]
         ]
@@ -245,7 +248,7 @@ workspaceOrError { ... on Workspace { locationEntries { locationOrLoadError {
   __typename ... on PythonError { message errorChain { error { message } } }
 } } } }
 assetNodes(loadMaterializations: false) {
-  assetKey { path } groupName staleStatus jobNames isPartitioned
+  assetKey { path } groupName staleStatus staleCauses { category } isPartitioned
   dependencies { asset { assetKey { path } } }
   partitionKeysByDimension { partitionKeys }
   assetPartitionStatuses { ... on TimePartitionStatuses { ranges { startKey endKey status } } }

@@ -1,6 +1,7 @@
 """What a `run` has to do, pure: from how the graph stands to what must be materialised.
 
-Owns: the rule that only what changed is done again.
+Owns: the rules that only what changed is done again, and that newer data alone trains no model: that takes a reason
+(`monitoring/triggers.py`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 from throughline.graph import AssetState, Key
+
+RELEASE_ROOMS = frozenset({"training", "evaluation", "deployment"})
 
 
 @dataclass(frozen=True)
@@ -24,33 +27,36 @@ class Plan:
 
 
 def plan_run(states: Sequence[AssetState], first: date, until: date) -> Plan:
-    """Everything missing or stale, everything downstream of it, and the days in [first, until) that are not there.
+    """What is missing or whose code changed with all that follows, and the days in [first, until) that are not there.
 
-    A stale daily table is brought anew for all of its days: its source's code changed.
+    A daily table whose source's code changed is brought anew for all of its days. New days and newer data are followed
+    as far as the training room's door: they make new features, but no new candidate.
     """
     wanted = [first + timedelta(days=n) for n in range((until - first).days)]
     days: set[date] = set()
     changed: set[Key] = set()
+    newer: set[Key] = set()
     for state in states:
         if state.partitions is None:
-            if state.status != "FRESH":
+            if state.status == "MISSING" or "CODE" in state.causes:
                 changed.add(state.key)
+            elif state.status == "STALE" and state.group not in RELEASE_ROOMS:
+                newer.add(state.key)
             continue
         missing = wanted if state.status == "STALE" else [d for d in wanted if d.isoformat() not in state.partitions]
         if missing:
-            changed.add(state.key)
+            (changed if len(missing) == len(wanted) else newer).add(state.key)
             days.update(missing)
-    downstream = _downstream(states, changed)
-    assets = sorted(state.key for state in states if state.key in downstream)
-    return Plan(assets, (min(days), max(days)) if days else None)
+    planned = _followed(states, changed) | _followed(states, newer, closed=RELEASE_ROOMS)
+    return Plan(sorted(planned), (min(days), max(days)) if days else None)
 
 
-def _downstream(states: Iterable[AssetState], changed: set[Key]) -> set[Key]:
-    """`changed` and all that depends on it, directly or not."""
-    reached = set(changed)
-    grew = True
+def _followed(states: Iterable[AssetState], start: set[Key], closed: frozenset[str] = frozenset()) -> set[Key]:
+    """`start` and all that follows from it, directly or not, through rooms that are not closed."""
+    reached = set(start)
+    grew = bool(start)
     while grew:
-        more = {state.key for state in states if state.key not in reached and state.upstream & reached}
+        more = {s.key for s in states if s.key not in reached and s.group not in closed and s.upstream & reached}
         reached |= more
         grew = bool(more)
     return reached

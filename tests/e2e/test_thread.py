@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 from throughline import services
 from throughline.client import example_request
 from throughline.clock import data_clock
+from throughline.featurestore import store
 from throughline.lakehouse.table import pin, read
+from throughline.requests import row_keys
 from throughline.settings import DEFAULT_PORTS, Settings, load_settings
 from throughline.usecase import get_usecase
 
@@ -243,18 +245,43 @@ def test_a_killed_spark_server_is_one_clear_error_and_the_next_run_recovers(
     assert state_of(settings, "spark") == "running"
 
 
-def test_a_day_passes_and_its_predictions_meet_their_outcomes(
-    settings: Settings, cli: Cli, first_run: dict[str, Any]
-) -> None:
+@pytest.fixture(scope="module")
+def lived_day(cli: Cli, first_run: dict[str, Any]) -> dict[str, Any]:
+    """A recorded day has passed."""
     done = cli("advance", "--days", "1", "--json")
     assert done.returncode == 0, done.stderr
     (day,) = json.loads(done.stdout)
+    return day
+
+
+def test_a_day_passes_and_its_predictions_meet_their_outcomes(settings: Settings, lived_day: dict[str, Any]) -> None:
+    day = lived_day
     assert day["predictions"] > 700
     assert day["labelled"] > 500
     assert day["verdict"] == "cannot_say"  # a single day's outcomes are too few to judge by
     outcomes = read(settings, pin(settings, "flight_delay/monitoring/outcomes")).collect()
     judged = outcomes.filter(pl.col("state") == "labelled")
     assert judged["label"].mean() == pytest.approx(judged["score"].mean(), abs=0.25)
+
+
+def test_what_was_served_is_what_the_offline_store_says_for_the_same_instant(
+    settings: Settings, lived_day: dict[str, Any]
+) -> None:
+    log = read(settings, pin(settings, "flight_delay/monitoring/inference_log")).collect()
+    spine = read(settings, pin(settings, "flight_delay/features/labelled_flights")).collect()
+    spine = spine.with_columns(row_keys(USECASE, spine).alias("row_key"))
+    served = log.join(spine.select("row_key", "prediction_time", *USECASE.request), on="row_key").filter(
+        # the replay asks within the hour that the flight is due to be predicted; by hand one may ask earlier
+        (pl.col("prediction_time") - pl.col("time")).is_between(timedelta(0), timedelta(hours=1), closed="left")
+    )
+    assert served.height > 700
+    asked = served.select("row_key", "prediction_time", *USECASE.request)
+    offline = store.historical(settings, USECASE, asked, "prediction_time")
+    online = pl.DataFrame([json.loads(features) for features in served["features"]], infer_schema_length=None)
+    names = [name for name in offline.columns if name not in asked.columns]
+    assert len(names) == 25
+    for name in names:
+        assert online[name].cast(pl.Float64).to_list() == pytest.approx(offline[name].to_list(), nan_ok=True), name
 
 
 def test_down_leaves_no_process_and_no_port_behind(settings: Settings, cli: Cli, first_run: dict[str, Any]) -> None:

@@ -224,7 +224,7 @@ def node(name: str, status: str | None, *upstream: str, **more: Any) -> dict[str
         "assetKey": {"path": ["u", name]},
         "groupName": "g",
         "staleStatus": status,
-        "jobNames": ["__ASSET_JOB"],
+        "staleCauses": [{"category": "DATA"}] if status == "STALE" else [],
         "isPartitioned": False,
         "dependencies": [{"asset": {"assetKey": {"path": ["u", above]}}} for above in upstream],
         "partitionKeysByDimension": [],

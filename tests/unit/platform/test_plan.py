@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date, timedelta
 
 from hypothesis import given
@@ -114,3 +115,53 @@ def test_a_plan_is_closed_downwards_and_has_a_reason_for_each_asset(states: list
     assert (plan.days is None) == (not missing)
     if plan.days:
         assert [day.isoformat() for day in plan.days] == [min(missing), max(missing)]
+
+
+def thread(**statuses: tuple[str, str]) -> list[AssetState]:
+    """A small thread through the rooms; statuses by name as (status, cause)."""
+    rooms = {
+        "raw": ("raw", ()),
+        "ticks": ("features", ("raw",)),
+        "dataset": ("training", ("ticks",)),
+        "model": ("training", ("dataset",)),
+        "gate": ("evaluation", ("model",)),
+        "endpoint": ("deployment", ("gate", "ticks")),
+        "outcomes": ("monitoring", ("endpoint", "ticks")),
+    }
+    return [
+        AssetState(
+            key=("u", name),
+            status=statuses.get(name, ("FRESH", ""))[0],  # type: ignore[arg-type]
+            upstream=frozenset(("u", above) for above in upstream),
+            group=room,
+            causes=frozenset(filter(None, [statuses.get(name, ("FRESH", ""))[1]])),
+            partitions=frozenset(DAYS) if name == "raw" else None,
+        )
+        for name, (room, upstream) in rooms.items()
+    ]
+
+
+def test_newer_data_alone_trains_no_model() -> None:
+    states = thread(dataset=("STALE", "DATA"), endpoint=("STALE", "DATA"))
+    assert planned(*states) == ([], None)
+
+
+def test_newer_features_reach_monitoring_but_no_candidate() -> None:
+    assert planned(*thread(ticks=("STALE", "DATA"))) == (["outcomes", "ticks"], None)
+
+
+def test_changed_feature_code_makes_a_new_candidate() -> None:
+    everything_after = ["dataset", "endpoint", "gate", "model", "outcomes", "ticks"]
+    assert planned(*thread(ticks=("STALE", "CODE"))) == (everything_after, None)
+
+
+def test_a_new_day_makes_features_but_no_candidate() -> None:
+    states = [
+        state if state.partitions is None else replace(state, partitions=frozenset(DAYS[:-1])) for state in thread()
+    ]
+    assert planned(*states) == (["outcomes", "raw", "ticks"], (date(2013, 1, 5), date(2013, 1, 5)))
+
+
+def test_a_training_that_never_ended_is_taken_up_again() -> None:
+    states = thread(model=("MISSING", ""), gate=("MISSING", ""), endpoint=("MISSING", ""), outcomes=("MISSING", ""))
+    assert planned(*states) == (["endpoint", "gate", "model", "outcomes"], None)
