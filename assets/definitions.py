@@ -11,7 +11,9 @@
 Each declaration in `usecases/` becomes one such graph (`pipeline.py`).
 """
 
-from dagster import Definitions, definitions, in_process_executor
+import warnings
+
+from dagster import BetaWarning, Definitions, definitions, in_process_executor
 
 from assets.pipeline import pipeline
 from assets.resources import resources
@@ -22,6 +24,7 @@ from throughline.usecase import load_usecases
 @definitions
 def throughline() -> Definitions:
     """Built when a code location loads, not when this module is imported."""
+    warnings.filterwarnings("ignore", category=BetaWarning)  # ranges of partitions in one run are beta for years now
     settings = load_settings()
     return Definitions.merge(
         *(pipeline(usecase, settings) for usecase in load_usecases().values()),
