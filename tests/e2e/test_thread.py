@@ -30,7 +30,7 @@ from throughline.clock import data_clock
 from throughline.featurestore import store
 from throughline.lakehouse.table import pin, read
 from throughline.requests import row_keys
-from throughline.settings import DEFAULT_PORTS, Settings, load_settings
+from throughline.settings import DEFAULT_PORTS, PROJECT_ROOT, Settings, load_settings
 from throughline.usecase import get_usecase
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -46,14 +46,17 @@ def settings(session_home: Path, free_port_base: int) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def cli(settings: Settings) -> Cli:
-    environment = {
+def environment(settings: Settings) -> dict[str, str]:
+    return {
         **os.environ,
         "THROUGHLINE_HOME": str(settings.home),
         "THROUGHLINE_PORT_BASE": str(settings.port_base),
         "THROUGHLINE_DATA_FROM": FROM.isoformat(),
     }
 
+
+@pytest.fixture(scope="module")
+def cli(environment: dict[str, str]) -> Cli:
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).with_name("throughline")), *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800, check=False)
@@ -214,6 +217,19 @@ def test_a_missing_key_an_unknown_model_and_broken_json_are_client_errors(
     assert httpx.post(f"{base}/v1/models/nobody:predict", json={"instances": [example]}).status_code == 404
     broken = httpx.post(f"{base}/v1/models/flight_delay:predict", content=b'{"instances": [')
     assert 400 <= broken.status_code < 500
+
+
+def test_the_load_test_of_the_live_endpoint_ends_and_loses_nothing(
+    settings: Settings, environment: dict[str, str], first_run: dict[str, Any]
+) -> None:
+    command = [sys.executable, "-m", "loadtests", "--users", "2", "--seconds", "3", "--json"]
+    done = subprocess.run(
+        command, env=environment, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=90, check=False
+    )
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["requests"] > 10
+    assert result["failed_share"] == 0
+    assert result["events_lost"] == 0
 
 
 def test_a_killed_model_server_is_reported_and_the_next_run_recovers(
