@@ -89,6 +89,12 @@ class Graph:
             for node in answer["assetNodes"]
         ]
 
+    def reload_if_older(self, changed_at: float) -> None:
+        """Have the webserver load the code anew when it loaded it before `changed_at` (Unix time)."""
+        (entry,) = self._ask(_LOADED)["workspaceOrError"]["locationEntries"]
+        if entry["updatedTimestamp"] < changed_at:
+            self._ask(_RELOAD, name=LOCATION)
+
     def _outdated(self, nodes: Sequence[Mapping[str, Any]]) -> set[Key]:
         """The daily assets whose oldest day is stale: of the asset as a whole, Dagster always says FRESH."""
         oldest = {tuple(n["assetKey"]["path"]): min(days) for n in nodes if (days := _partitions(n))}
@@ -241,6 +247,12 @@ def _cause(error: Mapping[str, Any]) -> str:
 def _first_line(message: str) -> str:
     return next((line.strip() for line in message.splitlines() if line.strip()), "unknown error")
 
+
+_LOADED = "query { workspaceOrError { ... on Workspace { locationEntries { updatedTimestamp } } } }"
+
+_RELOAD = """
+mutation($name: String!) { reloadRepositoryLocation(repositoryLocationName: $name) { __typename } }
+"""
 
 _STATES = """
 query {

@@ -12,7 +12,7 @@ from throughline import doctor
 from throughline.cli.output import console, emit, follow_run
 from throughline.cli.services import require_all
 from throughline.errors import ThroughlineError
-from throughline.settings import Settings, load_settings
+from throughline.settings import PROJECT_ROOT, Settings, load_settings
 from throughline.usecase import UseCase, load_usecases
 
 
@@ -38,6 +38,7 @@ def _run_usecase(settings: Settings, usecase: UseCase) -> dict[str, Any]:
 
     now = data_clock(settings, usecase.clock_start(settings)).now()
     graph = Graph(settings)
+    graph.reload_if_older(newest_change())
     states = [state for state in graph.states() if state.key[0] == usecase.name]
     plan = plan_run(states, usecase.first_day(settings), usecase.local_day(now))
     materialised: list[str] = []
@@ -82,6 +83,13 @@ def _run_usecase(settings: Settings, usecase: UseCase) -> dict[str, Any]:
         "endpoint": f"{settings.url('model_http')}/v1/models/{usecase.name}:predict",
         "prediction": prediction,
     }
+
+
+def newest_change() -> float:
+    """When a file of the code that the graph is made of last changed (Unix time)."""
+    folders = ("assets", "features", "training", "platform", "usecases")
+    files = (path for folder in folders for path in (PROJECT_ROOT / folder).rglob("*"))
+    return max(path.stat().st_mtime for path in files if path.suffix in {".py", ".sql", ".yml", ".yaml"})
 
 
 def _table(settings: Settings, result: dict[str, Any]) -> None:
