@@ -1,6 +1,6 @@
 """Take the picture of the graph that the README shows, from a running Dagster webserver, in headless Chromium.
 
-    python docs/screenshot.py http://127.0.0.1:3000 docs/images/graph.png
+python docs/screenshot.py http://127.0.0.1:3000 docs/images/graph.png
 """
 
 from __future__ import annotations

@@ -26,11 +26,14 @@ class Plan:
         return bool(self.assets)
 
 
-def plan_run(states: Sequence[AssetState], first: date, until: date) -> Plan:
+def plan_run(states: Sequence[AssetState], first: date, until: date, behind: frozenset[str] = frozenset()) -> Plan:
     """What is missing or whose code changed with all that follows, and the days in [first, until) that are not there.
 
     A daily table whose source's code changed is brought anew for all of its days. New days and newer data are followed
     as far as the training room's door: they make new features, but no new candidate.
+
+    `behind`: rooms that were not brought up to `until`, as after a run that ended between a new day's rows and its
+    features. Dagster calls those features fresh: they depend on a table, not on its days.
     """
     wanted = [first + timedelta(days=n) for n in range((until - first).days)]
     days: set[date] = set()
@@ -40,7 +43,7 @@ def plan_run(states: Sequence[AssetState], first: date, until: date) -> Plan:
         if state.partitions is None:
             if state.status == "MISSING" or "CODE" in state.causes:
                 changed.add(state.key)
-            elif state.status == "STALE" and state.group not in RELEASE_ROOMS:
+            elif state.group in behind or (state.status == "STALE" and state.group not in RELEASE_ROOMS):
                 newer.add(state.key)
             continue
         missing = wanted if state.status == "STALE" else [d for d in wanted if d.isoformat() not in state.partitions]

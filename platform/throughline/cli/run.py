@@ -34,13 +34,16 @@ def _run_usecase(settings: Settings, usecase: UseCase) -> dict[str, Any]:
     from throughline.clock import data_clock
     from throughline.graph import Graph
     from throughline.plan import plan_run
-    from throughline.records import DatasetRecord, EndpointRecord, EvaluationRecord, GateDecision
+    from throughline.records import DatasetRecord, EndpointRecord, EvaluationRecord, FeatureStoreRecord, GateDecision
 
     now = data_clock(settings, usecase.clock_start(settings)).now()
     graph = Graph(settings)
     graph.reload_if_older(newest_change())
     states = [state for state in graph.states() if state.key[0] == usecase.name]
-    plan = plan_run(states, usecase.first_day(settings), usecase.local_day(now))
+    features = recordstore.find(settings, (usecase.name, "features", "feature_store"), FeatureStoreRecord)
+    late = features is not None and usecase.local_day(features.as_of) < usecase.local_day(now)
+    behind = frozenset({"features"} if late else ())
+    plan = plan_run(states, usecase.first_day(settings), usecase.local_day(now), behind)
     materialised: list[str] = []
     started = time.monotonic()
     if plan:

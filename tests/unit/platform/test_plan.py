@@ -165,3 +165,9 @@ def test_a_new_day_makes_features_but_no_candidate() -> None:
 def test_a_training_that_never_ended_is_taken_up_again() -> None:
     states = thread(model=("MISSING", ""), gate=("MISSING", ""), endpoint=("MISSING", ""), outcomes=("MISSING", ""))
     assert planned(*states) == (["endpoint", "gate", "model", "outcomes"], None)
+
+
+def test_features_that_a_failed_run_left_behind_are_made_though_dagster_says_fresh() -> None:
+    plan = plan_run(thread(), FIRST, UNTIL, behind=frozenset({"features"}))
+    assert [key[-1] for key in plan.assets] == ["outcomes", "ticks"]
+    assert plan.days is None
