@@ -22,13 +22,14 @@ from dagster import (
     map_asset_specs,
 )
 from dagster_dbt import DagsterDbtTranslator, DbtCliResource, dbt_assets
+from dagster_dbt.errors import DagsterDbtError
 
 from assets.raw import GROUP as RAW
 from assets.raw import wall_clock_freshness
 from assets.resources import as_of, clock_now, dbt_executable, record_of
 from throughline.errors import ThroughlineError
 from throughline.featurestore import store
-from throughline.lakehouse.spark import register_tables, schema_name
+from throughline.lakehouse.spark import register_tables, schema_name, unreachable, watched
 from throughline.lakehouse.table import pin
 from throughline.records import FeatureStoreRecord, OnlineStoreRecord
 from throughline.settings import PROJECT_ROOT, Settings
@@ -89,8 +90,17 @@ def _dbt_models(usecase: UseCase, manifest: Mapping[str, Any]) -> AssetsDefiniti
             "pins": {f"{schema_name(usecase.name, RAW)}.{name}": version for name, version in pins.items()},
         }
         target = settings.dbt_home / "runs" / context.run.run_id
-        for event in dbt.cli(["build", "--vars", json.dumps(variables)], context=context, target_path=target).stream():
-            yield _with_versions(event, context, settings, pins, known_until) if isinstance(event, Output) else event
+        building = dbt.cli(["build", "--vars", json.dumps(variables)], context=context, target_path=target)
+        with watched(settings, on_lost=building.process.kill) as lost:
+            try:
+                for event in building.stream():
+                    if isinstance(event, Output):
+                        event = _with_versions(event, context, settings, pins, known_until)
+                    yield event
+            except DagsterDbtError as error:
+                if lost.is_set():
+                    raise unreachable(settings) from error
+                raise
 
     slowest = max(table.freshness for table in usecase.sources.tables.values() if table.freshness)
     return map_asset_specs(
