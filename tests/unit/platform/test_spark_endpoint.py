@@ -1,0 +1,66 @@
+"""A Spark endpoint that is not there is told at once, also when it goes away while somebody else works on it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from throughline.errors import ThroughlineError
+from throughline.lakehouse import spark
+from throughline.settings import Settings, load_settings
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+@pytest.fixture
+def at_listener(listener: socket.socket, settings: Settings) -> Settings:
+    return load_settings(home=settings.home, spark_remote=f"sc://127.0.0.1:{listener.getsockname()[1]}/;user_id=me")
+
+
+def test_an_endpoint_that_listens_answers_and_a_closed_one_does_not(
+    listener: socket.socket, at_listener: Settings
+) -> None:
+    assert spark.answers(at_listener)
+    listener.close()
+    assert not spark.answers(at_listener)
+
+
+def test_attaching_to_nothing_is_one_line_within_seconds(listener: socket.socket, at_listener: Settings) -> None:
+    listener.close()
+    started = time.monotonic()
+    with (
+        pytest.raises(ThroughlineError, match=r"No Spark Connect server answers at sc://.*throughline up"),
+        spark.session(at_listener),
+    ):
+        pass
+    assert time.monotonic() - started < 10
+
+
+def test_work_elsewhere_is_ended_once_when_the_endpoint_goes_away(
+    listener: socket.socket, at_listener: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spark, "WATCH_INTERVAL_S", 0.05)
+    ended = threading.Semaphore(0)
+    with spark.watched(at_listener, ended.release) as lost:
+        assert not ended.acquire(timeout=0.3)
+        listener.close()
+        assert ended.acquire(timeout=10)
+        assert lost.is_set()
+        assert not ended.acquire(timeout=0.3)
+
+
+def test_work_that_ends_by_itself_is_left_alone(at_listener: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spark, "WATCH_INTERVAL_S", 0.05)
+    called: list[bool] = []
+    with spark.watched(at_listener, lambda: called.append(True)) as lost:
+        time.sleep(0.2)
+    assert not called
+    assert not lost.is_set()
