@@ -29,14 +29,12 @@ from assets.evaluation import GROUP as EVALUATION
 from assets.features import GROUP as FEATURES
 from assets.monitoring import GROUP as MONITORING
 from assets.raw import GROUP as RAW
-from assets.resources import CAUSE_TAG, CLOCK_TAG
 from assets.training import GROUP as TRAINING
+from throughline import tags
 from throughline.monitoring.triggers import Retraining, decide_retraining
 from throughline.records import CalibrationRecord
 from throughline.usecase import UseCase
 
-WINDOW_TAG = "throughline/window"
-RETRAIN_TAG = "throughline/retrain"
 HISTORY = 50
 
 
@@ -109,10 +107,10 @@ def drift_sensor(usecase: UseCase) -> SensorDefinition:
         request = RunRequest(
             run_key=verdict.run_key,
             tags={
-                RETRAIN_TAG: usecase.name,
-                CAUSE_TAG: verdict.reason,
-                WINDOW_TAG: verdict.window,
-                CLOCK_TAG: record.window_until.isoformat(),
+                tags.RETRAIN: usecase.name,
+                tags.CAUSE: verdict.reason,
+                tags.WINDOW: verdict.window,
+                tags.CLOCK: record.window_until.isoformat(),
             },
         )
         return SensorResult(run_requests=[request], cursor=cursor)
@@ -127,11 +125,11 @@ def retraining_history(instance: DagsterInstance, usecase: UseCase) -> list[Retr
         DagsterRunStatus.FAILURE: "failed",
         DagsterRunStatus.CANCELED: "failed",
     }
-    runs = instance.get_runs(filters=RunsFilter(tags={RETRAIN_TAG: usecase.name}), limit=HISTORY)
+    runs = instance.get_runs(filters=RunsFilter(tags={tags.RETRAIN: usecase.name}), limit=HISTORY)
     return [
         Retraining(
-            window=run.tags[WINDOW_TAG],
-            requested_at=datetime.fromisoformat(run.tags[CLOCK_TAG]),
+            window=run.tags[tags.WINDOW],
+            requested_at=datetime.fromisoformat(run.tags[tags.CLOCK]),
             state=states.get(run.status, "running"),
         )
         for run in runs

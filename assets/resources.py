@@ -9,16 +9,12 @@ from typing import Any
 from dagster import AssetExecutionContext, AssetIn, InputContext, IOManager, OutputContext
 from dagster_dbt import DbtCliResource
 
-from throughline import recordstore
+from throughline import recordstore, tags
 from throughline.clock import data_clock
 from throughline.launch import HorovodLauncher
 from throughline.records import Record
 from throughline.settings import PROJECT_ROOT, Settings
 from throughline.usecase import UseCase
-
-AS_OF_TAG = "throughline/as_of"
-CAUSE_TAG = "throughline/cause"
-CLOCK_TAG = "throughline/data_clock"
 
 
 class RecordIOManager(IOManager):
@@ -58,7 +54,7 @@ def as_of(context: AssetExecutionContext, settings: Settings, usecase: UseCase) 
     The data clock, unless the run says otherwise: a replay brings a whole day's deliveries before it lives through
     that day, hour by hour; whatever reads them filters by knowledge time.
     """
-    stated = context.run.tags.get(AS_OF_TAG)
+    stated = context.run.tags.get(tags.AS_OF)
     if stated is not None:
         return datetime.fromisoformat(stated)
     return clock_now(settings, usecase)

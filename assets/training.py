@@ -6,7 +6,8 @@ from typing import Any
 from dagster import AssetExecutionContext, AssetsDefinition, DataVersion, Definitions, Output, ResourceParam, asset
 
 from assets.features import GROUP as FEATURES
-from assets.resources import CAUSE_TAG, clock_now, record_of
+from assets.resources import clock_now, record_of
+from throughline import tags
 from throughline.experiment.fingerprint import fingerprint_code
 from throughline.experiment.train import train_and_register
 from throughline.featurestore.dataset import build_dataset
@@ -69,11 +70,11 @@ def _model(usecase: UseCase) -> AssetsDefinition:
         launcher: ResourceParam[Launcher],
         dataset: DatasetRecord,
     ) -> Output[ModelRecord]:
-        tags = {"dagster_run_id": context.run.run_id}
-        if cause := context.run.tags.get(CAUSE_TAG):
-            tags["cause"] = cause
+        told = {"dagster_run_id": context.run.run_id}
+        if cause := context.run.tags.get(tags.CAUSE):
+            told["cause"] = cause
         record = train_and_register(
-            settings, usecase, dataset, launcher, on_event=lambda event: context.log.info(_line(event)), tags=tags
+            settings, usecase, dataset, launcher, on_event=lambda event: context.log.info(_line(event)), tags=told
         )
         return Output(
             record,

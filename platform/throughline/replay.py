@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
-from throughline import recordstore
+from throughline import recordstore, tags
 from throughline.client import as_instances, predict, requests_between
 from throughline.clock import ReplayClock, data_clock
 from throughline.errors import ThroughlineError
@@ -24,9 +24,6 @@ from throughline.records import CalibrationRecord, OutcomesRecord
 from throughline.settings import Settings
 from throughline.usecase import UseCase
 
-AS_OF_TAG = "throughline/as_of"
-RETRAIN_TAG = "throughline/retrain"
-CLOCK_TAG = "throughline/data_clock"
 HOUR = timedelta(hours=1)
 SENSOR_DEADLINE_S = 120
 
@@ -63,7 +60,7 @@ def advance_day(
 
     say(f"{day}: bringing the day's data")
     key = day.isoformat()
-    ingest = graph.launch(job=f"{usecase.name}_ingest", partitions=(key, key), tags={AS_OF_TAG: end.isoformat()})
+    ingest = graph.launch(job=f"{usecase.name}_ingest", partitions=(key, key), tags={tags.AS_OF: end.isoformat()})
     _must(follow(ingest), f"the data of {day}")
 
     predictions = _live_through(settings, usecase, clock, end, say)
@@ -74,17 +71,17 @@ def advance_day(
     calibration = recordstore.load(settings, (usecase.name, "monitoring", "calibration"), CalibrationRecord)
 
     _wait_for_sensor(graph, f"{usecase.name}_drift", monitor)
-    asked = graph.runs({RETRAIN_TAG: usecase.name, CLOCK_TAG: calibration.window_until.isoformat()}, limit=1)
+    asked = graph.runs({tags.RETRAIN: usecase.name, tags.CLOCK: calibration.window_until.isoformat()}, limit=1)
     status = None
     if asked:
-        say(f"{day}: retraining, {asked[0]['tags']['throughline/cause']}")
+        say(f"{day}: retraining, {asked[0]['tags'][tags.CAUSE]}")
         status = follow(asked[0]["run_id"]).status
     return ReplayedDay(
         day=day,
         predictions=predictions,
         outcomes=outcomes,
         calibration=calibration,
-        retraining=asked[0]["tags"]["throughline/cause"] if asked else None,
+        retraining=asked[0]["tags"][tags.CAUSE] if asked else None,
         retraining_status=status,
         seconds=time.monotonic() - started,
     )
