@@ -1,7 +1,6 @@
 """Features: hourly ticks by dbt on Spark, then the feature store pinned to them, then the online store."""
 
 import contextlib
-import hashlib
 import json
 import os
 import subprocess
@@ -28,6 +27,7 @@ from assets.raw import GROUP as RAW
 from assets.raw import wall_clock_freshness
 from assets.resources import as_of, clock_now, dbt_executable, record_of
 from throughline.errors import ThroughlineError
+from throughline.experiment.fingerprint import fingerprint_code
 from throughline.featurestore import store
 from throughline.lakehouse.spark import register_tables, schema_name, unreachable, watched
 from throughline.lakehouse.table import pin
@@ -140,7 +140,7 @@ def _feature_store(usecase: UseCase, ticks: list[str]) -> AssetsDefinition:
         kinds={"feast"},
         deps=[AssetKey([usecase.name, GROUP, name]) for name in [*ticks, spine]],
         description="The Feast registry: every feature view on a pinned version of its ticks.",
-        code_version=_digest([PROJECT / usecase.name / "definitions.py"]),
+        code_version=fingerprint_code([PROJECT / usecase.name / "definitions.py"]),
     )
     def feature_store(context: AssetExecutionContext, settings: ResourceParam[Settings]) -> Output[FeatureStoreRecord]:
         sources = [pin(settings, f"{usecase.name}/{GROUP}/{name}") for name in ticks]
@@ -178,8 +178,8 @@ def _online_store(usecase: UseCase) -> AssetsDefinition:
 
 def dbt_manifest(settings: Settings) -> Path:
     """The project's manifest, parsed anew when a file of the project changed. Raises with dbt's own last words."""
-    files = sorted(p for p in PROJECT.rglob("*") if p.suffix in {".sql", ".yml"} and "target" not in p.parts)
-    target = settings.dbt_home / "manifests" / _digest(files)
+    project = [PROJECT / part for part in ("dbt_project.yml", "profiles.yml", "models", "macros", "tests")]
+    target = settings.dbt_home / "manifests" / fingerprint_code(project)
     manifest = target / "manifest.json"
     if manifest.exists():
         return manifest
@@ -194,11 +194,3 @@ def dbt_manifest(settings: Settings) -> Path:
     with contextlib.suppress(OSError):  # another process parsed the same files meanwhile
         parsing.rename(target)
     return manifest
-
-
-def _digest(files: list[Path]) -> str:
-    content = hashlib.sha256()
-    for file in files:
-        content.update(str(file.relative_to(PROJECT)).encode())
-        content.update(file.read_bytes())
-    return content.hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 from dagster import (
     AssetExecutionContext,
@@ -46,17 +47,24 @@ def raw_assets(usecase: UseCase) -> Definitions:
     )
 
 
+def _common(usecase: UseCase, name: str, table: SourceTable, code_version: str) -> dict[str, Any]:
+    """What every raw table says of itself, daily or static."""
+    return {
+        "key": [usecase.name, GROUP, name],
+        "group_name": GROUP,
+        "kinds": {"deltalake", "polars"},
+        "description": table.description,
+        "owners": [f"team:{owner}" for owner in usecase.owners],
+        "code_version": code_version,
+    }
+
+
 def _daily_table(usecase: UseCase, name: str, table: SourceTable, code_version: str) -> AssetsDefinition:
     @asset(
-        key=[usecase.name, GROUP, name],
-        group_name=GROUP,
-        kinds={"deltalake", "polars"},
-        description=table.description,
-        owners=[f"team:{owner}" for owner in usecase.owners],
+        **_common(usecase, name, table, code_version),
         partitions_def=daily(usecase),
         backfill_policy=BackfillPolicy.single_run(),
         freshness_policy=wall_clock_freshness(table.freshness),
-        code_version=code_version,
     )
     def ingest(context: AssetExecutionContext, settings: ResourceParam[Settings]) -> MaterializeResult:
         days = [date.fromisoformat(key) for key in context.partition_keys]
@@ -67,14 +75,7 @@ def _daily_table(usecase: UseCase, name: str, table: SourceTable, code_version: 
 
 
 def _static_table(usecase: UseCase, name: str, table: SourceTable, code_version: str) -> AssetsDefinition:
-    @asset(
-        key=[usecase.name, GROUP, name],
-        group_name=GROUP,
-        kinds={"deltalake", "polars"},
-        description=table.description,
-        owners=[f"team:{owner}" for owner in usecase.owners],
-        code_version=code_version,
-    )
+    @asset(**_common(usecase, name, table, code_version))
     def ingest(context: AssetExecutionContext, settings: ResourceParam[Settings]) -> MaterializeResult:
         return _result(ingest_static(settings, usecase, name, context.run.run_id))
 
