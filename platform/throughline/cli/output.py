@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from throughline import services
 from throughline.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ def emit(as_json: bool, result: Any, human: Callable[[], None]) -> None:
 
 
 def follow_run(graph: Graph, settings: Settings, run_id: str, quiet: bool = False) -> RunOutcome:
-    """Wait for a run, with a line per finished step and what is under way below it."""
+    """Wait for a run, with a line per finished step and what is under way below it.
+
+    When it fails and a service died meanwhile, that and the end of its log are told, too.
+    """
     running: dict[str, float] = {}
     link = f"{settings.url('dagster')}/runs/{run_id}"
     with console.status(f"starting {link}") as status:
@@ -50,4 +54,9 @@ def follow_run(graph: Graph, settings: Settings, run_id: str, quiet: bool = Fals
                 console.print(f"    {event.message}", style="dim", markup=False)
             status.update(f"{', '.join(running) or 'waiting'} [dim]{link}[/]")
 
-        return graph.follow(run_id, show)
+        outcome = graph.follow(run_id, show)
+    if not outcome.succeeded and (casualty := services.casualty(settings)):
+        console.print(f"  {casualty}", style="red", markup=False)
+        for line in casualty.tail:
+            console.print(f"    {line}", style="dim", markup=False)
+    return outcome

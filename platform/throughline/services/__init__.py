@@ -10,6 +10,6 @@ Owns: what runs on one machine, how it is started, watched and stopped. Does not
     control.py     up, down, status
 """
 
-from throughline.services.control import ServiceFailed, ServiceStatus, down, served_models, status, up
+from throughline.services.control import ServiceFailed, ServiceStatus, casualty, down, served_models, status, up
 
-__all__ = ["ServiceFailed", "ServiceStatus", "down", "served_models", "status", "up"]
+__all__ = ["ServiceFailed", "ServiceStatus", "casualty", "down", "served_models", "status", "up"]

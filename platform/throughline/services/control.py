@@ -25,7 +25,7 @@ from throughline.services.declared import SHARED, Service, declare, secret_env, 
 from throughline.settings import Settings
 
 _POLL_S = 0.25
-_TAIL_LINES = 15
+_TAIL_LINES = 40  # a Java stack trace is long, and its first line is the one that matters
 
 Report = Callable[[str, str, float], None]  # service, its state, seconds since the command began
 
@@ -107,6 +107,12 @@ def status(settings: Settings) -> list[ServiceStatus]:
         ]
     with ThreadPoolExecutor(len(services)) as pool:
         return list(pool.map(lambda service: _judge(settings, service, processes), services))
+
+
+def casualty(settings: Settings) -> ServiceFailed | None:
+    """Who died meanwhile, with the end of its log: what work that failed may want to say."""
+    dead = [one for one in status(settings) if one.state == "dead"]
+    return _failure(settings, dead) if dead else None
 
 
 def served_models(settings: Settings) -> list[dict]:

@@ -112,6 +112,13 @@ def test_a_runtime_folder_others_can_write_to_is_refused(tmp_path: Path) -> None
         check_private(tmp_path / "link")
 
 
+def test_spark_has_room_for_the_classes_it_generates(home: Path) -> None:
+    """With the JVM's own 48 MB for C1 alone the server died in the middle of a build, in one of two cold starts."""
+    words = " ".join(next(one for one in declare(settings(home)) if one.name == "spark").command)
+    (megabytes,) = re.findall(r"-XX:ReservedCodeCacheSize=(\d+)m", words)
+    assert int(megabytes) >= 128
+
+
 def test_a_spark_server_elsewhere_means_none_of_our_own(home: Path) -> None:
     assert [one.name for one in declare(settings(home, spark_remote="sc://cluster:15002"))] == NAMES[1:]
 
