@@ -1,6 +1,7 @@
 """What runs on one machine, and how supervisor is told: without starting anything."""
 
 import os
+import re
 import shlex
 import socket
 from pathlib import Path
