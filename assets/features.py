@@ -1,22 +1,26 @@
-"""Features: hourly ticks by dbt on Spark, then the feature store pinned to them, then the online store."""
+"""Features: hourly ticks by dbt on Spark, then the feature store pinned to them."""
 
 import contextlib
 import json
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from dagster import (
     AssetExecutionContext,
     AssetKey,
+    AssetMaterialization,
     AssetsDefinition,
+    BackfillPolicy,
     Definitions,
     MetadataValue,
     Output,
+    PartitionMapping,
     ResourceParam,
+    TimeWindowPartitionMapping,
     asset,
     map_asset_specs,
 )
@@ -24,14 +28,15 @@ from dagster_dbt import DagsterDbtTranslator, DbtCliResource, dbt_assets
 from dagster_dbt.errors import DagsterDbtError
 
 from assets.raw import GROUP as RAW
-from assets.raw import wall_clock_freshness
-from assets.resources import as_of, clock_now, dbt_executable, record_of
+from assets.raw import daily, wall_clock_freshness
+from assets.resources import as_of, dbt_executable
 from throughline.errors import ThroughlineError
 from throughline.experiment.fingerprint import fingerprint_code
 from throughline.featurestore import store
-from throughline.lakehouse.spark import register_tables, schema_name, unreachable, watched
+from throughline.featurestore.incremental import Build, dbt_variables, describe, model_code, models_of, plan_builds
+from throughline.lakehouse.spark import register_tables, unreachable, watched
 from throughline.lakehouse.table import pin
-from throughline.records import FeatureStoreRecord, OnlineStoreRecord
+from throughline.records import FeatureStoreRecord
 from throughline.settings import PROJECT_ROOT, Settings
 from throughline.usecase import UseCase
 
@@ -41,17 +46,11 @@ PROJECT = PROJECT_ROOT / "features"
 
 def feature_assets(usecase: UseCase, settings: Settings) -> Definitions:
     manifest = json.loads(dbt_manifest(settings).read_text())
-    models = [
-        node["name"]
-        for node in manifest["nodes"].values()
-        if node["resource_type"] == "model" and node["fqn"][1] == usecase.name
-    ]
-    ticks = sorted(set(models) - {usecase.features.spine})
+    ticks = sorted({node["name"] for node in models_of(manifest, usecase).values()} - {usecase.features.spine})
     return Definitions(
         assets=[
             _dbt_models(usecase, manifest),
             _feature_store(usecase, ticks),
-            _online_store(usecase),
         ]
     )
 
@@ -59,16 +58,34 @@ def feature_assets(usecase: UseCase, settings: Settings) -> Definitions:
 class _Translator(DagsterDbtTranslator):
     """dbt's names in the house's: sources are the raw assets, models the features of their use case."""
 
-    def __init__(self, usecase: UseCase) -> None:
+    def __init__(self, usecase: UseCase, manifest: Mapping[str, Any]) -> None:
         super().__init__()
-        self._usecase = usecase.name
+        self._usecase = usecase
+        self._manifest = manifest
+        models = models_of(manifest, usecase).values()
+        self._seen_within_hours = max(node["config"]["meta"]["seen_within_hours"] for node in models)
 
     def get_asset_key(self, dbt_resource_props: Mapping[str, Any]) -> AssetKey:
         layer = RAW if dbt_resource_props["resource_type"] == "source" else GROUP
-        return AssetKey([self._usecase, layer, dbt_resource_props["name"]])
+        return AssetKey([self._usecase.name, layer, dbt_resource_props["name"]])
 
     def get_group_name(self, dbt_resource_props: Mapping[str, Any]) -> str | None:
         return GROUP
+
+    def get_code_version(self, dbt_resource_props: Mapping[str, Any]) -> str | None:
+        is_model = dbt_resource_props["resource_type"] == "model"
+        return model_code(self._manifest, dbt_resource_props["unique_id"]) if is_model else None
+
+    def get_partition_mapping(
+        self, dbt_resource_props: Mapping[str, Any], dbt_parent_resource_props: Mapping[str, Any]
+    ) -> PartitionMapping | None:
+        """A day's features see source rows of that day and some before; a register is seen whole."""
+        if dbt_parent_resource_props["resource_type"] != "source":
+            return None
+        if self._usecase.sources.tables[dbt_parent_resource_props["name"]].static:
+            return None
+        # one mapping per source: that of the model which looks back furthest
+        return TimeWindowPartitionMapping(start_offset=-(self._seen_within_hours // 24 + 1))
 
 
 def _dbt_models(usecase: UseCase, manifest: Mapping[str, Any]) -> AssetsDefinition:
@@ -76,26 +93,30 @@ def _dbt_models(usecase: UseCase, manifest: Mapping[str, Any]) -> AssetsDefiniti
         manifest=manifest,
         select=f"fqn:throughline_features.{usecase.name}",
         name=f"{usecase.name}_ticks",
-        dagster_dbt_translator=_Translator(usecase),
+        dagster_dbt_translator=_Translator(usecase, manifest),
+        partitions_def=daily(usecase),
+        backfill_policy=BackfillPolicy.single_run(),
     )
     def models(context: AssetExecutionContext, dbt: DbtCliResource, settings: ResourceParam[Settings]) -> Iterator[Any]:
         register_tables(settings, usecase.name, RAW, usecase.sources.tables)
         pins = {name: pin(settings, f"{usecase.name}/{RAW}/{name}").version for name in usecase.sources.tables}
-        known_until = as_of(context, settings, usecase)
-        variables = {
-            "spark_remote": settings.spark_url,
-            "lakehouse": str(settings.lakehouse),
-            "as_of": known_until.strftime("%Y-%m-%d %H:%M:%S"),
-            "lead_seconds": int(usecase.prediction.lead.total_seconds()),
-            "pins": {f"{schema_name(usecase.name, RAW)}.{name}": version for name, version in pins.items()},
-        }
+        requested = {date.fromisoformat(key) for key in context.partition_keys}
+        builds = plan_builds(settings, usecase, manifest, pins, as_of(context, settings, usecase), requested)
+        for name, build in builds.items():
+            context.log.info(f"{name}: {describe(build)}")
+        variables = dbt_variables(settings, usecase, pins, builds)
         target = settings.dbt_home / "runs" / context.run.run_id
-        building = dbt.cli(["build", "--vars", json.dumps(variables)], context=context, target_path=target)
+        # which relations there are is no question here: the builds say what to replace
+        command = ["build", "--no-populate-cache", "--vars", json.dumps(variables)]
+        building = dbt.cli(command, context=context, target_path=target)
         with watched(settings, on_lost=building.process.kill) as lost:
             try:
                 for event in building.stream():
                     if isinstance(event, Output):
-                        event = _with_versions(event, context, settings, pins, known_until)
+                        key = context.asset_key_for_output(event.output_name)
+                        build = builds[key.path[-1]]
+                        event = _with_origin(event, settings, key, build)
+                        yield from _also_built(key, build, requested)
                     yield event
             except DagsterDbtError as error:
                 if lost.is_set():
@@ -113,11 +134,8 @@ def _dbt_models(usecase: UseCase, manifest: Mapping[str, Any]) -> AssetsDefiniti
     )[0]
 
 
-def _with_versions(
-    event: Output, context: AssetExecutionContext, settings: Settings, pins: Mapping[str, int], known_until: datetime
-) -> Output:
-    """The event of a built model, with the version it wrote and the versions it read."""
-    key = context.asset_key_for_output(event.output_name)
+def _with_origin(event: Output, settings: Settings, key: AssetKey, build: Build) -> Output:
+    """The event of a built model, with the version that stands now and what its content came from."""
     return Output(
         value=event.value,
         output_name=event.output_name,
@@ -125,10 +143,18 @@ def _with_versions(
         metadata={
             **event.metadata,
             "delta_version": pin(settings, "/".join(key.path)).version,
-            "read_versions": MetadataValue.json(dict(pins)),
-            "as_of": known_until.isoformat(),
+            "read_versions": MetadataValue.json(build.origin.pins),
+            "as_of": build.origin.as_of.isoformat(),
+            "days_built": len(build.days),
         },
     )
+
+
+def _also_built(key: AssetKey, build: Build, requested: set[date]) -> Iterator[AssetMaterialization]:
+    """Days that nobody asked for, but whose inputs had changed since."""
+    for day in build.days:
+        if day not in requested:
+            yield AssetMaterialization(key, partition=day.isoformat(), description="An input had changed.")
 
 
 def _feature_store(usecase: UseCase, ticks: list[str]) -> AssetsDefinition:
@@ -154,26 +180,6 @@ def _feature_store(usecase: UseCase, ticks: list[str]) -> AssetsDefinition:
         return Output(record, metadata={"versions": MetadataValue.json([str(s) for s in [*sources, record.spine]])})
 
     return feature_store
-
-
-def _online_store(usecase: UseCase) -> AssetsDefinition:
-    @asset(
-        key=[usecase.name, GROUP, "online_store"],
-        group_name=GROUP,
-        kinds={"feast", "sqlite"},
-        description="The newest tick of every entity, for requests.",
-        ins={"feature_store": record_of(usecase, GROUP, "feature_store")},
-        code_version="1",
-    )
-    def online_store(
-        context: AssetExecutionContext, settings: ResourceParam[Settings], feature_store: FeatureStoreRecord
-    ) -> Output[OnlineStoreRecord]:
-        until = clock_now(settings, usecase)
-        store.materialise(settings, usecase, store.EPOCH, until)
-        record = OnlineStoreRecord(usecase=usecase.name, until=until, sources=feature_store.sources)
-        return Output(record, metadata={"until": until.isoformat()})
-
-    return online_store
 
 
 def dbt_manifest(settings: Settings) -> Path:

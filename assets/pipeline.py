@@ -7,6 +7,7 @@ from assets.deployment import deployment_assets
 from assets.evaluation import evaluation_assets
 from assets.features import feature_assets
 from assets.monitoring import monitoring_assets
+from assets.online import online_assets
 from assets.raw import raw_assets
 from assets.training import training_assets
 from throughline.settings import Settings
@@ -18,6 +19,7 @@ def pipeline(usecase: UseCase, settings: Settings) -> Definitions:
     rooms = (
         raw_assets(usecase),
         feature_assets(usecase, settings),
+        online_assets(usecase),
         training_assets(usecase),
         evaluation_assets(usecase),
         deployment_assets(usecase),

@@ -9,4 +9,4 @@
 {%- endmacro %}
 
 {# The instant up to which the features may know anything, UTC. #}
-{% macro as_of() -%} timestamp '{{ var('as_of') }}' {%- endmacro %}
+{% macro as_of() -%} timestamp '{{ var('builds', {}).get(model.name, {}).get('as_of') }}' {%- endmacro %}

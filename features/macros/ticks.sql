@@ -1,8 +1,24 @@
 {#
-  Hourly ticks. A tick at hour H knows rows with available_at <= H, so it may be used by any prediction at or after H.
+  Hourly ticks. A tick at hour H knows rows with available_at < H, so it may be used by any prediction at or after H.
   Hours are counted since the epoch (UTC), which makes windows indifferent to daylight saving.
+  A local day holds the ticks after its midnight up to and including the next: those that know nothing later.
 #}
-{% macro tick_hour(instant) -%} cast(ceil(unix_micros({{ instant }}) / 3600000000.0) as bigint) {%- endmacro %}
+{% macro tick_hour(instant) -%} (unix_micros({{ instant }}) div 3600000000 + 1) {%- endmacro %}
+
+{# The ticks of hours that have come, and of the days that are built now. #}
+{% macro due_ticks(hours) -%}
+  select * from (
+    select
+      *,
+      timestamp_seconds(hour * 3600) as event_timestamp,
+      greatest(
+        date'{{ var('first_day') }}',
+        to_date(from_utc_timestamp(timestamp_seconds(hour * 3600 - 1), '{{ var('timezone') }}'))
+      ) as day
+    from {{ hours }}
+    where hour * 3600 <= unix_seconds({{ as_of() }})
+  ) where {{ built_days() }}
+{%- endmacro %}
 
 {#
   One row per entity and hour in which any window's content changes: when a row enters a window, and when it leaves.
@@ -21,7 +37,7 @@
       sum({{ input }}) as {{ name }}
       {%- endfor %}
     from {{ events }}
-    where {{ entity }} is not null and available_at <= {{ as_of() }}
+    where {{ entity }} is not null and available_at < {{ as_of() }}
     group by 1, 2
   ),
   marks as (
@@ -45,9 +61,7 @@
     from marks left join per_hour using ({{ entity }}, hour)
   ),
   ticks as (
-    select *, timestamp_seconds(hour * 3600) as event_timestamp
-    from summed
-    where hour <= floor(unix_seconds({{ as_of() }}) / 3600)
+    {{ due_ticks('summed') }}
   )
 {% endmacro %}
 
@@ -56,5 +70,6 @@
   {{ entity }},
   event_timestamp,
   event_timestamp as available_at,
-  '{{ invocation_id }}' as ingestion_run_id
+  '{{ invocation_id }}' as ingestion_run_id,
+  day
 {%- endmacro %}

@@ -11,6 +11,7 @@ import polars as pl
 
 from throughline.access import auth_headers
 from throughline.errors import ThroughlineError
+from throughline.featurestore.spine import as_known
 from throughline.lakehouse.table import pin, read
 from throughline.settings import Settings
 from throughline.usecase import UseCase
@@ -35,7 +36,7 @@ def requests_between(settings: Settings, usecase: UseCase, start: datetime, end:
     due = rows.filter(pl.col("prediction_time") >= start)
     if end is not None:
         due = due.filter(pl.col("prediction_time") < end)
-    return due.sort("prediction_time", *usecase.prediction.key).select("prediction_time", *usecase.request).collect()
+    return as_known(usecase, due).sort("prediction_time", *usecase.prediction.key).select("prediction_time", *usecase.request).collect()
 
 
 def as_instances(usecase: UseCase, rows: pl.DataFrame) -> list[dict[str, Any]]:

@@ -17,9 +17,10 @@ TABLES = ("flight_schedules", "flight_departures", "flight_arrivals", "weather",
 
 
 def compile_models(target: Path, pins: dict[str, int]) -> subprocess.CompletedProcess[str]:
+    build = {"whole": True, "ranges": [["2013-01-01", "2013-03-31"]], "as_of": "2013-04-01 04:00:00", "origin": "{}"}
     variables = {
         "pins": pins,
-        "as_of": "2013-04-01 04:00:00",
+        "builds": {path.stem: build for path in (PROJECT / "models").rglob("*.sql")},
         "lead_seconds": 7200,
         "lakehouse": str(target),
     }

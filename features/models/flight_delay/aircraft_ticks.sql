@@ -1,7 +1,9 @@
 -- The aircraft itself: a late one is often late again the same day.
+{{ config(meta={'seen_within_hours': 168}) }}
 with events as (
   select tailnum, available_at, dep_delay, if(dep_delay > 15, 1, 0) as late
   from {{ pinned('flight_delay_raw', 'flight_departures') }}
+  where {{ seen_within() }}
 ),
 {{ window_ticks('tailnum', 'events', {'delay': 'dep_delay', 'late': 'late'}, [12, 168]) }}
 select

@@ -1,7 +1,9 @@
 -- How a carrier's flights have departed, over hours, a day and a week.
+{{ config(meta={'seen_within_hours': 168}) }}
 with events as (
   select carrier, available_at, dep_delay, if(dep_delay > 15, 1, 0) as late
   from {{ pinned('flight_delay_raw', 'flight_departures') }}
+  where {{ seen_within() }}
 ),
 {{ window_ticks('carrier', 'events', {'delay': 'dep_delay', 'late': 'late'}, [3, 24, 168]) }}
 select

@@ -1,7 +1,9 @@
 -- How departures from an airport have run: the newest hours tell of weather and congestion there.
+{{ config(meta={'seen_within_hours': 24}) }}
 with events as (
   select origin, available_at, dep_delay, if(dep_delay > 15, 1, 0) as late
   from {{ pinned('flight_delay_raw', 'flight_departures') }}
+  where {{ seen_within() }}
 ),
 {{ window_ticks('origin', 'events', {'delay': 'dep_delay', 'late': 'late'}, [2, 6, 24]) }}
 select

@@ -1,14 +1,17 @@
 -- The newest observation at an origin. Doubled local hours (autumn) are two different hours in UTC.
+{{ config(meta={'seen_within_hours': 0}) }}
 with observations as (
   select *, {{ tick_hour('available_at') }} as hour
   from {{ pinned('flight_delay_raw', 'weather') }}
-  where available_at <= {{ as_of() }}
+  where {{ seen_within() }} and available_at < {{ as_of() }}
+),
+newest as (
+  select * except (day)
+  from observations
+  qualify row_number() over (partition by origin, hour order by available_at desc, event_time desc) = 1
 ),
 ticks as (
-  select *, timestamp_seconds(hour * 3600) as event_timestamp
-  from observations
-  where hour <= floor(unix_seconds({{ as_of() }}) / 3600)
-  qualify row_number() over (partition by origin, hour order by available_at desc, event_time desc) = 1
+  {{ due_ticks('newest') }}
 )
 select
   {{ tick_columns('origin') }},

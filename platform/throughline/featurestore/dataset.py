@@ -11,6 +11,7 @@ import polars as pl
 
 from throughline.errors import ThroughlineError
 from throughline.experiment.fingerprint import combine, fingerprint_frame
+from throughline.featurestore.spine import as_known
 from throughline.featurestore.store import historical
 from throughline.lakehouse.table import read, replace_all
 from throughline.records import DatasetRecord, FeatureStoreRecord, TableVersion
@@ -25,7 +26,7 @@ KEY, TIME = "row_key", "prediction_time"
 def labelled_rows(usecase: UseCase, spine: pl.LazyFrame, as_of: datetime) -> pl.DataFrame:
     """Spine rows whose label was known at `as_of` (UTC), in order of prediction time, with their row key."""
     label = usecase.label
-    known = spine.filter(pl.col(label.column).is_not_null(), pl.col(label.known_at) <= as_of).collect()
+    known = as_known(usecase, spine, as_of).filter(pl.col(label.column).is_not_null()).collect()
     return known.with_columns(row_keys(usecase, known).alias(KEY)).sort(TIME, KEY)
 
 

@@ -9,6 +9,7 @@ from datetime import datetime
 
 import polars as pl
 
+from throughline.featurestore.spine import as_known
 from throughline.lakehouse.table import read, replace_all
 from throughline.records import InferenceLogRecord, OutcomesRecord, TableVersion
 from throughline.requests import row_keys
@@ -32,18 +33,18 @@ _LOG_SCHEMA = {
 def join_outcomes(usecase: UseCase, predictions: pl.DataFrame, spine: pl.DataFrame, as_of: datetime) -> pl.DataFrame:
     """One row per prediction with `label` (null while unknown), `label_available_at` and `state`.
 
-    predictions: the inference log; spine: the use case's spine. `as_of` in UTC: labels known later are not seen.
+    predictions: the inference log; spine: the use case's spine. `as_of` in UTC: what became known later is not seen.
     state is `labelled`; `pending`, while the label may still come; or `never`, once the declared delay has passed
     after the time that was predicted (cancelled, diverted): counted, not scored.
     """
     label, time_field = usecase.label, usecase.prediction.time_field
-    known = pl.col(label.known_at) <= as_of
-    outcomes = spine.select(
-        row_keys(usecase, spine).alias("row_key"),
+    known = as_known(usecase, spine.lazy(), as_of).collect()
+    outcomes = known.select(
+        row_keys(usecase, known).alias("row_key"),
         pl.col(time_field).alias("outcome_time"),
-        pl.when(known).then(pl.col(label.column)).cast(pl.Int8).alias("label"),
-        pl.when(known).then(pl.col(label.known_at)).alias("label_available_at"),
-    ).unique("row_key", keep="last", maintain_order=True)
+        pl.col(label.column).cast(pl.Int8).alias("label"),
+        pl.col(label.known_at).alias("label_available_at"),
+    )
     state = (
         pl.when(pl.col("label").is_not_null())
         .then(pl.lit("labelled"))

@@ -37,7 +37,7 @@ def flights() -> pl.DataFrame:
     """A flight every twelve hours; its label, known three hours after departure, is 1 for every third."""
     number = pl.int_range(COUNT, eager=True)
     departure = pl.lit(START) + pl.duration(hours=12 * number)
-    return pl.DataFrame({"flight": number}).select(
+    announced = pl.DataFrame({"flight": number}).select(
         flight_id=pl.format("F{}", "flight"),
         origin=pl.lit("JFK"),
         carrier=pl.lit("B6"),
@@ -50,6 +50,7 @@ def flights() -> pl.DataFrame:
         label=pl.when(number % 7 == 6).then(None).otherwise((number % 3 == 0).cast(pl.Int32)),
         label_available_at=pl.when(number % 7 == 6).then(None).otherwise(departure + timedelta(hours=3)).cast(TIME),
     )
+    return announced.with_columns(available_at=pl.coalesce("label_available_at", "prediction_time"))
 
 
 def write(settings: Settings, table: str, frame: pl.DataFrame) -> None:

@@ -23,6 +23,7 @@ SPINE = {
     "carrier": pl.String,
     "flight": pl.Int64,
     "origin": pl.String,
+    "available_at": pl.Datetime("us", "UTC"),
     "label": pl.Int32,
     "label_available_at": pl.Datetime("us", "UTC"),
 }
@@ -44,15 +45,17 @@ def usecase() -> UseCase:
     return get_usecase("flight_delay")
 
 
-def published(flight: int, label: int | None, known_at: datetime | None) -> dict[str, Any]:
-    return {
-        "scheduled_departure": DEPARTURE,
-        "carrier": "B6",
-        "flight": flight,
-        "origin": "JFK",
-        "label": label,
-        "label_available_at": known_at,
-    }
+def published(flight: int, label: int | None, known_at: datetime | None) -> list[dict[str, Any]]:
+    """A week ahead, and again with its label."""
+    identity = {"scheduled_departure": DEPARTURE, "carrier": "B6", "flight": flight, "origin": "JFK"}
+    announced = {**identity, "available_at": DEPARTURE - 168 * HOUR, "label": None, "label_available_at": None}
+    if known_at is None:
+        return [announced]
+    return [announced, {**identity, "available_at": known_at, "label": label, "label_available_at": known_at}]
+
+
+def spine_of(*flights: list[dict[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame([row for flight in flights for row in flight], schema=SPINE)
 
 
 def predicted(flight: int, id: str | None = None, time: datetime = DEPARTURE - 2 * HOUR, **more: Any) -> dict[str, Any]:
@@ -71,9 +74,9 @@ def predicted(flight: int, id: str | None = None, time: datetime = DEPARTURE - 2
 
 
 def outcome(
-    usecase: UseCase, spine: list[dict[str, Any]], log: list[dict[str, Any]], as_of: datetime
+    usecase: UseCase, spine: list[list[dict[str, Any]]], log: list[dict[str, Any]], as_of: datetime
 ) -> list[dict[str, Any]]:
-    joined = join_outcomes(usecase, pl.DataFrame(log, schema=LOG), pl.DataFrame(spine, schema=SPINE), as_of)
+    joined = join_outcomes(usecase, pl.DataFrame(log, schema=LOG), spine_of(*spine), as_of)
     return joined.to_dicts()
 
 
@@ -97,6 +100,14 @@ def test_a_label_that_comes_after_all_is_taken(usecase: UseCase) -> None:
     args = usecase, [published(1, 0, late)], [predicted(1)]
     assert outcome(*args, late - TICK)[0]["state"] == "never"
     assert outcome(*args, late)[0]["state"] == "labelled"
+
+
+def test_a_corrected_label_counts_from_when_it_was_corrected(usecase: UseCase) -> None:
+    corrected = DEPARTURE + 5 * HOUR
+    first, second = published(1, 0, DEPARTURE + 3 * HOUR), published(1, 1, corrected)
+    args = usecase, [second, first], [predicted(1)]
+    assert outcome(*args, corrected - TICK)[0]["label"] == 0
+    assert outcome(*args, corrected)[0]["label"] == 1
 
 
 def test_an_id_counts_once(usecase: UseCase) -> None:
@@ -131,7 +142,7 @@ def test_written_outcomes_are_counted_from_pinned_versions(usecase: UseCase, tmp
     settings = Settings(home=tmp_path)
     spine_path = settings.table_path(usecase.name, "features", "labelled_flights")
     log_path = settings.table_path(usecase.name, "monitoring", "inference_log")
-    spine = pl.DataFrame([published(1, 1, DEPARTURE), published(2, None, None)], schema=SPINE)
+    spine = spine_of(published(1, 1, DEPARTURE), published(2, None, None))
     log = pl.DataFrame([predicted(1), predicted(2)], schema=LOG)
     write_deltalake(str(spine_path), spine.to_arrow())
     write_deltalake(str(log_path), log.to_arrow())
@@ -166,7 +177,7 @@ def test_before_the_first_event_there_is_an_empty_table_and_a_lost_event_is_no_c
 ) -> None:
     settings = Settings(home=tmp_path)
     path = settings.table_path(usecase.name, "features", "labelled_flights")
-    write_deltalake(str(path), pl.DataFrame([published(1, 1, DEPARTURE)], schema=SPINE).to_arrow())
+    write_deltalake(str(path), spine_of(published(1, 1, DEPARTURE)).to_arrow())
     pinned = TableVersion(table=f"{usecase.name}/features/labelled_flights", version=0)
     log = InferenceLogRecord(table=None, received=0, written=0, lost=1)
     record = write_outcomes(settings, usecase, log, pinned, DEPARTURE)

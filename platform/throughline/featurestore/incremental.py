@@ -1,0 +1,224 @@
+"""Which days of a feature table must be built, pure: from what its content came from to what it should come from.
+
+Owns: the rule that after each build a table is what a build of all its days at the same pins would have made; at the
+edge, reading what the tables say. Does not own: the SQL (dbt), or the run that executes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from deltalake import DeltaTable
+
+from throughline.experiment.fingerprint import combine
+from throughline.lakehouse.changes import net_changes
+from throughline.lakehouse.spark import schema_name
+from throughline.lakehouse.table import DAY as PARTITION
+from throughline.lakehouse.table import current_version
+from throughline.settings import Settings
+from throughline.usecase import UseCase
+
+LAYER = "features"
+DAY = timedelta(days=1)
+_KEEPS_CONTENT = {"OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a feature table's content came from; stands in the Delta commit that wrote it.
+
+    pins: version per source table; as_of (UTC): up to when it may know anything; code: digest of the model and the
+    macros it uses; first: the first day of the data.
+    """
+
+    pins: dict[str, int]
+    as_of: datetime
+    code: str
+    first: date
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), default=lambda value: value.isoformat(), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Origin:
+        values = json.loads(text)
+        return cls(
+            pins=values["pins"],
+            as_of=datetime.fromisoformat(values["as_of"]),
+            code=values["code"],
+            first=date.fromisoformat(values["first"]),
+        )
+
+
+@dataclass(frozen=True)
+class Build:
+    """The days to build, as inclusive ranges; `whole`: the table is made anew and they are all there are."""
+
+    whole: bool
+    ranges: list[tuple[date, date]]
+    origin: Origin
+
+    @property
+    def days(self) -> list[date]:
+        return [first + n * DAY for first, last in self.ranges for n in range((last - first).days + 1)]
+
+    def to_dbt(self) -> dict[str, Any]:
+        ranges = [[first.isoformat(), last.isoformat()] for first, last in self.ranges]
+        as_of = self.origin.as_of.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+        return {"whole": self.whole, "ranges": ranges, "as_of": as_of, "origin": self.origin.to_json()}
+
+
+def plan_build(
+    usecase: UseCase,
+    built: Origin | None,
+    wanted: Origin,
+    changed: Mapping[str, set[date] | None],
+    seen_within: timedelta,
+    requested: Iterable[date] = (),
+) -> Build:
+    """The days to build so that the table follows from `wanted`.
+
+    changed:     per source table, the days whose rows differ between the two pins; None: unknown, so all.
+    seen_within: how long after it became known a source row is still seen.
+    requested:   days somebody asked for; built again whatever changed. Days to come are not built.
+    """
+    if built is not None and built.as_of > wanted.as_of:  # what was brought ahead of the clock is kept
+        wanted = Origin(wanted.pins, built.as_of, wanted.code, wanted.first)
+    last = last_day(usecase, wanted.as_of)
+    known = built is not None and (built.code, built.first) == (wanted.code, wanted.first)
+    if not known or any(days is None for days in changed.values()):
+        return Build(True, [(wanted.first, last)] if last >= wanted.first else [], wanted)
+    assert built is not None
+    days = set(requested)
+    if wanted.as_of > built.as_of:
+        unfinished = usecase.local_day(built.as_of)
+        days |= {unfinished + n * DAY for n in range((last - unfinished).days + 1)}
+    for table in changed:
+        for day in changed[table] or ():
+            days |= set(_followed(usecase, day, seen_within))
+    return Build(False, as_ranges(day for day in days if wanted.first <= day <= last), wanted)
+
+
+def last_day(usecase: UseCase, as_of: datetime) -> date:
+    """The local day that `as_of` (UTC) ends, or lies in: midnight belongs to the day before."""
+    return usecase.local_day(as_of - timedelta(microseconds=1))
+
+
+def _followed(usecase: UseCase, day: date, seen_within: timedelta) -> Iterable[date]:
+    """The days in which a row that became known on `day` is still seen: its hour's tick and those it leaves."""
+    last_tick = usecase.day_start(day + DAY) + timedelta(hours=1) - timedelta(microseconds=1) + seen_within
+    hour = last_tick.replace(minute=0, second=0, microsecond=0)
+    return [day + n * DAY for n in range((last_day(usecase, hour) - day).days + 1)]
+
+
+def as_ranges(days: Iterable[date]) -> list[tuple[date, date]]:
+    """Days as inclusive ranges in order, joined where they touch."""
+    ranges: list[tuple[date, date]] = []
+    for day in sorted(set(days)):
+        if ranges and day - ranges[-1][1] == DAY:
+            ranges[-1] = (ranges[-1][0], day)
+        else:
+            ranges.append((day, day))
+    return ranges
+
+
+def read_origin(path: Path) -> Origin | None:
+    """What the newest content of the table at `path` came from; None when there is no table or it cannot be said."""
+    if current_version(path) is None:
+        return None
+    for commit in DeltaTable(str(path)).history():
+        if "userMetadata" in commit:
+            return Origin.from_json(commit["userMetadata"])
+        if commit["operation"] not in _KEEPS_CONTENT:
+            return None
+    return None
+
+
+def model_code(manifest: Mapping[str, Any], unique_id: str) -> str:
+    """Digest of a dbt model's SQL with all the project's own macros that it uses, directly or not."""
+    node = manifest["nodes"][unique_id]
+    project, macros = node["package_name"], manifest["macros"]
+    used: set[str] = set()
+    materialization = f"macro.{project}.materialization_{node['config']['materialized']}_spark"
+    following = [*node["depends_on"]["macros"], materialization]
+    while following:
+        name = following.pop()
+        if name in used or macros.get(name, {}).get("package_name") != project:
+            continue
+        used.add(name)
+        following += macros[name]["depends_on"]["macros"]
+    return combine(node["raw_code"], *(macros[name]["macro_sql"] for name in sorted(used)))
+
+
+def plan_builds(
+    settings: Settings,
+    usecase: UseCase,
+    manifest: Mapping[str, Any],
+    pins: Mapping[str, int],
+    as_of: datetime,
+    requested: Iterable[date] = (),
+) -> dict[str, Build]:
+    """The build of every model of the use case, from what its table and its sources say; `pins` by source table."""
+    builds = {}
+    requested = list(requested)
+    for unique_id, node in models_of(manifest, usecase).items():
+        path = settings.table_path(usecase.name, LAYER, node["name"])
+        sources = [source.rpartition(".")[2] for source in node["depends_on"]["nodes"]]
+        code = combine(model_code(manifest, unique_id), str(usecase.prediction.lead), usecase.timezone)
+        wanted = Origin({name: pins[name] for name in sources}, as_of, code, usecase.first_day(settings))
+        built = read_origin(path)
+        changed = {
+            name: _changed_days(settings, usecase, name, built.pins[name], version)
+            for name, version in wanted.pins.items()
+            if built is not None and name in built.pins
+        }
+        seen_within = timedelta(hours=node["config"]["meta"]["seen_within_hours"])
+        builds[node["name"]] = plan_build(usecase, built, wanted, changed, seen_within, requested)
+    return builds
+
+
+def _changed_days(settings: Settings, usecase: UseCase, name: str, after: int, until: int) -> set[date] | None:
+    if after == until:
+        return set()
+    net = net_changes(settings.table_path(usecase.name, "raw", name), after, until)
+    if net is None or net.is_empty():
+        return None if net is None else set()
+    # a register has no days: what changed in it may be seen everywhere
+    return None if usecase.sources.tables[name].static else set(net[PARTITION].to_list())
+
+
+def describe(build: Build) -> str:
+    """What is built, in words."""
+    if not build.ranges:
+        return "nothing changed"
+    spans = ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in build.ranges)
+    return f"{'all days' if build.whole else 'days'} {spans}"
+
+
+def models_of(manifest: Mapping[str, Any], usecase: UseCase) -> dict[str, Any]:
+    """The dbt models of a use case: those in the folder of its name, by unique id."""
+    return {
+        unique_id: node
+        for unique_id, node in manifest["nodes"].items()
+        if node["resource_type"] == "model" and node["fqn"][1] == usecase.name
+    }
+
+
+def dbt_variables(
+    settings: Settings, usecase: UseCase, pins: Mapping[str, int], builds: Mapping[str, Build]
+) -> dict[str, Any]:
+    """What the dbt project is told: the endpoint, the pins, the days to build (dbt_project.yml lists them)."""
+    return {
+        "spark_remote": settings.spark_url,
+        "lakehouse": str(settings.lakehouse),
+        "lead_seconds": int(usecase.prediction.lead.total_seconds()),
+        "first_day": usecase.first_day(settings).isoformat(),
+        "timezone": usecase.timezone,
+        "pins": {f"{schema_name(usecase.name, 'raw')}.{name}": version for name, version in pins.items()},
+        "builds": {name: build.to_dbt() for name, build in builds.items()},
+    }

@@ -1,0 +1,35 @@
+"""What differs between two versions of a table, from its change data feed.
+
+Owns: the net change in content. Does not own: what follows from it (`featurestore/incremental.py`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
+
+from throughline.lakehouse.ingest import RUN_ID
+
+_FEED = ("_change_type", "_commit_version", "_commit_timestamp")
+_SIGN = {"insert": 1, "update_postimage": 1, "delete": -1, "update_preimage": -1}
+
+
+def net_changes(path: Path, after: int, until: int) -> pl.DataFrame | None:
+    """Rows that only one of the versions `after` and `until` (a later one) has; `net`: copies gained or, below 0, lost.
+
+    A row that was written again as it was is no change: neither a retry nor a compaction is seen. None where it cannot
+    be said: a version is gone, the columns changed, or the table has no feed.
+    """
+    try:
+        table = DeltaTable(str(path), version=until)
+        if DeltaTable(str(path), version=after).schema() != table.schema():
+            return None
+        feed = pl.DataFrame(table.load_cdf(starting_version=after + 1, ending_version=until).read_all())
+    except (DeltaError, OSError):
+        return None
+    content = [name for name in feed.columns if name not in (*_FEED, RUN_ID)]
+    sign = pl.col(_FEED[0]).replace_strict(_SIGN, return_dtype=pl.Int64)
+    return feed.group_by(content).agg(sign.sum().alias("net")).filter(pl.col("net") != 0)
