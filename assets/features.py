@@ -15,6 +15,7 @@ from dagster import (
     AssetMaterialization,
     AssetsDefinition,
     BackfillPolicy,
+    DataVersion,
     Definitions,
     MetadataValue,
     Output,
@@ -31,14 +32,16 @@ from assets.raw import GROUP as RAW
 from assets.raw import daily, wall_clock_freshness
 from assets.resources import as_of, dbt_executable
 from throughline.errors import ThroughlineError
-from throughline.experiment.fingerprint import fingerprint_code
+from throughline.experiment.fingerprint import combine, fingerprint_code
 from throughline.featurestore import store
 from throughline.featurestore.incremental import Build, dbt_variables, describe, model_code, models_of, plan_builds
+from throughline.lakehouse.identity import day_fingerprints
 from throughline.lakehouse.spark import register_tables, unreachable, watched
 from throughline.lakehouse.table import pin
-from throughline.records import FeatureStoreRecord
+from throughline.records import FeatureStoreRecord, TableVersion
 from throughline.settings import PROJECT_ROOT, Settings
 from throughline.usecase import UseCase
+from throughline.validation.findings import require_good_days
 
 GROUP = "features"
 PROJECT = PROJECT_ROOT / "features"
@@ -98,6 +101,7 @@ def _dbt_models(usecase: UseCase, manifest: Mapping[str, Any]) -> AssetsDefiniti
         backfill_policy=BackfillPolicy.single_run(),
     )
     def models(context: AssetExecutionContext, dbt: DbtCliResource, settings: ResourceParam[Settings]) -> Iterator[Any]:
+        require_good_days(settings, usecase)
         register_tables(settings, usecase.name, RAW, usecase.sources.tables)
         pins = {name: pin(settings, f"{usecase.name}/{RAW}/{name}").version for name in usecase.sources.tables}
         requested = {date.fromisoformat(key) for key in context.partition_keys}
@@ -115,8 +119,10 @@ def _dbt_models(usecase: UseCase, manifest: Mapping[str, Any]) -> AssetsDefiniti
                     if isinstance(event, Output):
                         key = context.asset_key_for_output(event.output_name)
                         build = builds[key.path[-1]]
-                        event = _with_origin(event, settings, key, build)
-                        yield from _also_built(key, build, requested)
+                        held = pin(settings, "/".join(key.path))
+                        digests = day_fingerprints(settings, held, {*build.days, *requested})
+                        event = _with_origin(event, held, build, [digests[day] for day in sorted(requested)])
+                        yield from _also_built(key, {day: digests[day] for day in build.days if day not in requested})
                     yield event
             except DagsterDbtError as error:
                 if lost.is_set():
@@ -134,15 +140,15 @@ def _dbt_models(usecase: UseCase, manifest: Mapping[str, Any]) -> AssetsDefiniti
     )[0]
 
 
-def _with_origin(event: Output, settings: Settings, key: AssetKey, build: Build) -> Output:
+def _with_origin(event: Output, held: TableVersion, build: Build, digests: list[str]) -> Output:
     """The event of a built model, with the version that stands now and what its content came from."""
     return Output(
         value=event.value,
         output_name=event.output_name,
-        data_version=event.data_version,
+        data_version=DataVersion(combine(*digests)),
         metadata={
             **event.metadata,
-            "delta_version": pin(settings, "/".join(key.path)).version,
+            "delta_version": held.version,
             "read_versions": MetadataValue.json(build.origin.pins),
             "as_of": build.origin.as_of.isoformat(),
             "days_built": len(build.days),
@@ -150,11 +156,15 @@ def _with_origin(event: Output, settings: Settings, key: AssetKey, build: Build)
     )
 
 
-def _also_built(key: AssetKey, build: Build, requested: set[date]) -> Iterator[AssetMaterialization]:
+def _also_built(key: AssetKey, digests: Mapping[date, str]) -> Iterator[AssetMaterialization]:
     """Days that nobody asked for, but whose inputs had changed since."""
-    for day in build.days:
-        if day not in requested:
-            yield AssetMaterialization(key, partition=day.isoformat(), description="An input had changed.")
+    for day, digest in digests.items():
+        yield AssetMaterialization(
+            key,
+            partition=day.isoformat(),
+            description="An input had changed.",
+            tags={"dagster/data_version": combine(digest)},
+        )
 
 
 def _feature_store(usecase: UseCase, ticks: list[str]) -> AssetsDefinition:
