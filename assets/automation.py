@@ -4,6 +4,7 @@ The policy itself is `throughline.monitoring.triggers`; here it meets the instan
 already been tried.
 """
 
+import json
 from datetime import datetime
 
 from dagster import (
@@ -13,6 +14,7 @@ from dagster import (
     DagsterRunStatus,
     DefaultSensorStatus,
     Definitions,
+    ResourceParam,
     RunRequest,
     RunsFilter,
     SensorDefinition,
@@ -27,15 +29,27 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from assets.deployment import GROUP as DEPLOYMENT
 from assets.evaluation import GROUP as EVALUATION
 from assets.features import GROUP as FEATURES
+from assets.features import dbt_manifest
 from assets.monitoring import GROUP as MONITORING
 from assets.raw import GROUP as RAW
 from assets.training import GROUP as TRAINING
 from throughline import tags
+from throughline.experiment.fingerprint import combine
+from throughline.featurestore.incremental import plan_late, source_versions
 from throughline.monitoring.triggers import Retraining, decide_retraining
 from throughline.records import CalibrationRecord
+from throughline.settings import Settings
 from throughline.usecase import UseCase
 
 HISTORY = 50
+LATE_ROWS_ATTEMPTS = 3
+UNDER_WAY = [
+    DagsterRunStatus.QUEUED,
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+]
 
 
 def automation(usecase: UseCase) -> Definitions:
@@ -43,9 +57,10 @@ def automation(usecase: UseCase) -> Definitions:
         jobs=[
             ingest_job(usecase),
             _job(usecase, "monitor", AssetSelection.key_prefixes([usecase.name, MONITORING])),
+            _job(usecase, "features", AssetSelection.key_prefixes([usecase.name, FEATURES])),
             retrain_job(usecase),
         ],
-        sensors=[drift_sensor(usecase)],
+        sensors=[late_rows_sensor(usecase), drift_sensor(usecase)],
     )
 
 
@@ -74,6 +89,49 @@ def _job(
     usecase: UseCase, name: str, selection: AssetSelection, description: str | None = None
 ) -> UnresolvedAssetJobDefinition:
     return define_asset_job(f"{usecase.name}_{name}", selection, description=description)
+
+
+def late_rows_sensor(usecase: UseCase) -> SensorDefinition:
+    """Build the days again that source rows which came late, or were corrected, make old; once per such change.
+
+    A day's own run brings its rows and its features together. This is for rows that came by themselves: it waits while
+    any run is under way that may be about to build them.
+    """
+
+    @sensor(
+        name=f"{usecase.name}_late_rows",
+        job_name=f"{usecase.name}_features",
+        minimum_interval_seconds=30,
+        default_status=DefaultSensorStatus.RUNNING,
+        description=late_rows_sensor.__doc__,
+    )
+    def late_rows(context: SensorEvaluationContext, settings: ResourceParam[Settings]) -> SensorResult | SkipReason:
+        if context.instance.get_run_records(RunsFilter(statuses=UNDER_WAY), limit=1):
+            return SkipReason("a run is under way")
+        pins = source_versions(settings, usecase)
+        seen = json.dumps(pins, sort_keys=True)
+        if pins is None or seen == context.cursor:
+            return SkipReason("no source was written since")
+        builds = plan_late(settings, usecase, json.loads(dbt_manifest(settings).read_text()), pins)
+        days = [day for build in builds.values() for day in build.days]
+        if not days:
+            return SensorResult(skip_reason=SkipReason("every source row is built"), cursor=seen)
+        first, last = min(days).isoformat(), max(days).isoformat()
+        attempts = context.instance.get_runs_count(RunsFilter(tags={tags.LATE_ROWS: combine(usecase.name, seen)}))
+        if attempts >= LATE_ROWS_ATTEMPTS:
+            return SkipReason(f"{attempts} runs did not build days {first} to {last}: see why, then materialise them")
+        request = RunRequest(
+            run_key=f"{combine(usecase.name, seen)}-{attempts}",
+            tags={
+                tags.LATE_ROWS: combine(usecase.name, seen),
+                tags.CAUSE: f"source rows of days {first} to {last} came late or were corrected",
+                tags.RANGE_START: first,
+                tags.RANGE_END: last,
+            },
+        )
+        return SensorResult(run_requests=[request])
+
+    return late_rows
 
 
 def drift_sensor(usecase: UseCase) -> SensorDefinition:

@@ -17,6 +17,7 @@ import httpx
 
 from throughline.errors import ThroughlineError
 from throughline.settings import Settings
+from throughline.tags import RANGE_END, RANGE_START
 
 LOCATION, REPOSITORY, IMPLICIT_JOB = "throughline", "__repository__", "__ASSET_JOB"
 
@@ -119,7 +120,7 @@ class Graph:
         """Start a run of some assets, or of a named job, over a range of partitions (inclusive); returns its id."""
         all_tags = dict(tags or {})
         if partitions:
-            all_tags["dagster/asset_partition_range_start"], all_tags["dagster/asset_partition_range_end"] = partitions
+            all_tags[RANGE_START], all_tags[RANGE_END] = partitions
         selector: dict[str, Any] = {
             "repositoryLocationName": LOCATION,
             "repositoryName": REPOSITORY,

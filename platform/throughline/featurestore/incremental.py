@@ -182,6 +182,22 @@ def plan_builds(
     return builds
 
 
+def plan_late(
+    settings: Settings, usecase: UseCase, manifest: Mapping[str, Any], pins: Mapping[str, int]
+) -> dict[str, Build]:
+    """The builds that other source versions ask for, with the clock standing still; none before the first build."""
+    models = [node["name"] for node in models_of(manifest, usecase).values()]
+    origins = [read_origin(settings.table_path(usecase.name, LAYER, name)) for name in models]
+    built = [origin.as_of for origin in origins if origin is not None]
+    return plan_builds(settings, usecase, manifest, pins, min(built)) if len(built) == len(models) else {}
+
+
+def source_versions(settings: Settings, usecase: UseCase) -> dict[str, int] | None:
+    """The newest version of every source table; None before all are there."""
+    found = {name: current_version(settings.table_path(usecase.name, "raw", name)) for name in usecase.sources.tables}
+    return None if None in found.values() else {name: version for name, version in found.items() if version is not None}
+
+
 def _changed_days(settings: Settings, usecase: UseCase, name: str, after: int, until: int) -> set[date] | None:
     if after == until:
         return set()
