@@ -15,12 +15,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-import polars as pl
 
 from loadtests.levels import Measured
 from throughline.access import auth_headers
 from throughline.errors import ThroughlineError
-from throughline.lakehouse.table import current_version
+from throughline.lakehouse.table import current_version, scan
 from throughline.requests import example_instance
 from throughline.settings import Settings, is_loopback
 from throughline.usecase import UseCase
@@ -43,7 +42,7 @@ def instances(settings: Settings, usecase: UseCase) -> list[dict[str, Any]]:
     version = current_version(path)
     if version is None:
         return [example_instance(usecase)]
-    rows = pl.scan_delta(str(path), version=version).select(list(usecase.request)).collect()
+    rows = scan(path, version).select(list(usecase.request)).collect()
     sample = rows.sample(min(SAMPLE, rows.height), seed=SEED)
     return [{name: _json(value) for name, value in row.items()} for row in sample.iter_rows(named=True)]
 

@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 
 from throughline.errors import ThroughlineError
+from throughline.lakehouse.table import scan
 from throughline.records import DatasetRecord
 
 VALIDATION_ONE_DAY_IN = 20
@@ -45,7 +46,7 @@ class Rows:
 
 def load_rows(dataset: DatasetRecord, seed: int) -> Rows:
     """Read the pinned version and split it. Raises `ThroughlineError` when there is nothing to learn from."""
-    return split_rows(pl.read_delta(dataset.path, version=dataset.table.version), dataset, seed)
+    return split_rows(scan(dataset.path, dataset.table.version).collect(), dataset, seed)
 
 
 def split_rows(frame: pl.DataFrame, dataset: DatasetRecord, seed: int) -> Rows:

@@ -7,6 +7,7 @@ Does not own: what a use case declares (see `usecase.py`).
 from __future__ import annotations
 
 import ipaddress
+import re
 import tomllib
 from datetime import date
 from pathlib import Path
@@ -20,6 +21,7 @@ from pydantic_settings import (
     SettingsError,
     TomlConfigSettingsSource,
 )
+from upath import UPath
 
 from throughline.errors import ThroughlineError
 
@@ -36,7 +38,11 @@ DEFAULT_PORTS = {
 
 # Listen on `bind` and demand the token there; the others stay on loopback whatever `bind` says.
 _GUARDED = {"model_http", "model_grpc", "collector"}
+# Never written anywhere: what a command starts inherits them.
+SECRETS = ("token", "online_store")
 _ANY_ADDRESS = {"0.0.0.0", "::", ""}
+_REDIS = re.compile(r"rediss?://([^@/\s]*@)?[^@/:\s]+(:\d+)?(/\d+)?")
+_BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]+(/[\w.=-]+)*/?")
 
 
 class Settings(BaseSettings):
@@ -47,25 +53,53 @@ class Settings(BaseSettings):
     )
 
     home: Path = Field(PROJECT_ROOT / ".throughline", description="All state: tables, catalog, registries, logs.")
+    lakehouse_uri: str | None = Field(
+        None, description="Where tables are: a folder, or s3://BUCKET/PREFIX; unset means `lakehouse` in the home."
+    )
+    retention_days: int = Field(
+        14, ge=7, description="Table versions that nothing pins, and folders of past runs, are kept this long."
+    )
     port_base: int | None = Field(
         None, ge=1024, le=65000, description="First of six consecutive ports; unset means the well-known ports."
     )
     bind: str = Field("127.0.0.1", description="Address the services listen on.")
     token: SecretStr | None = Field(None, description="Bearer token; demanded when `bind` is not a loopback address.")
+    online_store: SecretStr | None = Field(
+        None, description="redis://[USER:PASSWORD@]HOST:PORT/DB, or rediss:// for TLS; unset means SQLite in the home."
+    )
     collector_url: str | None = Field(None, description="Where events are sent; unset means this home's collector.")
     clock: Literal["replay", "wall"] = Field("replay", description="What the data clock follows.")
     data_from: date | None = Field(None, description="First local day of data; unset means the declaration's.")
     data_until: date | None = Field(None, description="Local day at whose start the replay begins (exclusive).")
     spark_remote: str | None = Field(None, description="A Spark Connect URL (sc://...) to use instead of our own.")
+    offline_engine: Literal["polars", "spark"] = Field("polars", description="What joins training rows to features.")
     spark_memory: str = Field("3g", description="Heap of the local Spark Connect server.")
     training_processes: int | None = Field(None, ge=1, description="Workers per training; unset: the declaration's.")
     training_epochs: int | None = Field(None, ge=1, description="Epochs per training; unset: the trainer's.")
     step_timeout_s: float = Field(1800, gt=0, description="Deadline of one launched training, in seconds.")
 
-    @field_validator("token", mode="before")
+    @field_validator(*SECRETS, mode="before")
     @classmethod
-    def _blank_is_no_token(cls, token: object) -> object:
-        return None if isinstance(token, str) and not token.strip() else token
+    def _blank_is_none(cls, secret: object) -> object:
+        return None if isinstance(secret, str) and not secret.strip() else secret
+
+    @field_validator("online_store")
+    @classmethod
+    def _a_redis_database(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not _REDIS.fullmatch(url.get_secret_value()):
+            # not repeated in the message: it may hold a password
+            raise ValueError("give redis://HOST:PORT/DB, or leave it out for SQLite; USER:PASSWORD@ go before HOST")
+        return url
+
+    @field_validator("lakehouse_uri")
+    @classmethod
+    def _a_folder_or_a_bucket(cls, uri: str | None) -> str | None:
+        if uri is None or _BUCKET.fullmatch(uri):
+            return uri and uri.rstrip("/")
+        if "://" in uri or not (path := Path(uri).expanduser()).is_absolute():
+            # not repeated in the message: it may hold a password
+            raise ValueError("give an absolute folder or s3://BUCKET/PREFIX; credentials come from AWS_* or a profile")
+        return str(path)
 
     @model_validator(mode="after")
     def _beyond_loopback_needs_a_token(self) -> Settings:
@@ -106,8 +140,18 @@ class Settings(BaseSettings):
 
     # The layout of the home folder: one place, so that no other module joins paths by hand.
     @property
-    def lakehouse(self) -> Path:
-        return self.home / "lakehouse"
+    def lakehouse(self) -> Path | UPath:
+        """The root of all tables; only when it is a folder may more be asked of it than its name."""
+        return UPath(self.lakehouse_uri) if self.lakehouse_uri else self.home / "lakehouse"
+
+    @property
+    def catalog(self) -> Path:
+        """Spark's tables by name; always on this machine."""
+        return self.home / "lakehouse" / "catalog"
+
+    @property
+    def warehouse(self) -> Path:
+        return self.home / "lakehouse" / "warehouse"
 
     @property
     def logs(self) -> Path:
@@ -137,7 +181,12 @@ class Settings(BaseSettings):
     def serving_home(self) -> Path:
         return self.home / "serving"
 
-    def table_path(self, usecase: str, layer: str, table: str) -> Path:
+    @property
+    def profiles(self) -> Path:
+        """Pages of plots, one per table version."""
+        return self.home / "profiles"
+
+    def table_path(self, usecase: str, layer: str, table: str) -> Path | UPath:
         """Where the Delta table `usecase/layer/table` lives."""
         return self.lakehouse / usecase / layer / table
 

@@ -12,14 +12,13 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Sequence
 from datetime import date
-from pathlib import Path
 from uuid import UUID
 
 import polars as pl
-from deltalake import DeltaTable, write_deltalake
-from deltalake.exceptions import TableNotFoundError
+from deltalake import write_deltalake
 
 from throughline.events.schema import InferenceEvent, to_rows
+from throughline.lakehouse.table import current_version, open_table, replace_days
 from throughline.settings import Settings
 
 LAYER, TABLE = "monitoring", "inference_log"
@@ -47,14 +46,11 @@ class LogTable:
     """The table of one use case. Not thread-safe: one writer."""
 
     def __init__(self, settings: Settings, usecase: str) -> None:
-        self._path: Path = settings.table_path(usecase, LAYER, TABLE)
+        self._path = settings.table_path(usecase, LAYER, TABLE)
         self._days: OrderedDict[date, set[bytes]] = OrderedDict()
         self.sources: dict[str, SourceCount] = defaultdict(SourceCount)
         self.version: int | None = None
-        try:
-            self._table: DeltaTable | None = DeltaTable(str(self._path)) if self._path.exists() else None
-        except TableNotFoundError:
-            self._table = None
+        self._table = None if current_version(self._path) is None else open_table(self._path)
         if self._table is not None:
             self.version = self._table.version()
             counted = self._scan().group_by("source").agg(pl.len(), pl.max("sequence")).collect()
@@ -75,8 +71,8 @@ class LogTable:
             return 0
         rows = to_rows(fresh.values())
         if self._table is None:
-            write_deltalake(str(self._path), rows.to_arrow(), partition_by=["day"], mode="error")
-            self._table = DeltaTable(str(self._path))
+            replace_days(self._path, rows, rows["day"].min(), rows["day"].max())
+            self._table = open_table(self._path)
         else:
             write_deltalake(self._table, rows.to_arrow(), mode="append")
             self._table.update_incremental()
@@ -102,4 +98,4 @@ class LogTable:
             self._days.popitem(last=False)
 
     def _scan(self) -> pl.LazyFrame:
-        return pl.scan_delta(str(self._path), version=self._table.version())
+        return pl.scan_delta(self._table)

@@ -5,30 +5,36 @@ Owns: the net change in content. Does not own: what follows from it (`featuresto
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import polars as pl
-from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
+from throughline.errors import ThroughlineError
+from throughline.lakehouse.delta import Location
 from throughline.lakehouse.ingest import RUN_ID
+from throughline.lakehouse.table import open_table
 
 _FEED = ("_change_type", "_commit_version", "_commit_timestamp")
 _SIGN = {"insert": 1, "update_postimage": 1, "delete": -1, "update_preimage": -1}
 
 
-def net_changes(path: Path, after: int, until: int) -> pl.DataFrame | None:
+def net_changes(location: Location, after: int, until: int) -> pl.DataFrame | None:
     """Rows that only one of the versions `after` and `until` (a later one) has; `net`: copies gained or, below 0, lost.
 
     A row that was written again as it was is no change: neither a retry nor a compaction is seen. None where it cannot
     be said: a version is gone, the columns changed, or the table has no feed.
     """
     try:
-        table = DeltaTable(str(path), version=until)
-        if DeltaTable(str(path), version=after).schema() != table.schema():
+        table = open_table(location, until)
+        if open_table(location, after).schema() != table.schema():
             return None
-        feed = pl.DataFrame(table.load_cdf(starting_version=after + 1, ending_version=until).read_all())
-    except (DeltaError, OSError):
+        reader = table.load_cdf(starting_version=after + 1, ending_version=until)
+    except (DeltaError, OSError, ThroughlineError):
+        return None
+    try:
+        feed = pl.DataFrame(reader.read_all())
+    except Exception as error:
+        if type(error) is not Exception:  # the reader knows no narrower one for a file that was vacuumed
+            raise
         return None
     content = [name for name in feed.columns if name not in (*_FEED, RUN_ID)]
     sign = pl.col(_FEED[0]).replace_strict(_SIGN, return_dtype=pl.Int64)

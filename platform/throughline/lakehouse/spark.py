@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from throughline.errors import ThroughlineError
+from throughline.lakehouse.delta import Location
 from throughline.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,20 +24,25 @@ DEFAULT_PORT = 15002
 WATCH_INTERVAL_S = 2.0
 
 
-@contextmanager
-def session(settings: Settings) -> Iterator[SparkSession]:
+def session(settings: Settings) -> AbstractContextManager[SparkSession]:
     """A session on the endpoint, closed on exit. Raises one line when nothing answers there."""
-    if not answers(settings):
-        raise unreachable(settings)
+    return session_at(settings.spark_url)
+
+
+@contextmanager
+def session_at(url: str) -> Iterator[SparkSession]:
+    """`session` for who has an address and no settings."""
+    if not _listens(url):
+        raise _unreachable(url)
     from grpc import RpcError
     from pyspark.errors import PySparkException
     from pyspark.sql import SparkSession
 
     try:
-        spark = SparkSession.builder.remote(settings.spark_url).create()
+        spark = SparkSession.builder.remote(url).create()
         spark.sql("SELECT 1").collect()
     except (RpcError, PySparkException) as error:
-        raise unreachable(settings) from error
+        raise _unreachable(url) from error
     try:
         yield spark
     finally:
@@ -45,7 +51,15 @@ def session(settings: Settings) -> Iterator[SparkSession]:
 
 def answers(settings: Settings) -> bool:
     """Whether something listens at the endpoint. Asked first, because a client tries for ten minutes to find out."""
-    address = urlsplit(settings.spark_url.partition(";")[0])
+    return _listens(settings.spark_url)
+
+
+def unreachable(settings: Settings) -> ThroughlineError:
+    return _unreachable(settings.spark_url)
+
+
+def _listens(url: str) -> bool:
+    address = urlsplit(url.partition(";")[0])
     try:
         with socket.create_connection((address.hostname or "127.0.0.1", address.port or DEFAULT_PORT), timeout=2):
             return True
@@ -53,8 +67,8 @@ def answers(settings: Settings) -> bool:
         return False
 
 
-def unreachable(settings: Settings) -> ThroughlineError:
-    return ThroughlineError(f"No Spark Connect server answers at {settings.spark_url}: start it with `throughline up`.")
+def _unreachable(url: str) -> ThroughlineError:
+    return ThroughlineError(f"No Spark Connect server answers at {url}: start it with `throughline up`.")
 
 
 @contextmanager
@@ -86,12 +100,24 @@ def schema_name(usecase: str, layer: str) -> str:
     return f"{usecase}_{layer}"
 
 
+def address(settings: Settings, location: Location) -> str:
+    """A place in the lakehouse in Spark's words. Raises for a bucket where our own server is to read it."""
+    if not str(location).startswith("s3://"):
+        return str(location)
+    if settings.spark_remote is None:
+        raise ThroughlineError(
+            f"Spark on this machine has no jars for {location}: set THROUGHLINE_SPARK_REMOTE to a server that reads "
+            "s3a://, or keep tables in a folder (THROUGHLINE_LAKEHOUSE_URI)."
+        )
+    return str(location).replace("s3://", "s3a://", 1)
+
+
 def register_tables(settings: Settings, usecase: str, layer: str, tables: Iterable[str]) -> None:
     """Make existing Delta tables of a layer known to the catalog by name; a no-op for those already known."""
     with session(settings) as spark:
         spark.sql(f"CREATE SCHEMA IF NOT EXISTS {schema_name(usecase, layer)}")
         for table in tables:
-            location = settings.table_path(usecase, layer, table)
+            location = address(settings, settings.table_path(usecase, layer, table))
             spark.sql(
                 f"CREATE TABLE IF NOT EXISTS {schema_name(usecase, layer)}.{table} USING delta LOCATION '{location}'"
             )

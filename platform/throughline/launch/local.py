@@ -20,8 +20,10 @@ from typing import IO, Any
 from throughline.launch.protocol import LaunchFailed, LaunchResult, LaunchSpec, OnEvent, explain, parse_event
 
 # What a worker may inherit. Not the whole environment: horovodrun writes it into command lines, which anybody can read.
+# Of object storage it learns where it is and which profile to use; the profile's file has the credentials.
 _INHERITED = re.compile(
     r"PATH|HOME|USER|LANG|LC_.*|TZ|TMPDIR|PYTHONPATH|PYTHONHASHSEED|LD_LIBRARY_PATH|VIRTUAL_ENV|CUDA_VISIBLE_DEVICES"
+    r"|AWS_(PROFILE|REGION|ENDPOINT_URL|ALLOW_HTTP|CONFIG_FILE|SHARED_CREDENTIALS_FILE)"
 )
 _PREFIX = re.compile(r"^\[(\d+)\]<(stdout|stderr)>:")
 _EXIT = re.compile(r"^Process (\d+) exit with status code (\d+)\.")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,40 @@ def versions(settings: Settings, name: str) -> list[ModelRecord]:
     """All versions of a model, oldest first; those others have registered without our tags are left out."""
     found = client_of(settings).search_model_versions(f"name = '{name}'")
     return sorted((_record(v) for v in found if _TAG + "sha256" in v.tags), key=lambda record: record.version)
+
+
+def dataset_tables(settings: Settings, name: str) -> dict[str, str]:
+    """NAME/VERSION -> TABLE@VERSION of the dataset it was trained on. Raises when a version does not say it."""
+    tags = {
+        f"{v['name']}/{v['version']}": {tag["key"]: tag["value"] for tag in v.get("tags", [])}
+        for v in _searched(settings, name)
+    }
+    ours = {version: said.get(_TAG + "dataset_table") for version, said in tags.items() if _TAG + "sha256" in said}
+    if silent := [version for version, table in ours.items() if table is None]:
+        raise ThroughlineError(
+            f"{', '.join(silent)} does not say which dataset it was trained on: delete the version, or train it again."
+        )
+    return {version: table for version, table in ours.items() if table}
+
+
+def _searched(settings: Settings, name: str) -> Iterator[dict[str, Any]]:
+    """Every version of a model, over REST: MLflow's client loads all plug-ins there are, Feast and torch among them."""
+    import httpx
+
+    uri, page = settings.url("mlflow"), ""
+    while True:
+        question = {"filter": f"name = '{name}'", "max_results": 1000, "page_token": page}
+        try:
+            answer = httpx.get(f"{uri}/api/2.0/mlflow/model-versions/search", params=question, timeout=30)
+            content = answer.raise_for_status().json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise ThroughlineError(
+                f"MLflow does not answer at {uri} ({error}): start it with `throughline up`."
+            ) from error
+        yield from content.get("model_versions", [])
+        page = content.get("next_page_token", "")
+        if not page:
+            return
 
 
 def fetch(settings: Settings, record: ModelRecord, folder: Path) -> Path:

@@ -22,7 +22,7 @@ from throughline.services import health, strangers
 from throughline.services.conf import log_path, render
 from throughline.services.daemon import Process, Supervisor
 from throughline.services.declared import SHARED, Service, declare, secret_env, select
-from throughline.settings import Settings
+from throughline.settings import SECRETS, Settings
 
 _POLL_S = 0.25
 _TAIL_LINES = 40  # a Java stack trace is long, and its first line is the one that matters
@@ -136,13 +136,13 @@ def log_tail(path: Path, lines: int = _TAIL_LINES) -> list[str]:
 
 def _prepare(settings: Settings, supervisor: Supervisor) -> None:
     """Folders, Dagster's instance file, supervisord with the configuration of these settings."""
-    for folder in (settings.logs, settings.lakehouse, settings.mlflow_home, settings.dagster_home):
+    for folder in (settings.logs, settings.catalog.parent, settings.mlflow_home, settings.dagster_home):
         folder.mkdir(parents=True, exist_ok=True)
     _write(settings.dagster_home / "dagster.yaml", (SHARED / "dagster.yaml").read_text())
     _write(supervisor.conf, render(declare(settings), settings.home, supervisor.socket))
     pid = supervisor.pid()
     if pid is not None and not _has_secrets(pid, settings):
-        supervisor.shutdown()  # the token was changed: it is inherited from supervisord
+        supervisor.shutdown()  # a secret was changed: it is inherited from supervisord
         _wait_gone(pid, timeout_s=60)
         pid = None
     if pid is None:
@@ -250,7 +250,8 @@ def _has_secrets(pid: int, settings: Settings) -> bool:
     import psutil
 
     inherited = psutil.Process(pid).environ()
-    return inherited.get("THROUGHLINE_TOKEN") == secret_env(settings).get("THROUGHLINE_TOKEN")
+    names = {f"THROUGHLINE_{name.upper()}" for name in SECRETS}
+    return {name: value for name, value in inherited.items() if name in names} == secret_env(settings)
 
 
 def _orphaned_supervisor(settings: Settings, supervisor: Supervisor) -> list:

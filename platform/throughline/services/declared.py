@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from throughline.errors import ThroughlineError
-from throughline.settings import PROJECT_ROOT, Settings, is_loopback
+from throughline.settings import PROJECT_ROOT, SECRETS, Settings, is_loopback
 
 DELTA_PACKAGE = "io.delta:delta-spark_4.2_2.13:4.4.0"
 SHARED = PROJECT_ROOT / "deploy" / "local"
@@ -55,14 +55,15 @@ def select(services: list[Service], names: list[str] | None) -> list[Service]:
 
 
 def settings_env(settings: Settings, without: tuple[str, ...] = ()) -> dict[str, str]:
-    """The settings as THROUGHLINE_* variables, `home` absolute. No token: secrets are inherited, never written."""
-    values = settings.model_dump(mode="json", exclude={"token", *without}, exclude_none=True)
+    """The settings as THROUGHLINE_* variables, `home` absolute. No secrets: they are inherited, never written."""
+    values = settings.model_dump(mode="json", exclude={*SECRETS, *without}, exclude_none=True)
     return {f"THROUGHLINE_{name.upper()}": str(value) for name, value in sorted(values.items())}
 
 
 def secret_env(settings: Settings) -> dict[str, str]:
     """What supervisord gets in its own environment, for the services to inherit."""
-    return {} if settings.token is None else {"THROUGHLINE_TOKEN": settings.token.get_secret_value()}
+    held = {f"THROUGHLINE_{name.upper()}": getattr(settings, name) for name in SECRETS}
+    return {name: secret.get_secret_value() for name, secret in held.items() if secret is not None}
 
 
 def _host(settings: Settings) -> str:
@@ -110,9 +111,9 @@ def _spark(settings: Settings) -> Service:
         "spark.databricks.delta.snapshotPartitions": "2",
         # the catalog outlives the server: tables by name are found again after a restart
         "spark.sql.catalogImplementation": "hive",
-        "spark.sql.warehouse.dir": (settings.lakehouse / "warehouse").as_uri(),
+        "spark.sql.warehouse.dir": settings.warehouse.as_uri(),
         "spark.hadoop.javax.jdo.option.ConnectionURL": (
-            f"jdbc:derby:;databaseName={settings.lakehouse / 'catalog'};create=true"
+            f"jdbc:derby:;databaseName={settings.catalog};create=true"
         ),
         "spark.hadoop.hive.exec.scratchdir": str(scratch / "hive"),
         "spark.hadoop.hive.exec.local.scratchdir": str(scratch / "hive"),
@@ -162,7 +163,8 @@ def _mlflow(settings: Settings) -> Service:
     )
 
 
-_NOT_SERVING = ("training_processes", "training_epochs", "step_timeout_s", "spark_remote", "spark_memory")
+_TRAINING_ONLY = ("training_processes", "training_epochs", "step_timeout_s")
+_NOT_SERVING = (*_TRAINING_ONLY, "spark_remote", "spark_memory", "offline_engine")
 
 
 def _model_server(settings: Settings) -> Service:

@@ -1,0 +1,24 @@
+"""What contract tests share: one Spark server for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import needs
+from throughline import services
+from throughline.settings import Settings, load_settings
+
+
+@pytest.fixture(scope="session")
+def spark_server(session_home: Path, free_port_base: int) -> Iterator[Settings]:
+    """The home of a Spark Connect server, on ports beside those that other tests of the session use."""
+    needs("java")
+    settings = load_settings(home=session_home / "spark", port_base=free_port_base + 10, spark_memory="1g")
+    try:
+        services.up(settings, ["spark"])
+        yield settings
+    finally:
+        services.down(settings)
