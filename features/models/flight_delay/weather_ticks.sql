@@ -18,8 +18,7 @@ select
   temp as weather_temp,
   dewp as weather_dewpoint,
   humid as weather_humidity,
-  -- 1048 mph stands in the recording; no wind measured at an airport exceeds 250
-  if(wind_speed <= 250, wind_speed, null) as weather_wind_speed,
+  wind_speed as weather_wind_speed,
   precip as weather_precipitation,
   pressure as weather_pressure,
   visib as weather_visibility

@@ -1,0 +1,147 @@
+"""`throughline validate infer | check`: expectations drafted from a pinned table, or a pinned table held to its own."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from throughline.cli.output import console, emit
+from throughline.errors import ThroughlineError
+from throughline.records import TableVersion
+from throughline.settings import Settings, load_settings
+from throughline.usecase import get_usecase
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from throughline.validation.judge import Judgement
+
+app = typer.Typer(no_args_is_help=True, help="Expectations of raw tables: draft them, or check a version.")
+
+Table = Annotated[str, typer.Argument(metavar="TABLE@VERSION", help="USECASE/LAYER/TABLE and a version of it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command()
+def infer(table: Table, as_json: AsJson = False) -> None:
+    """Draft the `expects` section of a declaration from the rows of a version. Read it before you paste it."""
+    import yaml
+
+    from throughline.validation.infer import draft, suspicions
+
+    pinned = _pinned(table)
+    rows = _rows(load_settings(), pinned)
+    try:
+        expects = draft(rows)
+    except ValueError as error:
+        raise ThroughlineError(f"Nothing can be learnt from {pinned}: {str(error).splitlines()[0]}.") from error
+    doubts = suspicions(rows)
+
+    def human() -> None:
+        lines = [f"# learnt from {rows.height} rows of {pinned}; look at this first:" if doubts else f"# from {pinned}"]
+        lines += [f"#   {doubt}" for doubt in doubts]
+        text = yaml.dump({"expects": expects}, Dumper=_dumper(), sort_keys=False, width=100)
+        sys.stdout.write("\n".join(lines) + "\n" + text)
+
+    emit(as_json, {"table": str(pinned), "rows": rows.height, "expects": expects, "suspicions": doubts}, human)
+
+
+@app.command()
+def check(table: Table, as_json: AsJson = False) -> None:
+    """Hold a version of a raw table to what its declaration expects of it; exit code 1 when it falls short."""
+    from throughline.lakehouse.table import DAY
+    from throughline.validation.infer import PLATFORM
+    from throughline.validation.judge import judge
+
+    settings, pinned = load_settings(), _pinned(table)
+    usecase, layer, name = pinned.table.split("/")
+    declared = get_usecase(usecase)
+    source = declared.sources.tables.get(name) if layer == "raw" else None
+    if source is None or source.expects is None:
+        expecting = [n for n, t in declared.sources.tables.items() if t.expects]
+        raise ThroughlineError(
+            f"Nothing is expected of {pinned.table}: `expects` is declared for {usecase}/raw/"
+            f"{{{', '.join(expecting)}}} (usecases/{usecase}.yaml)."
+        )
+    import polars as pl
+
+    rows, first = _rows(settings, pinned), declared.first_day(settings)
+    if DAY not in rows.columns:
+        rows = rows.with_columns(pl.lit(first).alias(DAY))
+    content = rows.drop([column for column in PLATFORM if column != DAY and column in rows.columns])
+    days = content[DAY].unique().sort().to_list()
+    judgement = judge(content, source, days, first=first)
+    result = _result(pinned, judgement)
+    emit(as_json, result, lambda: _show(result))
+    if not result["passed"]:
+        raise typer.Exit(1)
+
+
+def _result(pinned: TableVersion, judgement: Judgement) -> dict[str, Any]:
+    """Keys: `table`, `passed`, `days`, `rows`, `bad_rows`, `worst`, and under `verdicts` what did not pass, by day."""
+    from throughline.validation.judge import REASONS, worst
+
+    days = judgement.days.values()
+    return {
+        "table": str(pinned),
+        "passed": bool(judgement.days) and all(day.accepted and not day.bad for day in days),
+        "days": len(judgement.days),
+        "rows": sum(day.rows for day in days),
+        "bad_rows": sum(day.bad for day in days),
+        "worst": worst(judgement.quarantined) if REASONS in judgement.quarantined.columns else "",
+        "verdicts": [
+            {"day": day.day.isoformat(), "aspect": v.aspect, "outcome": v.outcome, "detail": v.detail}
+            for day in days
+            for v in day.verdicts
+            if v.outcome != "pass"
+        ],
+    }
+
+
+def _show(result: dict[str, Any]) -> None:
+    console.print(
+        f"{result['table']}: {result['rows']:,} rows of {result['days']} days, {result['bad_rows']} of them bad",
+        markup=False,
+    )
+    if result["worst"]:
+        console.print(f"  {result['worst']}", style="dim", markup=False)
+    for verdict in result["verdicts"]:
+        line = f"  {verdict['day']} {verdict['aspect']}: {verdict['outcome']}, {verdict['detail']}"
+        console.print(line, style="red" if verdict["outcome"] == "fail" else "yellow", markup=False)
+    console.print(
+        "as expected" if result["passed"] else "not as expected", style="green" if result["passed"] else "red"
+    )
+
+
+def _pinned(text: str) -> TableVersion:
+    if re.fullmatch(r"[\w-]+/[\w-]+/[\w-]+@\d{1,18}", text, re.ASCII) is None:
+        raise typer.BadParameter(f"{text!r} is not USECASE/LAYER/TABLE@VERSION, the version a number")
+    table, _, version = text.rpartition("@")
+    return TableVersion(table=table, version=int(version))
+
+
+def _rows(settings: Settings, pinned: TableVersion) -> pl.DataFrame:
+    from throughline.lakehouse.table import pin, read
+
+    newest = pin(settings, pinned.table)  # says so when there is no such table
+    if pinned.version > newest.version:
+        raise ThroughlineError(f"Table {pinned} does not exist yet: the newest version is {newest}.")
+    return read(settings, pinned).collect()
+
+
+def _dumper() -> Any:
+    """YAML as people write it: a rule per line, in braces."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> Any:
+            leaf = all(not isinstance(value, dict) for value in mapping.values())
+            return super().represent_mapping(tag, mapping, flow_style=leaf)
+
+        def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> Any:
+            return super().represent_sequence(tag, sequence, flow_style=True)
+
+    return Dumper

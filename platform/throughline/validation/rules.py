@@ -1,0 +1,83 @@
+"""The rules that rows are held to, pure: from rows and expectations to the reasons against each row.
+
+Owns: what breaks a rule, and the words of a reason. Does not own: what becomes of the row or its day (`judge.py`).
+"""
+
+from __future__ import annotations
+
+import polars as pl
+from polars.exceptions import ComputeError
+
+from throughline.errors import ThroughlineError
+from throughline.usecase import Column, Expectations
+
+_NAMES = {"string": "text", "integer": "a whole number", "number": "a floating-point number", "boolean": "a boolean"}
+
+
+def schema_problems(schema: pl.Schema, expects: Expectations) -> list[str]:
+    """What is wrong with the columns themselves: missing, undeclared, or of another type. Empty when nothing is."""
+    declared = expects.all_columns
+    return [
+        *(f"{name} is missing" for name in declared if name not in schema),
+        *(f"{name} ({kind}) is not declared" for name, kind in schema.items() if name not in declared),
+        *(
+            f"{name} is {schema[name]} instead of {_NAMES.get(column.type, 'an instant in UTC')}"
+            for name, column in declared.items()
+            if name in schema and not _is(schema[name], column.type)
+        ),
+    ]
+
+
+def row_reasons(rows: pl.DataFrame, expects: Expectations, key: list[str], within: list[str]) -> pl.Series:
+    """For each row the list of rules it breaks, empty for a good one; columns are as declared.
+
+    Of the otherwise good rows that share a key among the rows equal in `within`, the first is good.
+    """
+    rules = [rule for name, column in expects.all_columns.items() for rule in _column_rules(name, column)]
+    broken = pl.concat_list(pl.when(breaks).then(pl.lit(reason)) for breaks, reason in rules).list.drop_nulls()
+    try:
+        judged = rows.with_columns(broken.alias(_REASONS))
+    except ComputeError as error:
+        said = str(error).splitlines()[0]
+        raise ThroughlineError(f"A pattern under `expects` cannot be used ({said}): write it otherwise.") from error
+    clean = pl.col(_REASONS).list.len() == 0
+    again = clean & ~pl.struct(clean, *within, *key).is_first_distinct()
+    repeated = pl.lit([f"key: {', '.join(key)} repeats an earlier row"])
+    return judged.select(pl.when(again).then(repeated).otherwise(_REASONS).alias("reasons")).to_series()
+
+
+_REASONS = "__reasons"
+
+
+def _column_rules(name: str, column: Column) -> list[tuple[pl.Expr, str]]:
+    """Conditions that break a rule, each with its reason. A null breaks the rule about nulls and no other."""
+    value = pl.col(name)
+    rules = []
+    if column.nulls is None:
+        rules.append((value.is_null(), f"{name}: missing"))
+    if column.type == "number":
+        rules.append((~value.is_finite(), f"{name}: not a finite number"))
+        value = pl.when(value.is_finite()).then(value)
+    if column.at_least is not None:
+        rules.append((value < column.at_least, f"{name}: below {column.at_least:g}"))
+    if column.at_most is not None:
+        rules.append((value > column.at_most, f"{name}: above {column.at_most:g}"))
+    if column.values is not None:
+        rules.append((~value.is_in(column.values), f"{name}: not an allowed value"))
+    if column.pattern is not None:
+        rules.append((~value.str.contains(f"^(?:{column.pattern})$"), f"{name}: does not match {column.pattern}"))
+    return rules
+
+
+def _is(kind: pl.DataType, declared: str) -> bool:
+    match declared:
+        case "string":
+            return kind == pl.String
+        case "integer":
+            return kind.is_integer()
+        case "number":
+            return kind.is_float()
+        case "boolean":
+            return kind == pl.Boolean
+        case _:
+            return isinstance(kind, pl.Datetime) and kind.time_zone == "UTC"

@@ -1,0 +1,95 @@
+"""What each day of a raw table looks like, per column, pure; kept in Delta at `USECASE/statistics/TABLE`.
+
+Owns: which figures, and their form. Does not own: what is concluded from them (`drift.py`). They describe the rows
+that are in the table: quarantined rows would hide behind a mean what they are quarantined for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+
+import polars as pl
+
+from throughline.lakehouse.table import DAY
+
+# Every twentieth part of the rows: enough to compare distributions, and 21 numbers however many rows a day has.
+PROBABILITIES = [step / 20 for step in range(21)]
+CATEGORIES = 50
+
+SCHEMA = pl.Schema(
+    {
+        DAY: pl.Date,
+        "column": pl.String,
+        "rows": pl.Int64,
+        "count": pl.Int64,
+        "nulls": pl.Int64,
+        "mean": pl.Float64,
+        "deviation": pl.Float64,
+        "minimum": pl.Float64,
+        "maximum": pl.Float64,
+        "quantiles": pl.List(pl.Float64),
+        "distinct": pl.Int64,
+        "categories": pl.List(pl.Struct({"value": pl.String, "count": pl.Int64})),
+    }
+)
+
+
+def day_statistics(rows: pl.DataFrame, days: Sequence[date]) -> pl.DataFrame:
+    """One row per day of `days` and column of `rows` (which have their `day`), in the form of `SCHEMA`.
+
+    Numbers: `count` without nulls and NaN, mean, sample deviation, minimum, maximum and the values at `PROBABILITIES`.
+    Texts and booleans: how many distinct ones, and the `CATEGORIES` most frequent with their counts; the rest is
+    `count` less their sum. Instants: counts alone.
+    """
+    asked = pl.DataFrame({DAY: days}, schema={DAY: pl.Date})
+    counts = rows.group_by(DAY).agg(pl.len().cast(pl.Int64).alias("rows"))
+    per_column = [
+        asked.join(counts, on=DAY, how="left")
+        .join(_column(rows, name, kind), on=DAY, how="left")
+        .with_columns(pl.lit(name).alias("column"))
+        for name, kind in rows.schema.items()
+        if name != DAY
+    ]
+    missing = [pl.lit(None, kind).alias(name) for name, kind in SCHEMA.items()]
+    whole = [
+        frame.with_columns(column for column in missing if column.meta.output_name() not in frame.columns)
+        .with_columns(pl.col("rows", "count", "nulls").fill_null(0))
+        .select(pl.col(name).cast(kind) for name, kind in SCHEMA.items())
+        for frame in per_column
+    ]
+    return pl.concat(whole).sort(DAY, "column") if whole else SCHEMA.to_frame()
+
+
+def _column(rows: pl.DataFrame, name: str, kind: pl.DataType) -> pl.DataFrame:
+    value = pl.col(name)
+    if kind.is_numeric():
+        value = value.cast(pl.Float64).fill_nan(None)
+        figures = [
+            value.mean().alias("mean"),
+            value.std().alias("deviation"),
+            value.min().alias("minimum"),
+            value.max().alias("maximum"),
+            pl.when(value.count() > 0)
+            .then(pl.concat_list(value.quantile(p, "nearest") for p in PROBABILITIES))
+            .alias("quantiles"),
+        ]
+    elif kind in (pl.String, pl.Boolean):
+        value = value.cast(pl.String)
+        figures = [value.drop_nulls().n_unique().alias("distinct")]
+    else:
+        figures = []
+    described = rows.group_by(DAY).agg(value.count().alias("count"), value.null_count().alias("nulls"), *figures)
+    if kind not in (pl.String, pl.Boolean):
+        return described
+    counted = (
+        rows.lazy()
+        .select(DAY, value.alias("value"))
+        .drop_nulls()
+        .group_by(DAY, "value")
+        .agg(pl.len().cast(pl.Int64).alias("count"))
+        .sort("count", "value", descending=[True, False])
+        .group_by(DAY, maintain_order=True)
+        .agg(pl.struct("value", "count").head(CATEGORIES).alias("categories"))
+    )
+    return described.join(counted.collect(), on=DAY, how="left")
