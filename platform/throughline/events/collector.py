@@ -1,13 +1,14 @@
-"""The collector: receives events over HTTP and appends them to the inference log in micro-batches.
+"""The collector: what comes over HTTP and is appended to tables in micro-batches: inference events, pushed rows.
 
     python -m throughline.events.collector
 
-Owns: the endpoint, the journal between receipt and table, the counts. Does not own: the table's content (`table`).
+Owns: the endpoints, the counts. Does not own: the journals between receipt and table (`intake.py`), the content of the
+inference log (`table.py`), which rows may be pushed and what becomes of them (`sources/push.py`).
 
-An event is confirmed (202) when it is fsynced to the journal, not when it is in the table: a confirmation takes well
-under a millisecond instead of waiting for the next commit, and one fsync covers all requests that wait at that moment.
-A journal segment is removed after the commit of its events. A kill between the two makes the next start write the
-segment again, and ids that are in the table are dropped: exactly once, wherever the kill falls.
+An event or a row is confirmed (202) when it is fsynced to the journal, not when it is in the table: a confirmation
+takes well under a millisecond instead of waiting for the next commit, and one fsync covers all requests that wait at
+that moment. A journal segment is removed after the commit of what it holds. A kill between the two makes the next
+start write the segment again, and ids that are in the table are dropped: exactly once, wherever the kill falls.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import asyncio
 import logging
 import signal
 import sys
-import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -29,109 +29,47 @@ from starlette.exceptions import HTTPException
 
 from throughline.access import BearerToken, demanded_token
 from throughline.errors import ThroughlineError
-from throughline.events.journal import Journal
+from throughline.events.intake import Intake
 from throughline.events.schema import BadEvent, InferenceEvent, from_binary
 from throughline.events.table import LogTable, SourceCount
 from throughline.settings import Settings, load_settings
+from throughline.sources.push import BadRow, Door, NoSuchTable
 from throughline.usecase import load_usecases
 
-log = logging.getLogger(__name__)
-
-BATCH_S = 1.0
-BATCH_EVENTS = 500
 MAX_BODY = 1 << 20
+MAX_ROWS_BODY = 8 << 20
 
 
-class Collector:
-    """Journal and tables of one home; `receive` from the event loop, `write` from any thread."""
+class Collector(Intake):
+    """The inference log of one home."""
+
+    what = "The inference log"
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__(settings.serving_home / "spool" / "collector")
         self._settings = settings
-        self._journal = Journal(settings.serving_home / "spool" / "collector")
-        self._writing = threading.Lock()
         self._tables: dict[str, LogTable] = {}
         self._usecases = set(load_usecases())
-        self.duplicates = 0
-        self.rejected = 0
-        self.failure: str | None = None
-        # Two counts, each changed by one thread only: events in the journal so far, and those moved on to a table.
-        self._kept = sum(len(Journal.read(segment)) for segment in self._journal.sealed())
-        self._moved = 0
-        self._unsynced: list[tuple[bytes, asyncio.Future[None]]] = []
-        self._syncing = False
-        self.full = asyncio.Event()
         for usecase in self._usecases:
             self._table(usecase)
-
-    @property
-    def pending(self) -> int:
-        """Confirmed events that are not in a table yet."""
-        return self._kept - self._moved
 
     async def receive(self, event: InferenceEvent) -> None:
         """Returns when the event is on the disk."""
         if event.subject not in self._usecases:
             raise BadEvent(f"subject: {event.subject} is not a declared use case")
-        confirmed = asyncio.get_running_loop().create_future()
-        self._unsynced.append((event.model_dump_json().encode(), confirmed))
-        if not self._syncing:
-            self._syncing = True
-            try:
-                while self._unsynced:
-                    group, self._unsynced = self._unsynced, []
-                    await self._sync(group)
-            finally:
-                self._syncing = False
-        await confirmed
+        await self.confirm([event.model_dump_json().encode()])
 
-    async def _sync(self, group: list[tuple[bytes, asyncio.Future[None]]]) -> None:
-        """One write and one fsync for every event that came in while the last one ran."""
-        try:
-            await asyncio.to_thread(self._journal.append, [line for line, _ in group], sync=True)
-        except OSError as error:
-            refusal = ThroughlineError(f"The journal cannot be written ({error}): free disk space.")
-            for _, confirmed in group:
-                if not confirmed.done():
-                    confirmed.set_exception(refusal)
-            return
-        self._kept += len(group)
-        for _, confirmed in group:
-            if not confirmed.done():
-                confirmed.set_result(None)
-        if self.pending >= BATCH_EVENTS:
-            self.full.set()
+    def move(self, lines: list[bytes]) -> int:
+        events = defaultdict(list)
+        for line in lines:
+            event = InferenceEvent.model_validate_json(line)
+            events[event.subject].append(event)
+        return sum(len(batch) - self._table(usecase).append(batch) for usecase, batch in events.items())
 
     def write(self) -> dict[str, int | None]:
         """Move everything confirmed so far to the tables. Returns the version of each table."""
-        with self._writing:
-            for segment in self._journal.sealed():
-                lines = Journal.read(segment)
-                events = defaultdict(list)
-                for line in lines:
-                    event = InferenceEvent.model_validate_json(line)
-                    events[event.subject].append(event)
-                for usecase, batch in events.items():
-                    self.duplicates += len(batch) - self._table(usecase).append(batch)
-                self._journal.remove(segment)
-                self._moved += len(lines)
-            return {usecase: table.version for usecase, table in sorted(self._tables.items())}
-
-    async def write_for_ever(self) -> None:
-        """Write once a second, or as soon as a batch is full. A failed write is reported and tried again."""
-        while True:
-            try:
-                async with asyncio.timeout(BATCH_S):
-                    await self.full.wait()
-            except TimeoutError:
-                pass
-            self.full.clear()
-            if self.pending:
-                try:
-                    await run_in_threadpool(self.write)
-                    self.failure = None
-                except Exception as error:  # delta-rs raises many kinds; the events stay in the journal
-                    self.failure = f"The inference log cannot be written ({str(error).splitlines()[0]})."
-                    log.exception("%s Tried again every %s s.", self.failure, BATCH_S)
+        self.flush()
+        return {usecase: table.version for usecase, table in sorted(self._tables.items())}
 
     def status(self) -> dict[str, Any]:
         """Counts since the log began; duplicates and rejected since this start."""
@@ -159,10 +97,6 @@ class Collector:
                 merged[source].add(count.events, count.highest)
         return dict(merged)
 
-    def close(self) -> None:
-        self.write()
-        self._journal.close()
-
     def _table(self, usecase: str) -> LogTable:
         if usecase not in self._tables:
             self._tables[usecase] = LogTable(self._settings, usecase)
@@ -174,11 +108,14 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.collector = collector = await run_in_threadpool(Collector, settings)
-        writer = asyncio.create_task(collector.write_for_ever())
+        app.state.collector = await run_in_threadpool(Collector, settings)
+        app.state.door = await run_in_threadpool(Door, settings, load_usecases())
+        intakes: list[Intake] = [app.state.collector, app.state.door]
+        writers = [asyncio.create_task(intake.write_for_ever()) for intake in intakes]
         yield
-        writer.cancel()
-        await run_in_threadpool(collector.close)
+        for writer, intake in zip(writers, intakes, strict=True):
+            writer.cancel()
+            await run_in_threadpool(intake.close)
 
     app = FastAPI(title="Throughline collector", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(BearerToken, token=demanded_token(settings), exempt=lambda path: path == "/health")
@@ -199,9 +136,33 @@ def create_app(settings: Settings) -> FastAPI:
     async def flush(request: Request) -> dict[str, Any]:
         return {"version": await run_in_threadpool(request.app.state.collector.write)}
 
+    @app.post("/v1/sources/{usecase}/{table}", status_code=202)
+    async def push(request: Request, usecase: str, table: str) -> Response:
+        """Rows of a declared table, JSON lines or an array: all of them are kept, or none."""
+        door: Door = request.app.state.door
+        try:
+            if int(request.headers.get("content-length") or MAX_ROWS_BODY + 1) > MAX_ROWS_BODY:
+                raise BadRow(f"body: send a Content-Length of at most {MAX_ROWS_BODY}")
+            rows = await run_in_threadpool(door.check, usecase, table, await request.body())
+        except NoSuchTable as error:
+            return JSONResponse({"error": str(error)}, 404)
+        except BadRow as error:
+            door.rejected += 1
+            return JSONResponse({"error": str(error)}, 422)
+        await door.confirm(rows)
+        return JSONResponse({"accepted": len(rows)}, 202)
+
+    @app.post("/v1/sources/{usecase}/{table}/flush")
+    async def flush_rows(request: Request, usecase: str, table: str) -> Response:
+        door: Door = request.app.state.door
+        try:
+            return JSONResponse({"version": await run_in_threadpool(door.write, usecase, table)})
+        except NoSuchTable as error:
+            return JSONResponse({"error": str(error)}, 404)
+
     @app.get("/status")
     async def status(request: Request) -> dict[str, Any]:
-        return request.app.state.collector.status()
+        return {**request.app.state.collector.status(), "pushed": request.app.state.door.status()}
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -209,7 +170,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
-        return Response(_metrics(request.app.state.collector.status()), media_type="text/plain; version=0.0.4")
+        counted = {"events": request.app.state.collector.status(), "rows": request.app.state.door.status()}
+        return Response(_metrics(counted), media_type="text/plain; version=0.0.4")
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> JSONResponse:
@@ -222,13 +184,15 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def _metrics(status: dict[str, Any]) -> str:
+def _metrics(counted: dict[str, dict[str, Any]]) -> str:
     kinds = {"pending": "gauge", "lost": "gauge"}
     lines = []
-    for name in ("received", "written", "duplicates", "rejected", "lost", "pending"):
-        kind = kinds.get(name, "counter")
-        full = f"throughline_collector_events_{name}" + ("_total" if kind == "counter" else "")
-        lines += [f"# TYPE {full} {kind}", f"{full} {status[name]}"]
+    for what, status in counted.items():
+        for name in ("received", "written", "duplicates", "rejected", "lost", "pending"):
+            if name in status:
+                kind = kinds.get(name, "counter")
+                full = f"throughline_collector_{what}_{name}" + ("_total" if kind == "counter" else "")
+                lines += [f"# TYPE {full} {kind}", f"{full} {status[name]}"]
     return "\n".join(lines) + "\n"
 
 

@@ -1,0 +1,1 @@
+"""Where rows come from: whatever a use case declares, through one small protocol (`source.py`)."""

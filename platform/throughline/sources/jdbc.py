@@ -1,0 +1,95 @@
+"""Rows of a database, read by Spark Connect: the driver and the credentials are the Spark server's, never ours.
+
+Owns: the statement that asks for a window. Does not own: the server (`services`), types (`conform.py`).
+A row is known at its `available_at`, so a correction that the database stamps anew is a row of the later day.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+
+from throughline.errors import ThroughlineError
+from throughline.lakehouse import spark
+from throughline.settings import Settings
+from throughline.sources.conform import as_declared
+from throughline.sources.declaration import JdbcFeed
+from throughline.sources.source import known_in
+from throughline.usecase import UseCase
+
+# The database gets a window this much wider each way, which fits any time zone of its stamps; the rest is done here.
+MARGIN = timedelta(days=1)
+FETCH = 10_000  # rows a round trip; PostgreSQL's driver would otherwise hold all of them at once
+_VIEW = "throughline_source"
+
+
+class JdbcSource:
+    """A table or query of a database."""
+
+    def __init__(self, settings: Settings, usecase: UseCase, table: str, feed: JdbcFeed) -> None:
+        self.name = f"{feed.table or 'the query'} in {feed.jdbc.partition('?')[0]}"
+        self._settings, self._feed, self._expects = settings, feed, usecase.sources.tables[table].expects
+
+    def read(self, start: datetime | None, end: datetime) -> pl.DataFrame:
+        """Rows in the order of knowledge time, then of their content."""
+        from pyspark.errors import PySparkException
+
+        with spark.session(self._settings) as session:
+            try:
+                session.conf.set("spark.sql.session.timeZone", "UTC")
+                if self._feed.driver_package:
+                    # for each session: what another one added is found when the view is made, not when it is read
+                    session.sql(f"ADD JAR 'ivy://{self._feed.driver_package}?transitive=false'")
+                session.sql(_view(self._feed))
+                columns = session.table(_VIEW).columns
+                wanted = [name for name in columns if self._expects is None or name in self._columns()]
+                rows = pl.from_arrow(session.sql(_window(self._feed, wanted, start, end)).toArrow())
+            except PySparkException as error:
+                raise self._refused(error) from error
+        assert isinstance(rows, pl.DataFrame)
+        rows = known_in(as_declared(rows, self._feed, self._expects, self.name), start, end)
+        return rows.sort("available_at", *sorted(set(rows.columns) - {"available_at"}), maintain_order=True)
+
+    def _columns(self) -> set[str]:
+        assert self._expects is not None
+        return {*self._expects.columns, self._feed.event_time, self._feed.available_at}
+
+    def _refused(self, error: Exception) -> ThroughlineError:
+        said = str(error)
+        causes = re.findall(r"^Caused by: [\w.$]+: (.*)", said, re.MULTILINE)
+        line = re.sub(r"\s+", " ", causes[-1] if causes else said.partition("\n\n")[0])[:200]
+        return ThroughlineError(
+            f"{self.name} cannot be read ({line}): correct `from`, or what the Spark server has of it, a driver and "
+            "credentials."
+        )
+
+
+def _view(feed: JdbcFeed) -> str:
+    """SQL that names the source. `${env:NAME}` is put in by the Spark server, out of its own environment."""
+    options = {
+        "url": feed.jdbc,
+        "driver": feed.driver_class or "",
+        "fetchsize": str(FETCH),
+        "preferTimestampNTZ": "true",  # a stamp without a zone stays one, whatever zone the server's machine is in
+        "dbtable": feed.table or f"({feed.query}) q",
+    }
+    if feed.credentials:
+        options |= {"user": f"${{env:{feed.credentials}_USER}}", "password": f"${{env:{feed.credentials}_PASSWORD}}"}
+    given = ", ".join(f"{name} {_text(value)}" for name, value in options.items())
+    return f"CREATE OR REPLACE TEMPORARY VIEW {_VIEW} USING jdbc OPTIONS ({given})"
+
+
+def _window(feed: JdbcFeed, columns: list[str], start: datetime | None, end: datetime) -> str:
+    known = f"`{feed.available_at}`"
+    where = f"{known} < {_stamp(end + MARGIN)}" + (f" AND {known} >= {_stamp(start - MARGIN)}" if start else "")
+    return f"SELECT {', '.join(f'`{name}`' for name in columns)} FROM {_VIEW} WHERE {known} IS NULL OR ({where})"
+
+
+def _stamp(instant: datetime) -> str:
+    return f"TIMESTAMP_NTZ '{instant.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}'"
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

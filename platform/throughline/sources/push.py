@@ -1,0 +1,195 @@
+"""The door for pushed rows: what is let in, under which id, and from when it counts as known.
+
+Owns: the check of a body against the declared columns, the knowledge time, the journal on the way to the table.
+Does not own: HTTP (`events/collector.py`), the table (`received.py`), rules about values (`validation/`): a row that
+breaks one is received, and quarantined with its reason when its day is brought.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, NotRequired
+from zoneinfo import ZoneInfo
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
+
+from throughline.clock import Clock, WallClock, data_clock
+from throughline.errors import ThroughlineError
+from throughline.events.intake import Intake
+from throughline.lakehouse.table import DAY
+from throughline.settings import Settings
+from throughline.sources.declaration import PushFeed
+from throughline.sources.received import LAYER, ReceivedTable
+from throughline.usecase import Column, SourceTable, UseCase
+
+_NOBODY = "no table of a declared use case takes rows there"
+
+
+class BadRow(ThroughlineError):
+    """A body that cannot be accepted, now or later: sending it again does not help."""
+
+
+class NoSuchTable(ThroughlineError):
+    """Nothing is declared to be pushed there."""
+
+
+@dataclass(frozen=True)
+class _Entrance:
+    """What is known of one table that takes rows."""
+
+    usecase: UseCase
+    feed: PushFeed
+    fields: tuple[str, ...]
+    row: TypeAdapter[dict[str, Any]]
+    clock: Clock
+
+
+class Door(Intake):
+    """All declared tables of one home that take rows."""
+
+    what = "Pushed rows"
+
+    def __init__(self, settings: Settings, usecases: Mapping[str, UseCase]) -> None:
+        super().__init__(settings.serving_home / "spool" / "sources")
+        self._settings = settings
+        self._entrances = {
+            f"{usecase.name}/{name}": _entrance(settings, usecase, table, table.feed)
+            for usecase in usecases.values()
+            for name, table in usecase.sources.tables.items()
+            if isinstance(table.feed, PushFeed)
+        }
+        self._tables: dict[str, ReceivedTable] = {}
+        self.received = self.written = 0
+
+    def check(self, usecase: str, table: str, body: bytes) -> list[bytes]:
+        """The rows of a body as lines to be confirmed. Raises `BadRow` naming the row and field, `NoSuchTable`."""
+        entrance = self._entrance(usecase, table)
+        now, received = entrance.clock.now(), WallClock().now()
+        return [
+            _line(entrance, f"{usecase}/{table}", row, where, now, received) for where, row in _rows(body, entrance.row)
+        ]
+
+    async def confirm(self, lines: list[bytes]) -> None:
+        await super().confirm(lines)
+        self.received += len(lines)
+
+    def move(self, lines: list[bytes]) -> int:
+        tables = defaultdict(list)
+        for line in lines:
+            row = json.loads(line)
+            times = {name: datetime.fromisoformat(row[name]) for name in ("event_time", "available_at", "received_at")}
+            tables[row["table"]].append({**row, **times, DAY: datetime.fromisoformat(row[DAY]).date()})
+        fresh = sum(self._table(name).append(rows) for name, rows in tables.items())
+        self.written += fresh
+        return len(lines) - fresh
+
+    def write(self, usecase: str, table: str) -> int | None:
+        """Move everything confirmed so far. Returns the version of the table, None while nothing was pushed."""
+        self._entrance(usecase, table)
+        self.flush()
+        return self._table(f"{usecase}/{table}").version
+
+    def status(self) -> dict[str, Any]:
+        """Counts of rows, duplicates and refused requests since this start."""
+        names = ("received", "written", "duplicates", "rejected", "pending", "failure")
+        return {name: getattr(self, name) for name in names}
+
+    def _entrance(self, usecase: str, table: str) -> _Entrance:
+        entrance = self._entrances.get(f"{usecase}/{table}")
+        if entrance is None:
+            there = ", ".join(sorted(self._entrances)) or "none"
+            raise NoSuchTable(f"{ascii(f'{usecase}/{table}')[1:-1][:80]}: {_NOBODY}; there are: {there}")
+        return entrance
+
+    def _table(self, name: str) -> ReceivedTable:
+        if name not in self._tables:
+            usecase, table = name.split("/")
+            self._tables[name] = ReceivedTable(self._settings.table_path(usecase, LAYER, table))
+        return self._tables[name]
+
+
+def _entrance(settings: Settings, usecase: UseCase, table: SourceTable, feed: PushFeed) -> _Entrance:
+    assert table.expects is not None  # the declaration is refused without
+    instant = Column(type="timestamp")
+    columns = {feed.event_time: instant, feed.available_at: Column(type="timestamp", nulls=1), **table.expects.columns}
+    kinds: dict[str, Any] = {
+        "string": str, "integer": Annotated[int, Field(ge=-(2**63), lt=2**63)], "number": float, "boolean": bool,
+        "timestamp": Annotated[datetime, AfterValidator(_in_utc(feed.timezone))],
+    }  # fmt: skip
+    fields = {
+        name: NotRequired[kinds[column.type] | None] if column.nulls else kinds[column.type]
+        for name, column in columns.items()
+    }
+    row = with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))(TypedDict("Row", fields))  # type: ignore[operator]
+    return _Entrance(
+        usecase, feed, tuple(columns), TypeAdapter(row), data_clock(settings, usecase.clock_start(settings))
+    )
+
+
+def _in_utc(zone: str | None) -> Callable[[datetime], datetime]:
+    """As `conform.py` has it: a doubled local hour is the later one, one that does not exist is refused."""
+
+    def convert(stamp: datetime) -> datetime:
+        if not 1900 <= stamp.year < 2200:
+            raise ValueError("lies outside the years 1900 to 2199")
+        if stamp.tzinfo is not None:
+            return stamp.astimezone(UTC)
+        if zone is None:
+            raise ValueError("has no time zone: send an offset, for example 2024-03-01T09:00:00+01:00")
+        instant = stamp.replace(tzinfo=ZoneInfo(zone), fold=1).astimezone(UTC)
+        if instant.astimezone(ZoneInfo(zone)).replace(tzinfo=None) != stamp:
+            raise ValueError(f"does not exist in {zone}, where the clocks go forward then")
+        return instant
+
+    return convert
+
+
+def _rows(body: bytes, row: TypeAdapter[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Where in the body each row stands, and the row: an array, or a line each."""
+    text = body.strip()
+    if text[:1] == b"[":
+        try:
+            array = json.loads(text)
+        except (ValueError, RecursionError):
+            raise BadRow("body: not JSON; send an array of rows, or a row a line") from None
+        found = [(f"rows[{number}]", json.dumps(one).encode()) for number, one in enumerate(array)]
+    else:
+        lines = enumerate(body.split(b"\n"), start=1)
+        found = [(f"line {number}", line) for number, line in lines if line.strip()]
+    if not found:
+        raise BadRow("body: no rows")
+    return [(where, _valid(row, one, where)) for where, one in found]
+
+
+def _valid(row: TypeAdapter[dict[str, Any]], one: bytes, where: str) -> dict[str, Any]:
+    try:
+        return row.validate_json(one)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        problem = first["msg"].removeprefix("Value error, ")
+        raise BadRow(f"{where}{f'.{field}' if field else ''}: {problem}") from None
+
+
+def _line(entrance: _Entrance, table: str, row: dict[str, Any], where: str, now: datetime, received: datetime) -> bytes:
+    feed = entrance.feed
+    known = row.get(feed.available_at) or now
+    if known > now:
+        raise BadRow(f"{where}.{feed.available_at}: {known.isoformat()} is after the data clock's {now.isoformat()}")
+    whole = {**dict.fromkeys(entrance.fields), **row, feed.available_at: known}
+    return json.dumps(
+        {
+            "table": table,
+            "id": str(row[feed.push]),
+            "row": json.dumps(whole, default=datetime.isoformat, separators=(",", ":")),
+            "event_time": row[feed.event_time].isoformat(),
+            "available_at": known.isoformat(),
+            "received_at": received.isoformat(),
+            DAY: entrance.usecase.local_day(known).isoformat(),
+        }
+    ).encode()

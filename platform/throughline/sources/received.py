@@ -1,0 +1,106 @@
+"""Rows that were pushed, as they were received, and the source that hands them over day by day.
+
+Owns: the table `USECASE/received/TABLE`, of which the collector is the only writer: an id is in it once, the first one
+that came. A row stands there as JSON, so that the declaration may change while rows are on their way.
+Does not own: what may come in (`push.py`). Corrected rows bring an id of their own, and the key of what they correct.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date, datetime
+from typing import Any
+
+import httpx
+import polars as pl
+from deltalake import write_deltalake
+
+from throughline.access import auth_headers
+from throughline.errors import ThroughlineError
+from throughline.lakehouse.table import DAY, Location, current_version, open_table, replace_days, scan
+from throughline.settings import Settings
+from throughline.sources.conform import INSTANT, as_declared, empty
+from throughline.sources.declaration import PushFeed
+from throughline.sources.source import known_in
+from throughline.usecase import UseCase
+
+LAYER = "received"
+TIMEOUT_S = 60
+
+# `received_at` is by the wall clock, the other instants by the data clock; `day` is local.
+SCHEMA: dict[str, Any] = {
+    "id": pl.String, "row": pl.String, "event_time": INSTANT, "available_at": INSTANT, "received_at": INSTANT,
+    DAY: pl.Date,
+}  # fmt: skip
+
+
+class ReceivedTable:
+    """One table; for one writer."""
+
+    def __init__(self, location: Location) -> None:
+        self._location = location
+
+    @property
+    def version(self) -> int | None:
+        return current_version(self._location)
+
+    def append(self, rows: list[Mapping[str, Any]]) -> int:
+        """Write those whose id is new, in one commit. Returns how many these were."""
+        fresh = pl.DataFrame(rows, schema=SCHEMA).unique("id", keep="first", maintain_order=True)
+        version = self.version
+        if version is None:
+            replace_days(self._location, fresh, fresh[DAY].min(), fresh[DAY].max())
+            return fresh.height
+        near = pl.col("id").is_between(pl.lit(fresh["id"].min()), pl.lit(fresh["id"].max()))
+        known = scan(self._location, version).filter(near).select("id").collect()
+        fresh = fresh.join(known, on="id", how="anti", maintain_order="left")
+        if fresh.height:
+            write_deltalake(open_table(self._location, version), fresh.to_arrow(), mode="append")
+        return fresh.height
+
+
+class PushSource:
+    """What was pushed for a table; the collector is asked first to write what it has confirmed."""
+
+    def __init__(self, settings: Settings, usecase: UseCase, table: str, feed: PushFeed) -> None:
+        self.name = f"what is pushed to /v1/sources/{usecase.name}/{table}"
+        self._settings, self._feed = settings, feed
+        self._address = f"{settings.url('collector')}/v1/sources/{usecase.name}/{table}/flush"
+        self._location = settings.table_path(usecase.name, LAYER, table)
+        self._expects = usecase.sources.tables[table].expects
+
+    def read(self, start: datetime | None, end: datetime) -> pl.DataFrame:
+        """Rows in the order of knowledge time, then of their ids."""
+        assert self._expects is not None  # the declaration is refused without
+        version = self._flushed()
+        if version is None:
+            return empty(self._expects)
+        received = known_in(scan(self._location, version), start, end).sort("available_at", "id").collect()
+        if received.is_empty():
+            return empty(self._expects)
+        rows = pl.read_ndjson("\n".join(received["row"]).encode(), infer_schema_length=None)
+        # declared after these rows came
+        later = [name for name in self._expects.columns if name not in rows.columns]
+        rows = rows.with_columns(pl.lit(None).alias(name) for name in later)
+        return as_declared(rows, self._feed, self._expects, self.name)
+
+    def parts(self) -> dict[str, str]:
+        """A day is a part; its stamp is how many rows it has."""
+        version = current_version(self._location)
+        if version is None:
+            return {}
+        counts = scan(self._location, version).group_by(DAY).len().collect()
+        return {day.isoformat(): str(rows) for day, rows in counts.iter_rows()}
+
+    def days(self, part: str) -> set[date]:
+        return {date.fromisoformat(part)}
+
+    def _flushed(self) -> int | None:
+        try:
+            answer = httpx.post(self._address, headers=auth_headers(self._settings), timeout=TIMEOUT_S)
+            return answer.raise_for_status().json()["version"]
+        except httpx.HTTPError as error:
+            raise ThroughlineError(
+                f"The collector does not hand over {self._location} ({error}): start it with `throughline up`, or "
+                "start it again if the table was declared since."
+            ) from error
