@@ -26,15 +26,16 @@ from dagster import (
 )
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from assets.catalogue import profile_key
 from assets.deployment import GROUP as DEPLOYMENT
 from assets.evaluation import GROUP as EVALUATION
 from assets.features import GROUP as FEATURES
-from assets.features import dbt_manifest
 from assets.monitoring import GROUP as MONITORING
 from assets.raw import GROUP as RAW
 from assets.training import GROUP as TRAINING
 from throughline import tags
 from throughline.experiment.fingerprint import combine
+from throughline.featurestore import dbt
 from throughline.featurestore.incremental import plan_late, source_versions
 from throughline.monitoring.triggers import Retraining, decide_retraining
 from throughline.records import CalibrationRecord
@@ -57,7 +58,7 @@ def automation(usecase: UseCase) -> Definitions:
         jobs=[
             ingest_job(usecase),
             _job(usecase, "monitor", AssetSelection.key_prefixes([usecase.name, MONITORING])),
-            _job(usecase, "features", AssetSelection.key_prefixes([usecase.name, FEATURES])),
+            _job(usecase, "features", _features(usecase)),
             retrain_job(usecase),
         ],
         sensors=[late_rows_sensor(usecase), drift_sensor(usecase)],
@@ -66,7 +67,7 @@ def automation(usecase: UseCase) -> Definitions:
 
 def ingest_job(usecase: UseCase) -> UnresolvedAssetJobDefinition:
     """One day's deliveries, and the features and stores that follow from them."""
-    rooms = AssetSelection.key_prefixes([usecase.name, RAW], [usecase.name, FEATURES])
+    rooms = AssetSelection.key_prefixes([usecase.name, RAW]) | _features(usecase)
     static = [[usecase.name, RAW, name] for name, table in usecase.sources.tables.items() if table.static]
     return define_asset_job(
         f"{usecase.name}_ingest",
@@ -83,6 +84,11 @@ def retrain_job(usecase: UseCase) -> UnresolvedAssetJobDefinition:
         AssetSelection.key_prefixes([usecase.name, TRAINING], [usecase.name, EVALUATION], [usecase.name, DEPLOYMENT]),
         retrain_job.__doc__,
     )
+
+
+def _features(usecase: UseCase) -> AssetSelection:
+    """The features room, without what is made of whole tables once a night."""
+    return AssetSelection.key_prefixes([usecase.name, FEATURES]) - AssetSelection.assets(profile_key(usecase))
 
 
 def _job(
@@ -112,7 +118,7 @@ def late_rows_sensor(usecase: UseCase) -> SensorDefinition:
         seen = json.dumps(pins, sort_keys=True)
         if pins is None or seen == context.cursor:
             return SkipReason("no source was written since")
-        builds = plan_late(settings, usecase, json.loads(dbt_manifest(settings).read_text()), pins)
+        builds = plan_late(settings, usecase, dbt.manifest(settings), pins)
         days = [day for build in builds.values() for day in build.days]
         if not days:
             return SensorResult(skip_reason=SkipReason("every source row is built"), cursor=seen)

@@ -1,12 +1,15 @@
 """The map of Throughline: read this file and you know the system.
 
     raw          what happened, a day at a time, as it became known            raw.py
-    features     hourly ticks (dbt on Spark), the feature store, online store  features.py
+    features     hourly ticks (dbt on Spark), the feature store                features.py
+    online       what requests read: is it fresh, is it what training sees     online.py
     training     a dataset at pinned versions, a model version from Horovod    training.py
     evaluation   candidate against champion and constant; the gate             evaluation.py
     deployment   the endpoint: exactly what the gate released                  deployment.py
     monitoring   inference log, outcomes, calibration                          monitoring.py
+    arrivals     what brings raw days: a schedule, and a look at what arrived   arrivals.py
     automation   sensors that retrain for a reason                             automation.py
+    maintenance  small tables, without losing a version that is pinned         maintenance.py
 
 Each declaration in `usecases/` becomes one such graph (`pipeline.py`).
 """
@@ -15,6 +18,7 @@ import warnings
 
 from dagster import BetaWarning, Definitions, definitions, in_process_executor
 
+from assets.maintenance import maintenance
 from assets.pipeline import pipeline
 from assets.resources import resources
 from throughline.settings import load_settings
@@ -25,9 +29,10 @@ from throughline.usecase import load_usecases
 def throughline() -> Definitions:
     """Built when a code location loads, not when this module is imported."""
     warnings.filterwarnings("ignore", category=BetaWarning)  # ranges of partitions in one run are beta for years now
-    settings = load_settings()
+    settings, usecases = load_settings(), load_usecases().values()
     return Definitions.merge(
-        *(pipeline(usecase, settings) for usecase in load_usecases().values()),
+        *(pipeline(usecase, settings) for usecase in usecases),
+        maintenance(usecases),
         # a process per step costs seconds of imports each; on Kubernetes a run is a Pod of its own anyway
         Definitions(resources=resources(settings), executor=in_process_executor),
     )

@@ -1,12 +1,8 @@
 """Features: hourly ticks by dbt on Spark, then the feature store pinned to them."""
 
-import contextlib
 import json
-import os
-import subprocess
 from collections.abc import Iterator, Mapping
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 from dagster import (
@@ -28,34 +24,30 @@ from dagster import (
 from dagster_dbt import DagsterDbtTranslator, DbtCliResource, dbt_assets
 from dagster_dbt.errors import DagsterDbtError
 
+from assets.columns import held_columns, lineage_metadata, model_lineage
 from assets.raw import GROUP as RAW
 from assets.raw import daily, wall_clock_freshness
-from assets.resources import as_of, dbt_executable
-from throughline.errors import ThroughlineError
+from assets.resources import as_of
+from throughline.catalogue import Lineage, defined, deprecations, registered
 from throughline.experiment.fingerprint import combine, fingerprint_code
-from throughline.featurestore import store
+from throughline.featurestore import dbt, store
 from throughline.featurestore.incremental import Build, dbt_variables, describe, model_code, models_of, plan_builds
 from throughline.lakehouse.identity import day_fingerprints
 from throughline.lakehouse.spark import register_tables, unreachable, watched
 from throughline.lakehouse.table import pin
 from throughline.records import FeatureStoreRecord, TableVersion
-from throughline.settings import PROJECT_ROOT, Settings
+from throughline.settings import Settings
 from throughline.usecase import UseCase
 from throughline.validation.findings import require_good_days
 
 GROUP = "features"
-PROJECT = PROJECT_ROOT / "features"
 
 
 def feature_assets(usecase: UseCase, settings: Settings) -> Definitions:
-    manifest = json.loads(dbt_manifest(settings).read_text())
-    ticks = sorted({node["name"] for node in models_of(manifest, usecase).values()} - {usecase.features.spine})
-    return Definitions(
-        assets=[
-            _dbt_models(usecase, manifest),
-            _feature_store(usecase, ticks),
-        ]
-    )
+    manifest = dbt.manifest(settings)
+    models = {node["name"]: node["description"] for node in models_of(manifest, usecase).values()}
+    lineage = model_lineage(usecase, manifest)
+    return Definitions(assets=[_dbt_models(usecase, manifest, lineage), _feature_store(usecase, models, lineage)])
 
 
 class _Translator(DagsterDbtTranslator):
@@ -91,7 +83,7 @@ class _Translator(DagsterDbtTranslator):
         return TimeWindowPartitionMapping(start_offset=-(self._seen_within_hours // 24 + 1))
 
 
-def _dbt_models(usecase: UseCase, manifest: Mapping[str, Any]) -> AssetsDefinition:
+def _dbt_models(usecase: UseCase, manifest: Mapping[str, Any], lineage: Lineage) -> AssetsDefinition:
     @dbt_assets(
         manifest=manifest,
         select=f"fqn:throughline_features.{usecase.name}",
@@ -100,7 +92,9 @@ def _dbt_models(usecase: UseCase, manifest: Mapping[str, Any]) -> AssetsDefiniti
         partitions_def=daily(usecase),
         backfill_policy=BackfillPolicy.single_run(),
     )
-    def models(context: AssetExecutionContext, dbt: DbtCliResource, settings: ResourceParam[Settings]) -> Iterator[Any]:
+    def models(
+        context: AssetExecutionContext, dbt_cli: DbtCliResource, settings: ResourceParam[Settings]
+    ) -> Iterator[Any]:
         require_good_days(settings, usecase)
         register_tables(settings, usecase.name, RAW, usecase.sources.tables)
         pins = {name: pin(settings, f"{usecase.name}/{RAW}/{name}").version for name in usecase.sources.tables}
@@ -112,16 +106,19 @@ def _dbt_models(usecase: UseCase, manifest: Mapping[str, Any]) -> AssetsDefiniti
         target = settings.dbt_home / "runs" / context.run.run_id
         # which relations there are is no question here: the builds say what to replace
         command = ["build", "--no-populate-cache", "--vars", json.dumps(variables)]
-        building = dbt.cli(command, context=context, target_path=target)
+        building = dbt_cli.cli(command, context=context, target_path=target)
         with watched(settings, on_lost=building.process.kill) as lost:
+            descriptions = defined(usecase)  # while dbt starts: Feast takes seconds to import
             try:
                 for event in building.stream():
                     if isinstance(event, Output):
                         key = context.asset_key_for_output(event.output_name)
-                        build = builds[key.path[-1]]
+                        name = key.path[-1]
+                        build = builds[name]
                         held = pin(settings, "/".join(key.path))
                         digests = day_fingerprints(settings, held, {*build.days, *requested})
-                        event = _with_origin(event, held, build, [digests[day] for day in sorted(requested)])
+                        columns = held_columns(settings, held, descriptions.get(name, {}), lineage.get(name))
+                        event = _with_origin(event, held, build, [digests[day] for day in sorted(requested)], columns)
                         yield from _also_built(key, {day: digests[day] for day in build.days if day not in requested})
                     yield event
             except DagsterDbtError as error:
@@ -135,12 +132,15 @@ def _dbt_models(usecase: UseCase, manifest: Mapping[str, Any]) -> AssetsDefiniti
             freshness_policy=wall_clock_freshness(slowest),
             owners=[f"team:{owner}" for owner in usecase.owners],
             kinds={"dbt", "spark", "deltalake"},
+            metadata={**spec.metadata, **lineage_metadata(usecase, lineage.get(spec.key.path[-1], {}))},
         ),
         [models],
     )[0]
 
 
-def _with_origin(event: Output, held: TableVersion, build: Build, digests: list[str]) -> Output:
+def _with_origin(
+    event: Output, held: TableVersion, build: Build, digests: list[str], columns: Mapping[str, Any]
+) -> Output:
     """The event of a built model, with the version that stands now and what its content came from."""
     return Output(
         value=event.value,
@@ -152,6 +152,7 @@ def _with_origin(event: Output, held: TableVersion, build: Build, digests: list[
             "read_versions": MetadataValue.json(build.origin.pins),
             "as_of": build.origin.as_of.isoformat(),
             "days_built": len(build.days),
+            **columns,
         },
     )
 
@@ -167,46 +168,37 @@ def _also_built(key: AssetKey, digests: Mapping[date, str]) -> Iterator[AssetMat
         )
 
 
-def _feature_store(usecase: UseCase, ticks: list[str]) -> AssetsDefinition:
+def _feature_store(usecase: UseCase, models: Mapping[str, str], lineage: Lineage) -> AssetsDefinition:
     spine = usecase.features.spine
+    ticks = sorted(set(models) - {spine})
 
     @asset(
         key=[usecase.name, GROUP, "feature_store"],
         group_name=GROUP,
         kinds={"feast"},
-        deps=[AssetKey([usecase.name, GROUP, name]) for name in [*ticks, spine]],
+        deps=[AssetKey([usecase.name, GROUP, name]) for name in models],
         description="The Feast registry: every feature view on a pinned version of its ticks.",
-        code_version=fingerprint_code([PROJECT / usecase.name / "definitions.py"]),
+        code_version=fingerprint_code([dbt.PROJECT / usecase.name / "definitions.py"]),
     )
     def feature_store(context: AssetExecutionContext, settings: ResourceParam[Settings]) -> Output[FeatureStoreRecord]:
-        sources = [pin(settings, f"{usecase.name}/{GROUP}/{name}") for name in ticks]
+        sources = store.pin_sources(settings, usecase, ticks)
+        store.register(settings, usecase, sources)
         record = FeatureStoreRecord(
             usecase=usecase.name,
             as_of=as_of(context, settings, usecase),
             sources=sources,
             spine=pin(settings, f"{usecase.name}/{GROUP}/{spine}"),
+            views=registered(settings, usecase, sources, lineage, models),
         )
-        store.register(settings, usecase, sources)
-        return Output(record, metadata={"versions": MetadataValue.json([str(s) for s in [*sources, record.spine]])})
+        for line in (warnings := deprecations(record.views)):
+            context.log.warning(line)
+        return Output(
+            record,
+            metadata={
+                "versions": MetadataValue.json([str(s) for s in [*sources, record.spine]]),
+                "features": sum(len(view.features) for view in record.views),
+                **({"deprecated": MetadataValue.json(warnings)} if warnings else {}),
+            },
+        )
 
     return feature_store
-
-
-def dbt_manifest(settings: Settings) -> Path:
-    """The project's manifest, parsed anew when a file of the project changed. Raises with dbt's own last words."""
-    project = [PROJECT / part for part in ("dbt_project.yml", "profiles.yml", "models", "macros", "tests")]
-    target = settings.dbt_home / "manifests" / fingerprint_code(project)
-    manifest = target / "manifest.json"
-    if manifest.exists():
-        return manifest
-    parsing = target.with_name(f"{target.name}.{os.getpid()}")
-    done = subprocess.run(
-        [dbt_executable(), "parse", "--project-dir", PROJECT, "--profiles-dir", PROJECT,
-         "--target-path", parsing, "--log-path", parsing],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise ThroughlineError(f"The dbt project in features/ does not parse: {' '.join(done.stdout.split()[-60:])}")
-    with contextlib.suppress(OSError):  # another process parsed the same files meanwhile
-        parsing.rename(target)
-    return manifest

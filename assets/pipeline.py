@@ -2,7 +2,9 @@
 
 from dagster import Definitions
 
+from assets.arrivals import arrivals
 from assets.automation import automation
+from assets.catalogue import catalogue_assets
 from assets.deployment import deployment_assets
 from assets.evaluation import evaluation_assets
 from assets.features import feature_assets
@@ -20,9 +22,10 @@ def pipeline(usecase: UseCase, settings: Settings) -> Definitions:
         raw_assets(usecase),
         feature_assets(usecase, settings),
         online_assets(usecase),
+        catalogue_assets(usecase),
         training_assets(usecase),
         evaluation_assets(usecase),
         deployment_assets(usecase),
         monitoring_assets(usecase),
     )
-    return Definitions.merge(*rooms, automation(usecase))
+    return Definitions.merge(*rooms, arrivals(usecase, settings), automation(usecase))

@@ -1,9 +1,7 @@
 """What assets are given: settings, the data clock, dbt, the launcher, and where records are kept."""
 
-import sys
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from dagster import AssetExecutionContext, AssetIn, InputContext, IOManager, OutputContext
@@ -11,9 +9,10 @@ from dagster_dbt import DbtCliResource
 
 from throughline import recordstore, tags
 from throughline.clock import data_clock
+from throughline.featurestore import dbt
 from throughline.launch import HorovodLauncher
 from throughline.records import Record
-from throughline.settings import PROJECT_ROOT, Settings
+from throughline.settings import Settings
 from throughline.usecase import UseCase
 
 
@@ -30,20 +29,13 @@ class RecordIOManager(IOManager):
         return recordstore.load(self._settings, tuple(context.asset_key.path), context.dagster_type.typing_type)
 
 
-def dbt_executable() -> str:
-    """dbt of this environment, whatever is on PATH."""
-    return str(Path(sys.executable).with_name("dbt"))
-
-
 def resources(settings: Settings) -> Mapping[str, Any]:
     return {
         "settings": settings,
         "launcher": HorovodLauncher(),
         "io_manager": RecordIOManager(settings),
-        "dbt": DbtCliResource(
-            dbt_executable=dbt_executable(),
-            project_dir=str(PROJECT_ROOT / "features"),
-            profiles_dir=str(PROJECT_ROOT / "features"),
+        "dbt_cli": DbtCliResource(
+            dbt_executable=dbt.executable(), project_dir=str(dbt.PROJECT), profiles_dir=str(dbt.PROJECT)
         ),
     }
 

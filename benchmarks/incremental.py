@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,25 +18,24 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import polars.selectors as cs
 
-from assets.features import dbt_manifest
-from assets.resources import dbt_executable
 from benchmarks.report import OURS, progress, ratio, result, run, spread
 from benchmarks.time_travel import free_ports
 from throughline import services
 from throughline.errors import ThroughlineError
+from throughline.featurestore import dbt
 from throughline.featurestore.incremental import Build, dbt_variables, plan_builds, source_versions
 from throughline.lakehouse.ingest import read_days
 from throughline.lakehouse.spark import register_tables
 from throughline.lakehouse.table import replace_all, replace_days
-from throughline.settings import PROJECT_ROOT, Settings, load_settings
-from throughline.usecase import UseCase, get_usecase, load_object
+from throughline.settings import Settings, load_settings
+from throughline.sources.source import source_of
+from throughline.usecase import UseCase, load_usecases
 
 ABOUT = "Building one day of features against building all days of a quarter, by the same dbt models on Spark."
-PROJECT = PROJECT_ROOT / "features"
 DAY = timedelta(days=1)
 FIRST, NEWEST = date(2013, 1, 1), date(2013, 3, 31)
-COPIED = ("flight_id", "carrier", "tailnum", "origin", "dest")  # other names: other entities, not more rows of one
 
 
 def bring(settings: Settings, usecase: UseCase, first: date, last: date, scale: int) -> None:
@@ -45,21 +43,21 @@ def bring(settings: Settings, usecase: UseCase, first: date, last: date, scale: 
     for name, table in usecase.sources.tables.items():
         path = settings.table_path(usecase.name, "raw", name)
         if table.static:
-            source = load_object(usecase.sources.module)
-            replace_all(path, _copies(source.read(name, None, usecase.day_start(last + DAY)), scale))
+            source = source_of(settings, usecase, name)
+            replace_all(path, _copies(source.read(None, usecase.day_start(last + DAY)), scale))
         else:
-            replace_days(path, _copies(read_days(usecase, name, first, last, FIRST), scale), first, last)
+            replace_days(path, _copies(read_days(settings, usecase, name, first, last, FIRST), scale), first, last)
 
 
 def _copies(rows: pl.DataFrame, scale: int) -> pl.DataFrame:
-    names = [name for name in COPIED if name in rows.columns]
-    copies = [rows.with_columns(pl.col(names) + ("" if n == 0 else f"~{n}")) for n in range(scale)]
+    # other names: other entities, not more rows of one
+    copies = [rows.with_columns(cs.string() + ("" if n == 0 else f"~{n}")) for n in range(scale)]
     return pl.concat(copies).with_columns(pl.lit("benchmark").alias("ingestion_run_id"))
 
 
 def build(settings: Settings, usecase: UseCase, until: date, whole: bool) -> dict[str, float]:
     """One dbt build up to the end of a day; returns its seconds."""
-    manifest = json.loads(dbt_manifest(settings).read_text())
+    manifest = dbt.manifest(settings)
     started = time.monotonic()
     pins = source_versions(settings, usecase)
     if pins is None:
@@ -70,16 +68,7 @@ def build(settings: Settings, usecase: UseCase, until: date, whole: bool) -> dic
     elif any(one.ranges != [(until, until)] for one in builds.values()):
         raise ThroughlineError(f"Not {until} alone would be built: {builds}")
     target = settings.home / "dbt"
-    done = subprocess.run(
-        [
-            *(dbt_executable(), "build", "--no-populate-cache", "--project-dir", PROJECT, "--profiles-dir", PROJECT),
-            *("--target-path", target, "--log-path", target),
-            *("--vars", json.dumps(dbt_variables(settings, usecase, pins, builds))),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = dbt.invoke("build", variables=dbt_variables(settings, usecase, pins, builds), target=target)
     seconds = time.monotonic() - started
     if done.returncode:
         raise ThroughlineError(f"dbt failed: {' '.join(done.stdout.split()[-60:])}")
@@ -89,7 +78,7 @@ def build(settings: Settings, usecase: UseCase, until: date, whole: bool) -> dic
 
 
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
-    usecase = get_usecase("flight_delay")
+    usecase = next(iter(load_usecases().values()))
     rounds = 1 if chosen.quick else 3
     with tempfile.TemporaryDirectory(prefix="tl-") as folder:
         settings = load_settings(home=Path(folder), port_base=free_ports(), data_from=FIRST)

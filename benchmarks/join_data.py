@@ -2,13 +2,13 @@
 
 Owns: the data, and an oracle that shares no code with any candidate. Does not own: who is measured.
 The data has what decides between right and nearly right: two rows of one instant (the later created one counts), a
-ttl, missing values on the newest row, entities without rows, null keys, equal spine rows.
+ttl, missing values on the newest row, entities without rows, null keys, equal spine rows. Nothing is in any order.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,20 +16,24 @@ import numpy as np
 import polars as pl
 
 ROW, TIME, CREATED = "row_id", "event_timestamp", "created"
-FEATURES = 4
+FEATURES = 6
 SEED = 2013
-START, HOURS = datetime(2024, 1, 1, tzinfo=UTC), 24 * 180
+START, HOURS = datetime(2024, 1, 1, tzinfo=UTC), 24 * 365
+PART_ROWS = 2_500_000
 _UTC = pl.Datetime("us", "UTC")
 
 
 @dataclass(frozen=True)
 class Size:
-    """`rows` of the spine, joined with `views` views of `entities` x `ticks` rows each."""
+    """`rows` of the spine, joined with a view of `entities` x `ticks` rows for each of them."""
 
     rows: int
-    views: int
-    entities: int
-    ticks: int
+    entities: tuple[int, ...]
+    ticks: tuple[int, ...]
+
+    @property
+    def views(self) -> range:
+        return range(len(self.entities))
 
 
 def key(view: int) -> str:
@@ -47,11 +51,12 @@ def ttl(view: int) -> timedelta:
 
 def make_view(size: Size, view: int) -> pl.DataFrame:
     random = np.random.default_rng([SEED, view])
-    count = size.entities * size.ticks
+    entities, ticks = size.entities[view], size.ticks[view]
+    count = entities * ticks
     hours = random.integers(0, HOURS, count)
     rows = pl.DataFrame(
         {
-            key(view): np.repeat(np.arange(size.entities), size.ticks),
+            key(view): np.repeat(np.arange(entities), ticks),
             TIME: hours,
             **{name: random.normal(size=count).round(4) for name in features(view)},
         }
@@ -76,19 +81,25 @@ def make_view(size: Size, view: int) -> pl.DataFrame:
     )
 
 
-def make_spine(size: Size) -> pl.DataFrame:
-    random = np.random.default_rng(SEED)
-    minutes = random.integers(0, HOURS * 60, size.rows)
+def make_spine(size: Size) -> Iterator[pl.DataFrame]:
+    """The spine in parts of at most `PART_ROWS`."""
+    for start in range(0, size.rows, PART_ROWS):
+        yield _spine_part(size, start, min(PART_ROWS, size.rows - start))
+
+
+def _spine_part(size: Size, start: int, count: int) -> pl.DataFrame:
+    random = np.random.default_rng([SEED, start])
+    minutes = random.integers(0, HOURS * 60, count)
     keys = {}
-    for view in range(size.views):
-        numbers = random.integers(0, round(size.entities * 1.02) + 1, size.rows)  # the last ones have no rows
-        names = pl.Series(numbers).cast(pl.String)
-        keys[key(view)] = ("e" + names).set(pl.Series(random.random(size.rows) < 0.005), None)
+    for view, entities in enumerate(size.entities):
+        names = pl.Series(random.integers(0, round(entities * 1.02) + 1, count)).cast(pl.String)
+        keys[key(view)] = ("e" + names).set(pl.Series(random.random(count) < 0.005), None)  # the last have no rows
     spine = pl.DataFrame({TIME: minutes, **keys})
-    again = spine.head(size.rows // 200)
-    spine = pl.concat([spine.head(size.rows - again.height), again]).with_row_index(ROW)
-    return spine.with_columns(
-        pl.col(ROW).cast(pl.Int64), (pl.lit(START) + pl.duration(minutes=TIME)).cast(_UTC).alias(TIME)
+    again = spine.head(count // 200)
+    return (
+        pl.concat([spine.head(count - again.height), again])
+        .with_row_index(ROW, offset=start)
+        .with_columns(pl.col(ROW).cast(pl.Int64), (pl.lit(START) + pl.duration(minutes=TIME)).cast(_UTC).alias(TIME))
     )
 
 
@@ -116,30 +127,49 @@ def right_answer(spine: pl.DataFrame, views: list[pl.DataFrame]) -> pl.DataFrame
 
 
 def rows_wrong(answer: pl.DataFrame, expected: pl.DataFrame) -> int:
-    """Spine rows that were not answered once and right, and answers nobody asked for. NaN counts as missing."""
-    names = [name for name in expected.columns if name.startswith("v")]
-    given = answer.select(ROW, pl.col(names).cast(pl.Float64).fill_nan(None))
-    twice = given.height - given[ROW].n_unique()
-    once = given.unique(ROW, keep="first", maintain_order=True)
-    strangers = once.join(expected, on=ROW, how="anti").height
-    both = expected.select(ROW, *names).join(once, on=ROW, how="inner", suffix="_given")
-    right = both.select(pl.all_horizontal(pl.col(n).eq_missing(pl.col(f"{n}_given")) for n in names).sum()).item()
-    return expected.height - int(right) + twice + strangers
+    """Spine rows that were not answered once and right, and answers nobody asked for. NaN counts as missing.
+
+    expected: its rows are numbered from 0, in this order. One column is looked at a time: answers are large.
+    """
+    numbers = answer[ROW].cast(pl.Int64)
+    asked = numbers.is_between(0, expected.height - 1) & numbers.is_first_distinct()
+    places = numbers.filter(asked)
+    right = pl.repeat(True, places.len(), eager=True)
+    for name in expected.columns:
+        if name.startswith("v"):
+            given = answer[name].filter(asked).cast(pl.Float64).fill_nan(None)
+            right &= given.eq_missing(expected[name].gather(places))
+    return expected.height - int(right.sum()) + answer.height - places.len()
 
 
-def write(folder: Path, size: Size) -> None:
-    """Everything a candidate may read: Delta tables, the same rows as Parquet, spine and right answer."""
-    from throughline.lakehouse.table import replace_all
+def write(folder: Path, sizes: list[Size], checked: list[int]) -> None:
+    """Everything a candidate may read: Delta tables of the views and of a spine per size, the views as Parquet, too.
 
-    spine, views = make_spine(size), [make_view(size, number) for number in range(size.views)]
+    sizes: of equal views. checked: numbers of rows for which the right answer is kept.
+    """
+    from deltalake import write_deltalake
+
+    folder.mkdir(exist_ok=True)
+    views = [make_view(sizes[0], number) for number in sizes[0].views]
     for number, rows in enumerate(views):
         rows.write_parquet(folder / f"view_{number}.parquet")
-        (folder / "delta").mkdir(exist_ok=True)
-        replace_all(folder / "delta" / f"view_{number}", rows)
-    spine.write_parquet(folder / "spine.parquet")
-    right_answer(spine, views).write_parquet(folder / "expected.parquet")
-    (folder / "size.json").write_text(json.dumps(asdict(size)))
+        write_deltalake(str(folder / f"view_{number}"), rows.to_arrow())
+    for size in sizes:
+        expected = folder / f"expected_{size.rows}"
+        expected.mkdir()
+        for number, part in enumerate(make_spine(size)):
+            write_deltalake(str(folder / f"spine_{size.rows}"), part.to_arrow(), mode="append")
+            if size.rows in checked:
+                right_answer(part, views).drop(TIME).write_parquet(expected / f"{number:03}.parquet")
 
 
-def read_size(folder: Path) -> Size:
-    return Size(**json.loads((folder / "size.json").read_text()))
+def versions(folder: Path) -> dict[str, int]:
+    """The version of each Delta table that was written."""
+    from deltalake import DeltaTable
+
+    return {log.parent.name: DeltaTable(str(log.parent)).version() for log in folder.glob("*/_delta_log")}
+
+
+def check(folder: Path, rows: int, answer: Path) -> int:
+    """`rows_wrong` of an answer in an Arrow file."""
+    return rows_wrong(pl.read_ipc(answer), pl.read_parquet(folder / f"expected_{rows}" / "*.parquet"))

@@ -14,8 +14,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from throughline.featurestore.materialise import EPOCH, materialise
 from throughline.featurestore.online import open_reader
-from throughline.featurestore.store import EVENT_TIME, materialise, register
+from throughline.featurestore.pushed import KNOWN
+from throughline.featurestore.store import EVENT_TIME, register
 from throughline.lakehouse.table import replace_all
 from throughline.records import TableVersion
 from throughline.requests import example_instance, parse_instances
@@ -123,9 +125,10 @@ def _features(settings: Settings, usecase: UseCase, keys: dict[str, list[Any]]) 
                 numbers = pa.array(random.normal(10, 3, ENTITIES).round(2))
                 columns[field.name] = numbers.cast(from_feast_to_pyarrow_type(field.dtype), safe=False)
         happened = [now - timedelta(minutes=i) for i in range(ENTITIES)]
-        rows = pl.DataFrame(columns).with_columns(pl.Series(EVENT_TIME, happened, pl.Datetime("us", "UTC")))
+        times = pl.Series(EVENT_TIME, happened, pl.Datetime("us", "UTC"))
+        rows = pl.DataFrame(columns).with_columns(times, times.alias(KNOWN))
         table = view.batch_source.name
         version = replace_all(settings.table_path(usecase.name, "features", table), rows)
         pins.append(TableVersion(table=f"{usecase.name}/features/{table}", version=version))
     register(settings, usecase, pins)
-    materialise(settings, usecase, now - timedelta(days=1), now)
+    materialise(settings, usecase, EPOCH, now)

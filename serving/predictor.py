@@ -123,6 +123,7 @@ class Predictor:
                 prediction = self._prediction(float(score))
                 flags = [
                     *(f"unknown_entity:{name}" for name in read.unknown[row]),
+                    *(f"expired:{view}" for view, gone in read.expired.items() if gone[row]),
                     *(f"outside_domain:{name}" for name in outside[row]),
                 ]
                 times = {view: instants[row] for view, instants in read.event_times.items()}

@@ -36,7 +36,12 @@ def requests_between(settings: Settings, usecase: UseCase, start: datetime, end:
     due = rows.filter(pl.col("prediction_time") >= start)
     if end is not None:
         due = due.filter(pl.col("prediction_time") < end)
-    return as_known(usecase, due).sort("prediction_time", *usecase.prediction.key).select("prediction_time", *usecase.request).collect()
+    return (
+        as_known(usecase, due)
+        .sort("prediction_time", *usecase.prediction.key)
+        .select("prediction_time", *usecase.request)
+        .collect()
+    )
 
 
 def as_instances(usecase: UseCase, rows: pl.DataFrame) -> list[dict[str, Any]]:

@@ -28,6 +28,29 @@ class TableVersion(Record):
         return f"{self.table}@{self.version}"
 
 
+class FeatureRecord(Record):
+    """One feature as registered, and the feature services that have it."""
+
+    name: str
+    type: str
+    description: str
+    tags: dict[str, str]
+    services: list[str]
+    upstream: list[str] | None = Field(description="Raw TABLE.COLUMN; None where that could not be told.")
+
+
+class FeatureViewRecord(Record):
+    """One feature view as registered, on the version of its table that it is pinned to."""
+
+    name: str
+    description: str
+    owner: str
+    tags: dict[str, str]
+    entities: list[str]
+    table: TableVersion
+    features: list[FeatureRecord]
+
+
 class FeatureStoreRecord(Record):
     """The feature store as registered: every source pinned, and the spine that goes with them."""
 
@@ -35,6 +58,7 @@ class FeatureStoreRecord(Record):
     as_of: datetime
     sources: list[TableVersion]
     spine: TableVersion
+    views: list[FeatureViewRecord] = Field(default_factory=list)
 
 
 class OnlineStoreRecord(Record):

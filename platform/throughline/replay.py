@@ -18,7 +18,7 @@ from throughline import recordstore, tags
 from throughline.client import as_instances, predict, requests_between
 from throughline.clock import ReplayClock, data_clock
 from throughline.errors import ThroughlineError
-from throughline.featurestore import store
+from throughline.featurestore.materialise import materialise
 from throughline.graph import Graph, RunOutcome
 from throughline.records import CalibrationRecord, OutcomesRecord
 from throughline.settings import Settings
@@ -95,7 +95,7 @@ def _live_through(
     while (now := clock.now()) < end:
         hour_end = min(now.replace(minute=0, second=0, microsecond=0) + HOUR, end)
         # two hours of overlap: a tick that an interrupted hour left out is picked up by the next
-        store.materialise(settings, usecase, now - 2 * HOUR, now)
+        materialise(settings, usecase, now - 2 * HOUR, now)
         due = requests_between(settings, usecase, now, hour_end)
         if due.height:
             predict(settings, usecase, as_instances(usecase, due))

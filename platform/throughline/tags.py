@@ -1,5 +1,6 @@
 """The words that runs of the graph carry as tags, shared by those who launch them and those who read them."""
 
+ARRIVAL = "throughline/arrival"  # which arrival of rows a run brings, and the attempt
 AS_OF = "throughline/as_of"  # the instant up to which the run may know anything
 CAUSE = "throughline/cause"  # why a retraining was requested
 CLOCK = "throughline/data_clock"  # what the data clock showed then

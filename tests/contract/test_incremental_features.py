@@ -5,10 +5,8 @@ One Spark server, two homes after each other: tables are known to the catalog by
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,15 +14,13 @@ from typing import Any
 import polars as pl
 import pytest
 
-from assets.features import dbt_manifest
-from assets.resources import dbt_executable
-from throughline import services
+from throughline.featurestore import dbt
 from throughline.featurestore.incremental import Build, dbt_variables, plan_builds
 from throughline.lakehouse import spark
 from throughline.lakehouse.identity import fingerprint_table
 from throughline.lakehouse.ingest import ingest_days, ingest_static
 from throughline.lakehouse.table import pin, read, replace_days
-from throughline.settings import PROJECT_ROOT, Settings, load_settings
+from throughline.settings import Settings, load_settings
 from throughline.usecase import UseCase, get_usecase
 
 pytestmark = pytest.mark.timeout(600)
@@ -41,26 +37,12 @@ def usecase() -> UseCase:
     return get_usecase("flight_delay")
 
 
-@pytest.fixture(scope="module")
-def server(session_home: Path, free_port_base: int) -> Iterator[Settings]:
-    if shutil.which("java") is None:
-        pytest.skip("Java is not installed: Spark needs it")
-    settings = load_settings(home=session_home / "incremental", port_base=free_port_base, data_from=FIRST)
-    services.up(settings, ["spark"])
-    try:
-        yield settings
-    finally:
-        services.down(settings)
-
-
-def new_home(server: Settings, name: str) -> Settings:
+def new_home(spark_server: Settings, name: str) -> Settings:
     """Another home on the same server, whose catalog forgets the one before."""
-    with spark.session(server) as session:
+    with spark.session(spark_server) as session:
         for layer in ("raw", "features"):
             session.sql(f"DROP SCHEMA IF EXISTS flight_delay_{layer} CASCADE")
-    return load_settings(
-        home=server.home / name, data_from=FIRST, spark_remote=server.spark_url, port_base=server.port_base
-    )
+    return load_settings(home=spark_server.home / name, data_from=FIRST, spark_remote=spark_server.spark_url)
 
 
 def bring(settings: Settings, usecase: UseCase, first: date, last: date) -> None:
@@ -72,38 +54,16 @@ def bring(settings: Settings, usecase: UseCase, first: date, last: date) -> None
 
 
 def build(
-    settings: Settings, usecase: UseCase, as_of: datetime, project: Path = PROJECT_ROOT / "features", **more: Any
+    settings: Settings, usecase: UseCase, as_of: datetime, project: Path = dbt.PROJECT, **more: Any
 ) -> dict[str, Build]:
     """As the asset does it: plan from what the tables say, then dbt."""
     spark.register_tables(settings, usecase.name, "raw", usecase.sources.tables)
     pins = {name: pin(settings, f"{usecase.name}/raw/{name}").version for name in usecase.sources.tables}
-    manifest = parse(settings, project)
-    builds = plan_builds(settings, usecase, manifest, pins, as_of, **more)
-    target = settings.home / "dbt"
-    done = subprocess.run(
-        [
-            *(dbt_executable(), "run", "--no-populate-cache", "--project-dir", project, "--profiles-dir", project),
-            *("--target-path", target, "--log-path", target),
-            *("--vars", json.dumps(dbt_variables(settings, usecase, pins, builds))),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    builds = plan_builds(settings, usecase, dbt.manifest(settings, project), pins, as_of, **more)
+    variables = dbt_variables(settings, usecase, pins, builds)
+    done = dbt.invoke("run", variables=variables, target=settings.home / "target", project=project)
     assert done.returncode == 0, done.stdout[-3000:]
     return builds
-
-
-def parse(settings: Settings, project: Path) -> dict[str, Any]:
-    if project == PROJECT_ROOT / "features":
-        return json.loads(dbt_manifest(settings).read_text())
-    target = settings.home / "parsed"
-    subprocess.run(
-        [dbt_executable(), "parse", "--project-dir", project, "--profiles-dir", project, "--target-path", target,
-         "--log-path", target],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return json.loads((target / "manifest.json").read_text())
 
 
 def identities(settings: Settings, usecase: UseCase) -> dict[str, str]:
@@ -118,9 +78,9 @@ def ranges(builds: dict[str, Build]) -> dict[str, list[tuple[date, date]]]:
 
 
 @pytest.fixture(scope="module")
-def one_batch(server: Settings, usecase: UseCase) -> dict[str, str]:
+def one_batch(spark_server: Settings, usecase: UseCase) -> dict[str, str]:
     """Identities after all days came and were built at once."""
-    settings = new_home(server, "batch")
+    settings = new_home(spark_server, "batch")
     bring(settings, usecase, FIRST, LAST)
     builds = build(settings, usecase, usecase.day_start(LAST + DAY))
     assert all(one.whole for one in builds.values())
@@ -128,9 +88,9 @@ def one_batch(server: Settings, usecase: UseCase) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def in_pieces(server: Settings, usecase: UseCase, one_batch: dict[str, str]) -> Settings:
+def in_pieces(spark_server: Settings, usecase: UseCase, one_batch: dict[str, str]) -> Settings:
     """The same days in another home: some at once, one by the hour, one out of order, one of them late."""
-    settings = new_home(server, "pieces")
+    settings = new_home(spark_server, "pieces")
     late, hourly = date(2013, 3, 8), date(2013, 3, 12)
     # the days before, without the one that comes late
     bring(settings, usecase, FIRST, late - DAY)
@@ -194,7 +154,7 @@ def test_one_changed_line_changes_its_own_table_and_no_other(
 ) -> None:
     before = identities(in_pieces, usecase)
     project = tmp_path / "features"
-    shutil.copytree(PROJECT_ROOT / "features", project)
+    shutil.copytree(dbt.PROJECT, project)
     model = project / "models/flight_delay/carrier_ticks.sql"
     sql = model.read_text()
     assert sql.count("if(dep_delay > 15, 1, 0)") == 1

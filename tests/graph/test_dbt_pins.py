@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from assets.resources import dbt_executable
-from throughline.settings import PROJECT_ROOT
+from throughline.featurestore import dbt
 
-PROJECT = PROJECT_ROOT / "features"
 TABLES = ("flight_schedules", "flight_departures", "flight_arrivals", "weather", "planes")
 
 
@@ -20,21 +17,12 @@ def compile_models(target: Path, pins: dict[str, int]) -> subprocess.CompletedPr
     build = {"whole": True, "ranges": [["2013-01-01", "2013-03-31"]], "as_of": "2013-04-01 04:00:00", "origin": "{}"}
     variables = {
         "pins": pins,
-        "builds": {path.stem: build for path in (PROJECT / "models").rglob("*.sql")},
+        "builds": {path.stem: build for path in (dbt.PROJECT / "models").rglob("*.sql")},
         "lead_seconds": 7200,
         "lakehouse": str(target),
     }
-    return subprocess.run(
-        [
-            *(dbt_executable(), "compile", "--no-populate-cache", "--no-introspect"),
-            *("--select", "resource_type:model"),
-            *("--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)),
-            *("--target-path", str(target), "--log-path", str(target), "--vars", json.dumps(variables)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    return dbt.invoke(
+        "compile", "--no-introspect", "--select", "resource_type:model", variables=variables, target=target
     )
 
 
@@ -48,7 +36,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_every_read_of_raw_data_names_the_version_it_was_given(compiled: dict[str, str]) -> None:
-    models = {path.stem for path in (PROJECT / "models").rglob("*.sql")}
+    models = {path.stem for path in (dbt.PROJECT / "models").rglob("*.sql")}
     assert set(compiled) == models
     for name, sql in compiled.items():
         reads = re.findall(r"flight_delay_raw`?\.`?(\w+)`?(?:\s+VERSION AS OF (\d+))?", sql)

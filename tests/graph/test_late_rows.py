@@ -5,7 +5,6 @@ The feature tables are written here as the dbt models would, with nothing in the
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from datetime import date, timedelta
@@ -27,8 +26,8 @@ from dagster import (
 from deltalake import CommitProperties, write_deltalake
 
 from assets.automation import late_rows_sensor
-from assets.features import dbt_manifest
 from throughline import tags
+from throughline.featurestore import dbt
 from throughline.featurestore.incremental import models_of, plan_builds, source_versions
 from throughline.lakehouse.ingest import ingest_days, ingest_static
 from throughline.lakehouse.table import pin, read, replace_days
@@ -73,7 +72,7 @@ def instance() -> Iterator[DagsterInstance]:
 
 def build(settings: Settings, usecase: UseCase) -> None:
     """Every feature table says that it was built from what stands there now."""
-    manifest = json.loads(dbt_manifest(settings).read_text())
+    manifest = dbt.manifest(settings)
     pins = source_versions(settings, usecase)
     assert pins is not None
     for name, one in plan_builds(settings, usecase, manifest, pins, usecase.day_start(LAST + DAY)).items():

@@ -76,7 +76,7 @@ def test_every_asset_is_in_its_room_and_says_what_it_is(definitions: Definitions
 def test_raw_and_features_have_a_freshness_policy(definitions: Definitions) -> None:
     graph = definitions.resolve_asset_graph()
     for key in graph.get_all_asset_keys():
-        ticks = key.path[1] == "features" and key.path[2] not in {"feature_store", "online_store"}
+        ticks = key.path[1] == "features" and key.path[2] not in {"feature_store", "online_store", "profile"}
         daily = key.path[1] == "raw" and key.path[2] != "planes"
         if ticks or daily:
             assert graph.get(key).freshness_policy is not None, key

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import typer
 
-from throughline.cli import services
+from throughline.cli import features, services, validate
 from throughline.cli.advance import advance
 from throughline.cli.predict import predict
+from throughline.cli.push import push
 from throughline.cli.run import run
 from throughline.errors import ThroughlineError
 from throughline.settings import Settings, load_settings
@@ -31,7 +32,10 @@ app = typer.Typer(
 app.command()(run)
 services.register(app)
 app.command()(predict)
+app.command()(push)
 app.command()(advance)
+app.add_typer(features.app, name="features")
+app.add_typer(validate.app, name="validate")
 
 
 def main() -> None:

@@ -19,30 +19,34 @@ from throughline.errors import ThroughlineError
 
 # Part of every digest: a change of the rules below changes the number, and so cannot be taken for a change of data.
 RULES = "throughline-fingerprint-1"
+_PLACE = "\0place"  # no column is called so
 
 
-def fingerprint_frame(frame: pl.DataFrame, keys: list[str], exclude: Iterable[str] = ()) -> str:
+def fingerprint_frame(frame: pl.DataFrame | pl.LazyFrame, keys: list[str], exclude: Iterable[str] = ()) -> str:
     """Digest of the rows, which `keys` put in order; `exclude` names columns that are no content (run ids, ...).
 
-    -0.0 is 0.0, every NaN is the same NaN and differs from null. Raises `ThroughlineError` for a key that is missing
-    and for a type that has no stable form.
+    -0.0 is 0.0, every NaN is the same NaN and differs from null. Of a lazy frame whose keys are unique, one column is
+    in memory at a time, beside the keys. Raises `ThroughlineError` for a key that is missing and for a type that has
+    no stable form.
     """
     excluded = set(exclude)
-    if missing := [key for key in keys if key not in frame.columns or key in excluded]:
+    schema = frame.lazy().collect_schema()
+    if missing := [key for key in keys if key not in schema or key in excluded]:
         raise ThroughlineError(
             f"Fingerprint key(s) {', '.join(missing)} are no columns of the table: correct the keys."
         )
-    columns = sorted(name for name in frame.columns if name not in excluded)
-    rows = frame.select(columns)
-    ordered = rows.sort(keys, nulls_last=True) if keys else rows
-    if not keys or ordered.select(keys).is_duplicated().any():
+    columns = sorted(name for name in schema if name not in excluded)
+    rows = frame.lazy().select(columns)
+    keyed = rows.select(keys or columns).collect()
+    if not keys or keyed.is_duplicated().any():
         # Rows that agree in their keys are ordered by all the rest; full twins may change places unseen.
-        rows = rows.with_columns(pl.col(pl.Float32, pl.Float64) + 0.0)
-        ordered = rows.sort([*keys, *(name for name in columns if name not in keys)], nulls_last=True)
-    digest = hashlib.sha256(f"{RULES}\n{ordered.height}\n".encode())
+        rows = rows.with_columns(pl.col(pl.Float32, pl.Float64) + 0.0).collect().lazy()
+        keyed = rows.select(*keys, *(name for name in columns if name not in keys)).collect()
+    order = keyed.with_row_index(_PLACE).sort(keyed.columns, nulls_last=True)[_PLACE]
+    digest = hashlib.sha256(f"{RULES}\n{order.len()}\n".encode())
     for name in columns:
-        digest.update(f"{json.dumps(name)} {ordered.schema[name]}\n".encode())
-        for part in _content(ordered[name]):
+        digest.update(f"{json.dumps(name)} {schema[name]}\n".encode())
+        for part in _content(rows.select(name).collect().to_series().gather(order)):
             digest.update(part)
     return digest.hexdigest()
 

@@ -5,7 +5,11 @@ Owns: which rows and columns a dataset has, and its identity. Does not own: the 
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
 
 import polars as pl
 
@@ -21,6 +25,7 @@ from throughline.usecase import UseCase, load_object
 
 LAYER, TABLE = "training", "dataset"
 KEY, TIME = "row_key", "prediction_time"
+PART_ROWS = 2_000_000
 
 
 def labelled_rows(usecase: UseCase, spine: pl.LazyFrame, as_of: datetime) -> pl.DataFrame:
@@ -30,27 +35,60 @@ def labelled_rows(usecase: UseCase, spine: pl.LazyFrame, as_of: datetime) -> pl.
     return known.with_columns(row_keys(usecase, known).alias(KEY)).sort(TIME, KEY)
 
 
+def labelled_parts(usecase: UseCase, spine: pl.LazyFrame, as_of: datetime) -> Iterator[pl.DataFrame]:
+    """`labelled_rows` in parts of about `PART_ROWS`, in the same order; no prediction time is divided."""
+    if usecase.prediction.time_field not in usecase.prediction.key:
+        # rows of one key may be of different times then, and only together do they say which one counts
+        ranges = [pl.lit(True)]
+    else:
+        times = spine.select(TIME).collect().to_series().drop_nulls().sort()
+        starts = times.gather_every(PART_ROWS).unique(maintain_order=True).to_list()
+        ranges = [pl.col(TIME).is_between(start, end, "left") for start, end in pairwise(starts)]
+        ranges += [pl.col(TIME) >= start for start in starts[-1:]]
+    for part in ranges:
+        rows = labelled_rows(usecase, spine.filter(part), as_of)
+        if rows.height:
+            yield rows
+
+
 def build_dataset(settings: Settings, usecase: UseCase, store: FeatureStoreRecord, as_of: datetime) -> DatasetRecord:
-    """Join and write the dataset as of an instant (UTC). Raises when no label was known by then."""
-    label = usecase.label
-    rows = labelled_rows(usecase, read(settings, store.spine), as_of)
-    if rows.is_empty():
-        raise ThroughlineError(
-            f"No labelled row of {usecase.name} was known at {as_of.isoformat()}: choose a later as-of."
-        )
+    """Join and write the dataset as of an instant (UTC). Raises when no label was known by then.
+
+    Rows pass in parts, through files in the home: in memory are a part and the views, or one column of all rows.
+    """
+    with tempfile.TemporaryDirectory(dir=settings.home, prefix="dataset-") as made:
+        for number, rows in enumerate(labelled_parts(usecase, read(settings, store.spine), as_of)):
+            _joined(settings, usecase, rows).write_parquet(Path(made) / f"{number:06}.parquet")
+        if not any(Path(made).iterdir()):
+            raise ThroughlineError(
+                f"No labelled row of {usecase.name} was known at {as_of.isoformat()}: choose a later as-of."
+            )
+        return _written(settings, usecase, store, as_of, pl.scan_parquet(Path(made) / "*.parquet"))
+
+
+def _joined(settings: Settings, usecase: UseCase, rows: pl.DataFrame) -> pl.DataFrame:
+    """The columns of the dataset for labelled rows."""
+    label, categorical = usecase.label, usecase.features.categories
     wanted = [KEY, TIME, *usecase.request]
     spine = rows.select(*dict.fromkeys(wanted))
     joined = load_object(usecase.features.request_features)(historical(settings, usecase, spine, TIME))
-    numeric = [name for name in joined.columns if name not in wanted]
-    categorical = usecase.features.categories
-    dataset = joined.select(
+    return joined.select(
         KEY,
         TIME,
         rows[label.known_at].alias("label_available_at"),
         rows[label.column].cast(pl.Int8).alias("label"),
-        pl.col(numeric).cast(pl.Float64),
+        pl.col([name for name in joined.columns if name not in wanted]).cast(pl.Float64),
         *categorical,
     )
+
+
+def _written(
+    settings: Settings, usecase: UseCase, store: FeatureStoreRecord, as_of: datetime, dataset: pl.LazyFrame
+) -> DatasetRecord:
+    """Write the rows as the dataset's next version, under their identity."""
+    categorical = usecase.features.categories
+    fixed = [KEY, TIME, "label_available_at", "label", *categorical]
+    numeric = [name for name in dataset.collect_schema() if name not in fixed]
     holdout_from = as_of - usecase.evaluation.holdout
     identity = combine(
         fingerprint_frame(dataset, [KEY]),
@@ -61,16 +99,17 @@ def build_dataset(settings: Settings, usecase: UseCase, store: FeatureStoreRecor
         usecase.features.service,
     )
     path = settings.table_path(usecase.name, LAYER, TABLE)
-    version = replace_all(path, dataset, {"fingerprint": identity})
+    inputs = [*store.sources, store.spine]
+    version = replace_all(path, dataset, {"fingerprint": identity}, inputs=inputs)
     return DatasetRecord(
         usecase=usecase.name,
         table=TableVersion(table=f"{usecase.name}/{LAYER}/{TABLE}", version=version),
         path=str(path),
         fingerprint=identity,
         as_of=as_of,
-        rows=dataset.height,
+        rows=dataset.select(pl.len()).collect().item(),
         numeric=numeric,
         categorical=categorical,
-        inputs=[*store.sources, store.spine],
+        inputs=inputs,
         holdout_from=holdout_from,
     )

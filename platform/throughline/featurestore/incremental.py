@@ -19,13 +19,12 @@ from throughline.experiment.fingerprint import combine
 from throughline.lakehouse.changes import net_changes
 from throughline.lakehouse.spark import schema_name
 from throughline.lakehouse.table import DAY as PARTITION
-from throughline.lakehouse.table import current_version
+from throughline.lakehouse.table import KEEPS_CONTENT, current_version
 from throughline.settings import Settings
 from throughline.usecase import UseCase
 
 LAYER = "features"
 DAY = timedelta(days=1)
-_KEEPS_CONTENT = {"OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES"}
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def read_origin(path: Path) -> Origin | None:
     for commit in DeltaTable(str(path)).history():
         if "userMetadata" in commit:
             return Origin.from_json(commit["userMetadata"])
-        if commit["operation"] not in _KEEPS_CONTENT:
+        if commit["operation"] not in KEEPS_CONTENT:
             return None
     return None
 

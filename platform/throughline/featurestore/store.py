@@ -1,23 +1,19 @@
-"""The Feast repository of a use case: configuration, registration at pinned versions, retrieval, materialisation.
+"""The Feast repository of a use case: configuration, registration at pinned versions, retrieval.
 
-Owns: where a use case's registry and online store live, and that only one process writes the online store at a time.
-Does not own: what the features are (the use case's definitions), the join (`asof.py`).
+Owns: where a use case's registry and online store live. Does not own: what the features are (the use case's
+definitions), the join (`asof.py`), what is brought online (`materialise.py`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from throughline.errors import ThroughlineError
+from throughline.lakehouse.table import current_version, pin
 from throughline.records import TableVersion
 from throughline.settings import Settings
 from throughline.usecase import UseCase, load_object
@@ -25,11 +21,11 @@ from throughline.usecase import UseCase, load_object
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-EVENT_TIME = "event_timestamp"
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EVENT_TIME, LAYER = "event_timestamp", "features"
+ONLINE_STORES = "throughline.featurestore.online_stores"
 
 
-def _folder(settings: Settings, usecase: UseCase) -> Path:
+def store_folder(settings: Settings, usecase: UseCase) -> Path:
     return settings.feast_home / usecase.name
 
 
@@ -37,28 +33,49 @@ def open_store(settings: Settings, usecase: UseCase) -> FeatureStore:
     """The use case's store as last registered. Cheap; several processes may hold one."""
     from feast import FeatureStore, RepoConfig
 
-    folder = _folder(settings, usecase)
+    folder = store_folder(settings, usecase)
     folder.mkdir(parents=True, exist_ok=True)
     return FeatureStore(
         config=RepoConfig(
             project=usecase.name,
             provider="local",
             registry={"registry_type": "file", "path": str(folder / "registry.db"), "cache_ttl_seconds": 0},
-            online_store={"type": "sqlite", "path": str(folder / "online.db")},
-            offline_store={"type": "throughline.featurestore.delta_store.DeltaOfflineStore"},
-            # the default hands every row of the window to pandas, to keep one per entity
-            materialization={"pull_latest_features": True},
+            online_store=_online_store(settings, folder),
+            offline_store={
+                "type": "throughline.featurestore.delta_store.DeltaOfflineStore",
+                "engine": settings.offline_engine,
+                "spark_remote": settings.spark_url,
+            },
+            coerce_tz_aware=False,  # a time without a zone is refused, not taken for UTC
             entity_key_serialization_version=3,
         )
     )
 
 
+def _online_store(settings: Settings, folder: Path) -> dict[str, Any]:
+    if settings.online_store is None:
+        return {"type": f"{ONLINE_STORES}.NewestSqliteOnlineStore", "path": str(folder / "online.db")}
+    return {"type": f"{ONLINE_STORES}.NewestRedisOnlineStore", "url": settings.online_store}
+
+
+def pin_sources(settings: Settings, usecase: UseCase, tables: Iterable[str]) -> list[TableVersion]:
+    """The feature tables as they stand, and beside each the rows pushed to it, where there are any."""
+    from throughline.featurestore.pushed import SUFFIX
+
+    names = [f"{usecase.name}/{LAYER}/{table}" for table in tables]
+    pushed = [f"{name}{SUFFIX}" for name in names]
+    return [pin(settings, name) for name in names] + [
+        pin(settings, name) for name in pushed if current_version(settings.lakehouse / name) is not None
+    ]
+
+
 def register(settings: Settings, usecase: UseCase, pins: list[TableVersion]) -> dict[str, int]:
     """Apply the use case's definitions with every source pinned; returns the version per source table.
 
-    Raises when a source has no pin.
+    Raises when a source has no pin. A view that is no longer defined is taken away.
     """
-    from throughline.featurestore.delta_store import DeltaSource
+    from throughline.featurestore.delta_source import DeltaSource
+    from throughline.featurestore.pushed import SUFFIX, with_pushed
 
     versions = {pin.table.rpartition("/")[2]: pin for pin in pins}
     used: dict[str, int] = {}
@@ -66,18 +83,20 @@ def register(settings: Settings, usecase: UseCase, pins: list[TableVersion]) -> 
     def source(table: str) -> DeltaSource:
         if table not in versions:
             raise ThroughlineError(f"Feature view source {table} has no pinned version: materialise {table} first.")
-        used[table] = versions[table].version
-        return DeltaSource(
+        used.update({name: versions[name].version for name in (table, f"{table}{SUFFIX}") if name in versions})
+        plain = DeltaSource(
             name=table,
             path=str(settings.lakehouse / versions[table].table),
             version=versions[table].version,
             timestamp_field=EVENT_TIME,
         )
+        return with_pushed(plain, used.get(f"{table}{SUFFIX}"))
 
     objects = load_object(usecase.features.definitions).build(source)
     store = open_store(settings, usecase)
-    _write_ahead_logging(_folder(settings, usecase) / "online.db")
-    store.apply(objects)
+    defined = {each.name for each in objects}
+    gone = [view for view in store.list_feature_views() if view.name not in defined]
+    store.apply(objects, objects_to_delete=gone, partial=not gone)
     return used
 
 
@@ -90,32 +109,8 @@ def historical(settings: Settings, usecase: UseCase, spine: pl.DataFrame, time_c
     job = store.get_historical_features(
         entity_df.drop(columns=other_times).rename(columns={time_column: EVENT_TIME}),
         store.get_feature_service(usecase.features.service),
+        # what was pushed later than it happened was not known before
+        filter_by_created_timestamp=True,
     )
     joined = pl.from_arrow(job.to_arrow()).drop(EVENT_TIME)
     return spine.hstack([joined[name] for name in joined.columns if name not in spine.columns])
-
-
-def materialise(settings: Settings, usecase: UseCase, start: datetime, end: datetime) -> None:
-    """Write to the online store, per entity, the newest row with event time in [start, end] (UTC, inclusive).
-
-    A window written twice leaves the same values. Overlapping windows are welcome: late rows are then picked up.
-    """
-    # Feast prints its progress to stdout, which belongs to whoever asked for a result
-    with _one_writer(_folder(settings, usecase)), contextlib.redirect_stdout(io.StringIO()):
-        open_store(settings, usecase).materialize(start, end)
-
-
-def _write_ahead_logging(path: Path) -> None:
-    """Let the model server read while a materialisation writes; the mode stays with the file."""
-    with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
-    connection.close()
-
-
-@contextmanager
-def _one_writer(folder: Path) -> Iterator[None]:
-    import fcntl
-
-    with (folder / "online.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

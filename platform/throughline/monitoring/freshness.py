@@ -18,6 +18,11 @@ class Freshness:
 def judge_freshness(rows: pl.LazyFrame, limit: timedelta, now: datetime) -> Freshness:
     """Compare the newest `available_at` known by `now` (UTC) with `limit`. An empty table is not fresh."""
     newest = rows.filter(pl.col("available_at") <= now).select(pl.col("available_at").max()).collect().item()
+    return judge_age(newest, limit, now)
+
+
+def judge_age(newest: datetime | None, limit: timedelta, now: datetime) -> Freshness:
+    """Compare the age of the newest row at `now` (UTC) with `limit`; no row at all is not fresh."""
     if newest is None:
         return Freshness(False, "none", "no row yet")
     age = now - newest

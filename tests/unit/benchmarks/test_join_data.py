@@ -6,25 +6,28 @@ from datetime import timedelta
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.feather
 import pytest
 
 from benchmarks import join_data as data
+from benchmarks import join_worker
 from throughline.featurestore.asof import join_asof
 
-SIZE = data.Size(rows=400, views=2, entities=15, ticks=12)
+SIZE = data.Size(rows=400, entities=(15, 4), ticks=(12, 40))
 MISSING = object()
 
 
 @pytest.fixture(scope="module")
 def views() -> list[pl.DataFrame]:
     # few hours, so that ties, expiry and corrections all decide some rows
-    return [data.make_view(SIZE, view) for view in range(SIZE.views)]
+    return [data.make_view(SIZE, view) for view in SIZE.views]
 
 
 @pytest.fixture(scope="module")
 def spine(views) -> pl.DataFrame:
     """With rows at the very instant of a feature row, at the end of its ttl and a minute later."""
-    made = data.make_spine(SIZE)
+    (made,) = data.make_spine(SIZE)
     edges = views[1].head(60)
     shifts = [timedelta(0), data.ttl(1), data.ttl(1) + timedelta(minutes=1), timedelta(minutes=-1)]
     times = pl.concat([edges[data.TIME] + shift for shift in shifts])
@@ -78,7 +81,7 @@ def test_the_data_decides_between_right_and_nearly_right(spine, views, expected)
     assert any(rows.select(data.key(v), data.TIME).is_duplicated().any() for v, rows in enumerate(views))
     forgetful = expected.filter(pl.col(data.features(1)[0]).is_null(), pl.col(data.key(1)).is_not_null())
     assert forgetful.height
-    big = data.make_spine(data.Size(rows=2000, views=1, entities=100, ticks=1))
+    (big,) = data.make_spine(data.Size(rows=2000, entities=(100,), ticks=(1,)))
     assert big[data.key(0)].null_count()
     assert big.select(data.TIME, data.key(0)).is_duplicated().any()
     assert "e100" in big[data.key(0)]
@@ -95,9 +98,25 @@ def test_every_kind_of_wrong_answer_is_counted(expected):
     assert data.rows_wrong(expected.with_columns(changed), expected) == 5
 
 
-def test_what_is_written_is_what_is_read(tmp_path):
-    size = data.Size(rows=50, views=1, entities=5, ticks=4)
-    data.write(tmp_path, size)
-    assert data.read_size(tmp_path) == size
-    delta = pl.read_delta(str(tmp_path / "delta/view_0"), version=0)
-    assert delta.equals(pl.read_parquet(tmp_path / "view_0.parquet"))
+def test_a_spine_in_parts_numbers_its_rows_from_zero_to_the_last(monkeypatch):
+    monkeypatch.setattr(data, "PART_ROWS", 30)
+    parts = list(data.make_spine(data.Size(rows=70, entities=(5,), ticks=(4,))))
+    assert [part.height for part in parts] == [30, 30, 10]
+    assert pl.concat(parts)[data.ROW].to_list() == list(range(70))
+    assert not parts[0][data.TIME].equals(parts[1][data.TIME])
+
+
+def test_the_written_tables_are_joined_and_checked_as_the_benchmark_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "PART_ROWS", 30)
+    sizes = [data.Size(rows, (5, 6, 7), (4, 50, 3)) for rows in (70, 40)]
+    data.write(tmp_path, sizes, checked=[70])
+    assert data.versions(tmp_path) == {"spine_70": 2, "spine_40": 1, "view_0": 0, "view_1": 0, "view_2": 0}
+    for name in ("throughline", "polars_in_memory"):
+        table = pa.concat_tables(join_worker.CANDIDATES[name](tmp_path, 70)())
+        answer = tmp_path / f"{name}.arrow"
+        pa.feather.write_feather(table, str(answer))
+        assert data.check(tmp_path, 70, answer) == 0
+    pa.feather.write_feather(table.slice(1), str(answer))
+    assert data.check(tmp_path, 70, answer) == 1
+    streamed = join_worker.CANDIDATES["throughline"](tmp_path, 40)()
+    assert sum(batch.num_rows for batch in streamed) == 40

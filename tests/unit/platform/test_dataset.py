@@ -13,8 +13,9 @@ from feast import FeatureView
 
 from features.flight_delay.definitions import build
 from throughline.errors import ThroughlineError
+from throughline.featurestore import dataset as datasets
 from throughline.featurestore import store as feature_store
-from throughline.featurestore.dataset import build_dataset, labelled_rows
+from throughline.featurestore.dataset import build_dataset, labelled_parts, labelled_rows
 from throughline.featurestore.delta_store import DeltaSource
 from throughline.lakehouse.table import pin, read
 from throughline.records import DatasetRecord, FeatureStoreRecord
@@ -170,3 +171,52 @@ def test_a_spine_newer_than_the_pinned_one_is_not_seen(home: Settings, usecase: 
 def test_without_a_known_label_there_is_no_dataset(home: Settings, usecase: UseCase) -> None:
     with pytest.raises(ThroughlineError, match=r"No labelled row of flight_delay .*later as-of"):
         built(home, usecase, START)
+
+
+def test_built_in_parts_it_is_the_same_dataset_in_the_same_order(
+    home: Settings, usecase: UseCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, expected = built(home, usecase, START + 20 * DAY)
+    monkeypatch.setattr(datasets, "PART_ROWS", 4)
+    parts, found = built(home, usecase, START + 20 * DAY)
+    assert parts.table.version == whole.table.version + 1
+    assert parts.model_copy(update={"table": whole.table}) == whole
+    assert found.equals(expected)
+    assert found["prediction_time"].is_sorted()
+    assert [entry.name for entry in home.home.iterdir() if entry.name.startswith("dataset-")] == []
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_no_part_divides_a_prediction_time_or_changes_which_row_counts(
+    usecase: UseCase, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Three flights leave at each time; a label that was corrected stands twice in the spine."""
+    once = flights().with_columns(pl.col("label").fill_null(0), pl.col("label_available_at", "available_at"))
+    thrice = pl.concat([once.with_columns(pl.col("flight") * 10 + n) for n in range(3)])
+    corrected = thrice.with_columns((1 - pl.col("label")).alias("label"), pl.col("available_at") + HOUR).gather_every(4)
+    spine = pl.concat([thrice, corrected]).sample(fraction=1, shuffle=True, seed=1).lazy()
+    as_of = START + 20 * DAY
+    expected = labelled_rows(usecase, spine, as_of)
+    monkeypatch.setattr(datasets, "PART_ROWS", size)
+    parts = list(labelled_parts(usecase, spine, as_of))
+    assert pl.concat(parts).equals(expected)
+    assert (len(parts) > 1) == (size < expected.height)
+    times = [set(part["prediction_time"]) for part in parts]
+    assert sum(map(len, times)) == len(set.union(*times))
+
+
+def test_rows_are_not_divided_where_a_key_may_change_its_time(
+    usecase: UseCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flight that was moved is one row: that of the time known last."""
+    monkeypatch.setattr(datasets, "PART_ROWS", 1)
+    prediction = usecase.prediction.model_copy(update={"key": ["flight", "origin"]})
+    moved = flights().filter(pl.col("label").is_not_null())
+    later = moved.with_columns(pl.col("prediction_time", "available_at") + 3 * DAY)
+    parts = list(
+        labelled_parts(
+            usecase.model_copy(update={"prediction": prediction}), pl.concat([moved, later]).lazy(), START + 99 * DAY
+        )
+    )
+    assert [part.height for part in parts] == [moved.height]
+    assert sorted(parts[0]["prediction_time"]) == sorted(later["prediction_time"])

@@ -54,6 +54,7 @@ def test_order_of_rows_and_columns_and_chunks_do_not_count(frame, random, with_k
     shuffled = frame[rows].select(columns)
     pieces = pl.concat([shuffled[:cut], shuffled[cut:]], rechunk=False)
     assert fingerprint_frame(pieces, keys) == fingerprint_frame(frame, keys)
+    assert fingerprint_frame(pieces.lazy(), keys) == fingerprint_frame(frame, keys)
 
 
 @quick

@@ -15,7 +15,7 @@ from throughline.errors import ThroughlineError
 from throughline.lakehouse.ingest import content_digest, ingest_days, ingest_static, read_days
 from throughline.lakehouse.table import pin, read
 from throughline.settings import Settings
-from throughline.usecase import UseCase, get_usecase
+from throughline.usecase import Expectations, SourceTable, UseCase, get_usecase
 
 FIRST = date(2013, 11, 1)
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
@@ -52,7 +52,8 @@ def feed(monkeypatch: pytest.MonkeyPatch) -> Feed:
 def usecase(feed: Feed) -> UseCase:
     declared = get_usecase("flight_delay")
     replay = declared.replay.model_copy(update={"start": FIRST, "until": date(2013, 11, 8)})
-    sources = declared.sources.model_copy(update={"module": feed.__name__})
+    tables = {"t": SourceTable(key=["number"], description="Numbers as they become known.")}
+    sources = declared.sources.model_copy(update={"module": feed.__name__, "tables": tables})
     return declared.model_copy(update={"replay": replay, "sources": sources})
 
 
@@ -67,11 +68,13 @@ def content(home: Settings, usecase: UseCase) -> pl.DataFrame:
 
 
 def bring(home: Settings, usecase: UseCase, first: date, last: date, run: str = "r") -> dict[date, str]:
-    return ingest_days(home, usecase, "t", first, last, run).digests
+    return ingest_days(home, usecase, "t", first, last, run, usecase.day_start(last + DAY)).digests
 
 
-def test_every_row_is_in_exactly_one_day_and_that_is_its_local_day(feed: Feed, usecase: UseCase) -> None:
-    parts = [read_days(usecase, "t", FIRST + n * DAY, FIRST + n * DAY, FIRST) for n in range(12)]
+def test_every_row_is_in_exactly_one_day_and_that_is_its_local_day(
+    home: Settings, feed: Feed, usecase: UseCase
+) -> None:
+    parts = [read_days(home, usecase, "t", FIRST + n * DAY, FIRST + n * DAY, FIRST) for n in range(12)]
     together = pl.concat(parts)
     until = usecase.day_start(FIRST + 12 * DAY)
     began = usecase.day_start(FIRST)
@@ -85,8 +88,10 @@ def test_every_row_is_in_exactly_one_day_and_that_is_its_local_day(feed: Feed, u
     assert [part.height for part in parts[1:4]] == [24, 25, 24]
 
 
-def test_the_first_day_holds_what_was_delivered_early_about_it_and_not_the_past(usecase: UseCase) -> None:
-    first, began = read_days(usecase, "t", FIRST, FIRST, FIRST), usecase.day_start(FIRST)
+def test_the_first_day_holds_what_was_delivered_early_about_it_and_not_the_past(
+    home: Settings, usecase: UseCase
+) -> None:
+    first, began = read_days(home, usecase, "t", FIRST, FIRST, FIRST), usecase.day_start(FIRST)
     assert first["day"].unique().to_list() == [FIRST]
     assert first["event_time"].min() == began
     early = first.filter(pl.col("available_at") < began)
@@ -135,6 +140,25 @@ def test_a_row_beyond_the_range_is_refused_and_nothing_is_written(
     assert pin(home, f"{usecase.name}/raw/t").version == 0
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        pytest.param(pl.col("available_at").dt.replace_time_zone(None), "available_at is Datetime", id="no time zone"),
+        pytest.param(pl.lit(None, TIME).alias("available_at"), "72 nulls", id="null"),
+        pytest.param(pl.lit("now").alias("event_time"), "event_time is String", id="no instant"),
+    ],
+)
+def test_rows_that_do_not_say_when_are_refused_in_one_line(
+    home: Settings, usecase: UseCase, feed: Feed, monkeypatch: pytest.MonkeyPatch, change: pl.Expr, said: str
+) -> None:
+    delivered = feed.rows.head(72).with_columns(change)
+    monkeypatch.setattr(feed, "read", lambda table, start, end: delivered)
+    with pytest.raises(ThroughlineError, match=said) as refused:
+        bring(home, usecase, FIRST, FIRST + DAY)
+    assert "\n" not in str(refused.value)
+    assert not home.table_path(usecase.name, "raw", "t").exists()
+
+
 def test_a_day_without_a_row_is_a_day(home: Settings, usecase: UseCase, feed: Feed) -> None:
     feed.rows = feed.rows.clear()
     assert set(bring(home, usecase, FIRST, FIRST + DAY)) == {FIRST, FIRST + DAY}
@@ -151,10 +175,39 @@ def test_a_reference_table_is_what_was_known_at_the_start_of_the_clock(
     assert ingest_static(home, usecase, "t", "other run").digests == written.digests
 
 
-def test_a_digest_is_of_the_content_and_not_of_the_run(usecase: UseCase) -> None:
-    rows = read_days(usecase, "t", FIRST + DAY, FIRST + DAY, FIRST)
+def test_a_digest_is_of_the_content_and_not_of_the_run(home: Settings, usecase: UseCase) -> None:
+    rows = read_days(home, usecase, "t", FIRST + DAY, FIRST + DAY, FIRST)
     assert content_digest(rows) == content_digest(rows.clone())
     assert content_digest(rows) != content_digest(rows.reverse())
     assert content_digest(rows) != content_digest(rows.with_columns(pl.col("number") + 1))
     texts = [pl.DataFrame({"t": [text]}, schema={"t": pl.String}) for text in ("", None, "null")]
     assert len({content_digest(text) for text in texts}) == 3
+
+
+def expecting(usecase: UseCase, **columns: str) -> UseCase:
+    expects = Expectations(columns={name: {"type": kind} for name, kind in columns.items()})
+    table = usecase.sources.tables["t"].model_copy(update={"expects": expects})
+    return usecase.model_copy(update={"sources": usecase.sources.model_copy(update={"tables": {"t": table}})})
+
+
+def test_a_column_comes_goes_or_changes_when_the_declaration_says_so_and_not_before(
+    home: Settings, usecase: UseCase, feed: Feed
+) -> None:
+    first = expecting(usecase, number="integer")
+    bring(home, first, FIRST, FIRST + DAY)
+    feed.rows = feed.rows.with_columns(extra=pl.lit("x"))
+    refused = ingest_days(home, first, "t", FIRST, FIRST, "r", usecase.day_start(FIRST + DAY))
+    assert refused.refused == [FIRST]
+    assert "extra (String) is not declared" in refused.refusal
+    second = expecting(usecase, number="integer", extra="string")
+    bring(home, second, FIRST + DAY, FIRST + DAY)
+    assert content(home, usecase).group_by("day").agg(pl.col("extra").first()).sort("day")["extra"].to_list() == [
+        None,
+        "x",
+    ]
+    feed.rows = feed.rows.drop("extra").with_columns(pl.col("number").cast(pl.Float64))
+    with pytest.raises(ThroughlineError, match="all of its days"):
+        bring(home, expecting(usecase, number="number"), FIRST, FIRST)
+    bring(home, expecting(usecase, number="number"), FIRST, FIRST + DAY)
+    assert content(home, usecase).schema["number"] == pl.Float64
+    assert "extra" not in content(home, usecase).columns

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from throughline.errors import ThroughlineError
+from throughline.launch import local
 from throughline.launch.protocol import EXIT_LOST_PEER, LaunchSpec, explain, parse_event
 
 SPEC = LaunchSpec("trainer", Path("spec.json"), 3, 60, Path("the.log"), Path())
@@ -58,6 +59,16 @@ def test_an_event_is_a_json_object_that_says_so():
 def test_a_secret_in_the_environment_of_a_worker_is_refused(name):
     with pytest.raises(ThroughlineError, match="process list"):
         LaunchSpec("trainer", Path("spec.json"), 1, 60, Path("the.log"), Path(), {name: "hush"})
+
+
+def test_a_worker_learns_where_object_storage_is_and_no_credentials(monkeypatch):
+    told = {"AWS_PROFILE": "lake", "AWS_ENDPOINT_URL": "http://127.0.0.1:9000", "AWS_REGION": "eu-central-1"}
+    secrets = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE_SECRET"]
+    for name, value in {**told, **dict.fromkeys(secrets, "hush")}.items():
+        monkeypatch.setenv(name, value)
+    given = local._environment(LaunchSpec("trainer", Path("spec.json"), 1, 60, Path("the.log"), Path()))
+    assert told.items() <= given.items()
+    assert "hush" not in given.values()
 
 
 def test_no_worker_at_all_is_refused():

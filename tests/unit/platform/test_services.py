@@ -63,12 +63,14 @@ def test_a_home_that_the_configuration_cannot_carry_is_refused_in_one_line(tmp_p
     assert "\n" not in str(refused.value)
 
 
-def test_the_token_is_in_the_environment_of_supervisord_and_in_no_file(home: Path) -> None:
-    secret = settings(home, token="s3cret-value", bind="0.0.0.0")
+def test_secrets_are_in_the_environment_of_supervisord_and_in_no_file(home: Path) -> None:
+    redis = "redis://:s3cret-value@cache/0"
+    secret = settings(home, token="s3cret-value", bind="0.0.0.0", online_store=redis)
     conf = render(declare(secret), home, home / "s.sock")
     assert "s3cret-value" not in conf
-    assert "TOKEN" not in conf  # nor a mask of it, which would hide the real one from the services
-    assert inherited_env({}, secret) == {"THROUGHLINE_TOKEN": "s3cret-value"}
+    # nor a mask of them, which would hide the real ones from the services
+    assert not [name for name in ("TOKEN", "ONLINE_STORE") if name in conf]
+    assert inherited_env({}, secret) == {"THROUGHLINE_TOKEN": "s3cret-value", "THROUGHLINE_ONLINE_STORE": redis}
 
 
 def test_a_setting_that_is_no_longer_set_does_not_live_on_in_supervisord(home: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from throughline.errors import ThroughlineError
-from throughline.settings import DEFAULT_PORTS, Settings, is_loopback, load_settings
+from throughline.settings import DEFAULT_PORTS, SECRETS, Settings, is_loopback, load_settings
 
 
 @pytest.fixture
@@ -21,6 +21,8 @@ def toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 GIVEN = {
     "home": ("/tmp/somewhere", Path("/tmp/somewhere")),
+    "lakehouse_uri": ("s3://lake/throughline/", "s3://lake/throughline"),
+    "retention_days": ("30", 30),
     "port_base": ("24000", 24000),
     "bind": ("127.0.0.2", "127.0.0.2"),
     "collector_url": ("http://collector:80", "http://collector:80"),
@@ -29,13 +31,14 @@ GIVEN = {
     "data_until": ("2013-04-05", "2013-04-05"),
     "spark_remote": ("sc://cluster:15002", "sc://cluster:15002"),
     "spark_memory": ("8g", "8g"),
+    "offline_engine": ("spark", "spark"),
     "training_processes": ("4", 4),
     "training_epochs": ("3", 3),
     "step_timeout_s": ("12.5", 12.5),
 }
 
 
-@pytest.mark.parametrize("name", [name for name in Settings.model_fields if name != "token"])
+@pytest.mark.parametrize("name", [name for name in Settings.model_fields if name not in SECRETS])
 def test_every_setting_has_its_name_in_the_environment(name: str, monkeypatch: pytest.MonkeyPatch, toml: Path) -> None:
     text, value = GIVEN[name]
     monkeypatch.setenv(f"THROUGHLINE_{name.upper()}", text)
@@ -67,6 +70,10 @@ def test_a_home_is_absolute_whatever_was_written(monkeypatch: pytest.MonkeyPatch
         ("port_base = 65500", "port_base"),
         ("training_processes = 0", "training_processes"),
         ("step_timeout_s = 0", "step_timeout_s"),
+        ("retention_days = 6", "retention_days"),
+        ('lakehouse_uri = "lake"', "lakehouse_uri: give an absolute folder"),
+        ('lakehouse_uri = "gs://lake/x"', "lakehouse_uri: give an absolute folder"),
+        ('lakehouse_uri = "s3://"', "lakehouse_uri: give an absolute folder"),
         ('data_from = "soon"', "data_from"),
         ("home = [", "throughline.toml"),
     ],
@@ -138,15 +145,45 @@ def test_the_collector_and_spark_may_be_elsewhere(tmp_path: Path) -> None:
     assert settings.spark_url == "sc://cluster:15002"
 
 
+def test_tables_may_be_in_another_folder_or_in_a_bucket_and_the_catalog_stays(tmp_path: Path) -> None:
+    elsewhere = load_settings(home=tmp_path, lakehouse_uri=str(tmp_path / "lake"))
+    assert elsewhere.table_path("u", "raw", "t") == tmp_path / "lake" / "u" / "raw" / "t"
+    bucket = load_settings(home=tmp_path, lakehouse_uri="s3://lake/throughline/")
+    assert str(bucket.table_path("u", "raw", "t")) == "s3://lake/throughline/u/raw/t"
+    assert bucket.catalog == elsewhere.catalog == tmp_path / "lakehouse" / "catalog"
+
+
+@pytest.mark.parametrize("uri", ["s3://key:s3cret@lake/x", "s3://lake/x?secret=s3cret", "https://key:s3cret@lake"])
+def test_an_address_with_credentials_is_refused_without_repeating_them(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(ThroughlineError, match=r"credentials come from AWS_\* or a profile") as caught:
+        load_settings(home=tmp_path, lakehouse_uri=uri)
+    assert "s3cret" not in str(caught.value)
+
+
 def test_a_secret_is_in_no_text_made_of_settings(monkeypatch: pytest.MonkeyPatch, toml: Path) -> None:
     monkeypatch.setenv("THROUGHLINE_TOKEN", "s3cret-value")
+    monkeypatch.setenv("THROUGHLINE_ONLINE_STORE", "redis://me:s3cret@cache:6379/3")
     settings = load_settings()
     assert settings.token.get_secret_value() == "s3cret-value"
+    assert settings.online_store.get_secret_value() == "redis://me:s3cret@cache:6379/3"
     for text in (repr(settings), str(settings), settings.model_dump_json(), str(settings.model_dump())):
         assert "s3cret" not in text
     with pytest.raises(ThroughlineError) as caught:
         load_settings(clock="sundial")
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["redis://cache", "rediss://:pass@10.0.0.1:6380/2", "redis://cache:6379"])
+def test_an_online_store_is_a_redis_database(url: str, toml: Path) -> None:
+    assert load_settings(online_store=url).online_store.get_secret_value() == url
+
+
+@pytest.mark.parametrize("url", ["memcached://:s3cret@cache", "cache:6379", "redis://", "redis://:s3cret@cache/a b"])
+def test_another_online_store_is_refused_without_repeating_its_address(url: str, toml: Path) -> None:
+    with pytest.raises(ThroughlineError, match="online_store: give redis://HOST:PORT/DB") as caught:
+        load_settings(online_store=url)
+    assert "s3cret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_settings_do_not_change_once_read(tmp_path: Path) -> None:
@@ -161,5 +198,5 @@ def test_all_state_is_below_the_home(tmp_path: Path) -> None:
     assert len(places) >= 8
     folders = [getattr(settings, name) for name in places if isinstance(getattr(settings, name), Path)]
     assert len(set(folders)) == len(folders)
-    assert all(folder.parent == tmp_path for folder in folders)
+    assert all(tmp_path in folder.parents for folder in folders)
     assert settings.table_path("u", "raw", "t") == tmp_path / "lakehouse" / "u" / "raw" / "t"

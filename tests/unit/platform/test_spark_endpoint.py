@@ -64,3 +64,11 @@ def test_work_that_ends_by_itself_is_left_alone(at_listener: Settings, monkeypat
         time.sleep(0.2)
     assert not called
     assert not lost.is_set()
+
+
+def test_a_bucket_is_named_as_spark_names_it_and_our_own_server_is_not_asked_for_it(tmp_path):
+    remote = Settings(home=tmp_path, lakehouse_uri="s3://lake/x", spark_remote="sc://cluster:15002")
+    assert spark.address(remote, remote.lakehouse) == "s3a://lake/x"
+    with pytest.raises(ThroughlineError, match=r"no jars for s3://lake/x: set THROUGHLINE_SPARK_REMOTE"):
+        spark.address(Settings(home=tmp_path, lakehouse_uri="s3://lake/x"), remote.lakehouse)
+    assert spark.address(Settings(home=tmp_path), tmp_path / "t") == str(tmp_path / "t")

@@ -45,6 +45,10 @@ def _set(*path: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def _expect(*path: Any) -> Callable[[dict[str, Any]], None]:
+    return _set("sources", "tables", "weather", "expects", *path)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -70,6 +74,20 @@ def _set(*path: Any) -> Callable[[dict[str, Any]], None]:
         pytest.param(_set("trainer", "processes", 0), "trainer.processes", id="no process"),
         pytest.param(_set("name", "Flight Delay"), "name", id="name unfit for tables"),
         pytest.param(_set("replay", "start", "2013-13-01"), "replay.start", id="impossible day"),
+        pytest.param(_expect("columns", "temp", "type", "text"), "temp.type", id="unknown column type"),
+        pytest.param(_expect("columns", "temp", "nulls", 0), "temp.nulls", id="no share of nulls"),
+        pytest.param(_expect("columns", "temp", "at_least", 200), "temp", id="range upside down"),
+        pytest.param(
+            _expect("columns", "temp", "pattern", "x"), "pattern is no rule for type number", id="misfit rule"
+        ),
+        pytest.param(_expect("columns", "origin", "pattern", "[A-Z"), "no regular expression", id="broken pattern"),
+        pytest.param(_expect("columns", "origin", "values", [1]), "values must be of type string", id="misfit values"),
+        pytest.param(_expect("columns", "origin", "nulls", 0.1), "key column origin may not be null", id="a null key"),
+        pytest.param(_set("sources", "tables", "weather", "key", ["gate"]), "key column gate is missing", id="no key"),
+        pytest.param(_expect("columns", "event_time", {"type": "string"}), "come with every row", id="what all have"),
+        pytest.param(_expect("rows", {"at_least": 9, "at_most": 1}), "at_least 9 is above", id="volume upside down"),
+        pytest.param(_expect("max_bad_share", 1), "max_bad_share", id="every row may be bad"),
+        pytest.param(_expect("drift", {"columns": ["snow"]}), "snow under `drift`", id="drift of no column"),
         pytest.param(_set("release", "strategy", "hope"), "release.strategy", id="unknown strategy"),
         pytest.param(_set("monitoring", "calibration", "gap", 1.5), "monitoring.calibration.gap", id="gap over 1"),
         pytest.param(

@@ -29,7 +29,7 @@ REVISION = Revision(
 
 
 class FakeReader:
-    """Features made of the request; a carrier of ?? cannot be read."""
+    """Features made of the request; a carrier of ?? cannot be read, what is stored of OO is too old."""
 
     def read(self, requests: pl.DataFrame) -> FeatureRead:
         if "??" in requests["carrier"].to_list():
@@ -37,7 +37,8 @@ class FakeReader:
         hour = requests["scheduled_departure"].dt.hour().cast(pl.Float64)
         height = requests.height
         seen = datetime.now(UTC) - timedelta(hours=2)
-        return FeatureRead(requests.with_columns(hour=hour), {"view": [seen] * height}, [[]] * height)
+        expired = {"view": [carrier == "OO" for carrier in requests["carrier"]]}
+        return FeatureRead(requests.with_columns(hour=hour), {"view": [seen] * height}, [[]] * height, expired)
 
     def reload(self) -> None:
         pass
@@ -88,6 +89,12 @@ def test_requests_answered_together_are_scored_apart_and_in_order():
     assert events[0].features == {"hour": 6.0, "carrier": "B6"}
     assert events[0].latency_ms > 0
     assert observed[0][3][0]["view"] == pytest.approx(7200, abs=60)
+
+
+def test_features_that_are_too_old_to_be_used_are_flagged():
+    made, events, _ = predictor(FakeModel())
+    made.answer([job(), job(carrier="OO")])
+    assert [event.flags for event in events] == [[], ["expired:view"]]
 
 
 def test_a_request_that_fails_does_not_take_its_neighbours_with_it():

@@ -1,0 +1,93 @@
+"""Columns as people see them in the graph: what each one is, and which raw columns it is computed from.
+
+Owns: the form of both in Dagster's metadata. Does not own: reading lineage off SQL
+(`throughline.featurestore.lineage`), descriptions (the Feast definitions). Tools read `dagster/column_lineage`; the
+pages of Dagster's open edition do not show it, so a column's description says it, too.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from dagster import AssetKey, TableColumn, TableColumnConstraints, TableColumnDep, TableColumnLineage, TableSchema
+
+from throughline.errors import ThroughlineError
+from throughline.featurestore.incremental import models_of
+from throughline.featurestore.lineage import Upstream, column_lineage, raw_columns
+from throughline.lakehouse.spark import schema_name
+from throughline.lakehouse.table import open_table
+from throughline.records import TableVersion
+from throughline.settings import Settings
+from throughline.usecase import Column, SourceTable, UseCase
+
+RAW = "raw"
+
+Columns = Mapping[str, Sequence[Upstream]]
+
+
+def model_lineage(usecase: UseCase, manifest: Mapping[str, Any]) -> dict[str, Columns]:
+    """Per dbt model and column, where it comes from; a model whose SQL cannot be read is left out, with a warning."""
+    known, schema, found = raw_columns(usecase), schema_name(usecase.name, RAW), {}
+    for node in models_of(manifest, usecase).values():
+        try:
+            found[node["name"]] = column_lineage(node["compiled_code"], schema, known)
+        except ThroughlineError as error:
+            logging.getLogger(__name__).warning("%s: %s", node["name"], error)
+    return found
+
+
+def lineage_metadata(usecase: UseCase, columns: Columns) -> dict[str, Any]:
+    """`dagster/column_lineage` of a feature table."""
+    deps = {
+        name: [TableColumnDep(AssetKey([usecase.name, RAW, source.table]), source.column) for source in sources]
+        for name, sources in columns.items()
+    }
+    return {"dagster/column_lineage": TableColumnLineage(deps_by_column=deps)}
+
+
+def held_columns(
+    settings: Settings, pinned: TableVersion, descriptions: Mapping[str, str], columns: Columns | None
+) -> dict[str, Any]:
+    """`dagster/column_schema` of a feature table as it stands: its types, descriptions, and where each comes from."""
+    fields = open_table(settings.lakehouse / pinned.table, pinned.version).schema().fields
+    return _schema(
+        TableColumn(
+            name=field.name,
+            type=getattr(field.type, "type", str(field.type)),
+            description=" ".join(filter(None, (descriptions.get(field.name), _origin(field.name, columns)))) or None,
+        )
+        for field in fields
+    )
+
+
+def _origin(name: str, columns: Columns | None) -> str:
+    sources = (columns or {}).get(name)
+    return f"← {', '.join(map(str, sources))}" if sources else ""
+
+
+def declared_columns(table: SourceTable) -> dict[str, Any]:
+    """`dagster/column_schema` of a raw table, from what is expected of it; nothing where nothing is."""
+    if table.expects is None:
+        return {}
+    return _schema(
+        TableColumn(
+            name=name,
+            type=column.type,
+            constraints=TableColumnConstraints(
+                nullable=column.nulls is not None, other=[*(["key"] if name in table.key else []), *_rules(column)]
+            ),
+        )
+        for name, column in table.expects.all_columns.items()
+    )
+
+
+def _rules(column: Column) -> list[str]:
+    rules = [] if column.nulls is None else [f"at most {column.nulls:.0%} null"]
+    rules += [] if column.at_least is None else [f"≥ {column.at_least:g}"]
+    rules += [] if column.at_most is None else [f"≤ {column.at_most:g}"]
+    rules += [f"one of {', '.join(map(str, column.values))}"] if column.values else []
+    return rules + ([column.pattern] if column.pattern else [])
+
+
+def _schema(columns: Iterable[TableColumn]) -> dict[str, Any]:
+    return {"dagster/column_schema": TableSchema(columns=list(columns))}

@@ -1,0 +1,204 @@
+"""`throughline features list | show NAME | search WORDS`: what features there are, who uses them, how fresh they are.
+
+Owns: tables on the terminal, and the JSON of `--json`:
+    show    one object: kind (feature or view), name, usecase, view, description, type, entity, owner, tags, deprecated
+            (why, or null), replaced_by, services, table (TABLE@VERSION), upstream (raw TABLE.COLUMN), freshness
+            (newest, age_s, allowed_s, fresh), models (NAME/VERSION; null: unknown, then models_unknown says why),
+            reads, reads_from (the inference log as TABLE@VERSION), profile (a page of plots), features (of a view)
+    list    {"clock": the instant of ages, "views": [objects], "features": [objects]}
+    search  the same, of what was found
+Does not own: how these are put together (`throughline.catalogue`).
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from throughline.cli.output import emit
+from throughline.errors import ThroughlineError
+from throughline.settings import load_settings
+from throughline.usecase import get_usecase, load_usecases
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from throughline.catalogue import Entry
+
+app = typer.Typer(no_args_is_help=True, help="The catalogue of features: list, show, search.")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+UseCaseName = Annotated[str | None, typer.Option("--usecase", help="Of one use case only.")]
+
+WIDTH_WITHOUT_TERMINAL = 160
+
+
+@app.command("list")
+def list_features(usecase: UseCaseName = None, as_json: AsJson = False) -> None:
+    """All features, by feature view."""
+    entries, clock = _catalogue(usecase)
+    _emit(entries, clock, as_json)
+
+
+@app.command()
+def search(
+    words: Annotated[list[str], typer.Argument(metavar="WORDS", help="All of them must occur, in whatever is known.")],
+    usecase: UseCaseName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Features and views in which all the words occur: name, description, tags, entity, owner, upstream columns."""
+    from throughline import catalogue
+
+    entries, clock = _catalogue(usecase)
+    found = catalogue.search(entries, words)
+    _emit(found, clock, as_json)
+    if not found and not as_json:
+        nowhere = [word for word in words if not catalogue.search(entries, [word])]
+        near = [name for word in nowhere for name in catalogue.nearest([entry.name for entry in entries], word)]
+        hint = f" ({', '.join(nowhere)} occurs nowhere)" if nowhere else ""
+        advice = f": near are {', '.join(near)}" if near else ""
+        _out().print(escape(f"Nothing holds all of: {' '.join(words)}{hint}{advice}."))
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A feature or a feature view.")],
+    usecase: UseCaseName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Everything that is known of one feature, or of a feature view."""
+    from throughline import catalogue
+
+    entries, _ = _catalogue(usecase)
+    entry = catalogue.find(entries, name)
+    emit(as_json, entry.model_dump(mode="json"), lambda: _show(entry))
+
+
+def _catalogue(usecase: str | None) -> tuple[list[Entry], datetime]:
+    """The entries of one use case or of all, and the instant (data clock, UTC) at which they were looked at."""
+    from throughline import recordstore
+    from throughline.catalogue import read_catalogue
+    from throughline.clock import data_clock
+    from throughline.records import FeatureStoreRecord
+
+    settings = load_settings()
+    declared = [get_usecase(usecase)] if usecase else list(load_usecases().values())
+    entries: list[Entry] = []
+    clocks = []
+    for each in declared:
+        record = recordstore.find(settings, (each.name, "features", "feature_store"), FeatureStoreRecord)
+        if record is None:
+            continue
+        clocks.append(data_clock(settings, each.clock_start(settings)).now())
+        entries += read_catalogue(settings, each, record, clocks[-1])
+    if not entries:
+        names = ", ".join(each.name for each in declared)
+        raise ThroughlineError(f"No feature of {names} is registered in {settings.home}: `throughline run` does that.")
+    return entries, max(clocks)
+
+
+def _emit(entries: list[Entry], clock: datetime, as_json: bool) -> None:
+    result: dict[str, Any] = {"clock": clock.isoformat()}
+    for kind in ("view", "feature"):
+        result[f"{kind}s"] = [entry.model_dump(mode="json") for entry in entries if entry.kind == kind]
+    emit(as_json, result, lambda: _show_many(entries))
+
+
+def _out() -> Console:
+    """Results go to stdout; without a terminal rows are not broken at 80 columns."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
+
+
+def _show_many(entries: list[Entry]) -> None:
+    out = _out()
+    for group in _by_view(entries):
+        first = group[0]
+        out.print(f"\n[bold]{escape(first.view)}[/]  [dim]{escape(_of_view(first))}[/]")
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        for heading in ("feature", "", "unit", "models", "reads"):
+            table.add_column(
+                heading, justify="right" if heading in {"models", "reads"} else "left", no_wrap=bool(heading)
+            )
+        for entry in group:
+            style = "yellow" if entry.deprecated else None
+            models = "unknown" if entry.models is None else str(len(entry.models))
+            unit = entry.tags.get("unit", "")
+            said = _deprecation(entry) or entry.description
+            table.add_row(escape(entry.name), escape(said), escape(unit), models, f"{entry.reads:,}", style=style)
+        out.print(table)
+
+
+def _by_view(entries: list[Entry]) -> list[list[Entry]]:
+    """The features, or where nothing else of it was found the view itself, together by view."""
+    groups: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault((entry.usecase, entry.view), []).append(entry)
+    return [[e for e in group if e.kind == "feature"] or group for group in groups.values()]
+
+
+def _of_view(entry: Entry) -> str:
+    version = entry.table.rpartition("@")[2]
+    return f"@{version} · {', '.join(entry.entity)} · {entry.owner} · {_freshness(entry)}"
+
+
+def _freshness(entry: Entry) -> str:
+    """How old the newest row is, against what is promised."""
+    it = entry.freshness
+    if it.age_s is None:
+        return "no row yet"
+    age = f"{_span(it.age_s)} old"
+    if it.allowed_s is None:
+        return age
+    return f"{age}, {_span(it.allowed_s)} allowed" if it.fresh else f"STALE: {age}, {_span(it.allowed_s)} allowed"
+
+
+def _span(seconds: float) -> str:
+    span = timedelta(seconds=round(seconds))
+    if span < timedelta(hours=1):
+        return f"{span.seconds // 60} min"
+    if span < timedelta(days=2):
+        return f"{span / timedelta(hours=1):.3g} h"
+    return f"{span / timedelta(days=1):.3g} days"
+
+
+def _deprecation(entry: Entry) -> str | None:
+    if entry.deprecated is None:
+        return None
+    return f"deprecated: {entry.deprecated}" + (f"; use {entry.replaced_by}" if entry.replaced_by else "")
+
+
+def _show(entry: Entry) -> None:
+    out = _out()
+    newest = f"{entry.freshness.newest.isoformat()}, " if entry.freshness.newest else ""
+    models = f"unknown ({entry.models_unknown})" if entry.models is None else ", ".join(entry.models) or "none"
+    lines = {
+        "description": entry.description,
+        "deprecated": _deprecation(entry),
+        "kind": entry.kind if entry.kind == "view" else f"feature of {entry.view}",
+        "type": entry.type,
+        "entity": ", ".join(entry.entity),
+        "owner": entry.owner,
+        "tags": ", ".join(f"{key}={value}" for key, value in entry.tags.items()),
+        "freshness": newest + _freshness(entry),
+        "table": entry.table,
+        "upstream": "unknown" if entry.upstream is None else ", ".join(entry.upstream) or "none",
+        "features": ", ".join(entry.features),
+        "services": ", ".join(entry.services) or "none",
+        "models": models,
+        "reads": f"{entry.reads:,}" + (f", by {entry.reads_from}" if entry.reads_from else ""),
+        "profile": entry.profile or "none yet: materialise the profile",
+    }
+    out.print(f"[bold]{escape(entry.name)}[/]", style="yellow" if entry.deprecated else None)
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in lines.items():
+        if value:
+            table.add_row(label, escape(value))
+    out.print(table)

@@ -1,0 +1,160 @@
+"""Do requests see what training sees? The online values of sampled entities against the offline values of that instant.
+
+Owns: the comparison and its verdict. Both sides are read as they are used: online as a request reads, offline as a
+training set is joined, point in time. Does not own: bringing them together again (`materialise.py`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+import polars as pl
+
+from throughline.featurestore.materialise import OnlineWriter, join_keys, online_writer
+from throughline.settings import Settings
+from throughline.usecase import UseCase
+
+if TYPE_CHECKING:
+    from feast import FeatureView
+
+Entity = dict[str, Any]
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """One feature of one entity that differs; None: no value."""
+
+    view: str
+    entity: Entity
+    feature: str
+    online: Any
+    offline: Any
+
+
+@dataclass(frozen=True)
+class ViewParity:
+    """What was compared of one view: entities, and values that at least one side has. `at`: the instant (UTC)."""
+
+    view: str
+    at: datetime | None
+    entities: int
+    values: int
+    mismatches: list[Mismatch]
+
+    @property
+    def verdict(self) -> Literal["equal", "different", "cannot_say"]:
+        """Nothing compared is no verdict: neither equal nor different."""
+        if self.mismatches:
+            return "different"
+        return "equal" if self.values else "cannot_say"
+
+    @property
+    def reason(self) -> str:
+        if self.at is None:
+            return "no record of what is online: it was never brought there, or a write was cut short"
+        if self.mismatches:
+            one = self.mismatches[0]
+            return (
+                f"{len(self.mismatches)} of {self.values} values differ, first {one.feature} of "
+                f"{', '.join(map(str, one.entity.values()))}: {one.online} online, {one.offline} offline"
+            )
+        return f"{self.values} values of {self.entities} entities compared" if self.values else "no value to compare"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "at": self.at and self.at.isoformat(), "verdict": self.verdict, "reason": self.reason}
+
+
+def compare(
+    view: str, at: datetime, entities: Sequence[Entity], online: Sequence[Values], offline: Sequence[Values]
+) -> ViewParity:
+    """Compare the values of entities, in one order on both sides. A NaN is a missing value, as it is online."""
+    mismatches, compared = [], 0
+    for entity, served, trained in zip(entities, online, offline, strict=True):
+        for feature in trained:
+            ours, theirs = _value(served[feature]), _value(trained[feature])
+            compared += ours is not None or theirs is not None
+            if ours != theirs:
+                mismatches.append(Mismatch(view, entity, feature, ours, theirs))
+    return ViewParity(view, at, len(entities), compared, mismatches)
+
+
+def _value(value: Any) -> Any:
+    return None if value != value else value
+
+
+def draw(entities: Sequence[Entity], size: int, seed: int) -> list[Entity]:
+    """At most `size` of the entities; the same ones for the same entities and seed, whatever order they come in."""
+    ordered = sorted(entities, key=lambda entity: [str(value) for value in entity.values()])
+    return random.Random(seed).sample(ordered, min(size, len(ordered)))
+
+
+def check_parity(settings: Settings, usecase: UseCase) -> list[ViewParity]:
+    """Compare every view that is online, with nobody writing meanwhile; entities are those of either side."""
+    declared = usecase.online.parity
+    with online_writer(settings, usecase) as writer:
+        return [_parity_of(writer, view, declared.entities, declared.seed) for view in writer.views]
+
+
+def _parity_of(writer: OnlineWriter, view: FeatureView, size: int, seed: int) -> ViewParity:
+    held = writer.state(view.name)
+    if held is None:
+        return ViewParity(view.name, None, 0, 0, [])
+    # what was pushed since the last materialisation is online, too
+    at = max(filter(None, (held.until, writer.last_push(view.name))))
+    entities = draw(_entities(writer, view, at), size, seed)
+    if not entities:
+        return ViewParity(view.name, at, 0, 0, [])
+    return compare(view.name, at, entities, _online(writer, view, entities, at), _offline(writer, view, entities, at))
+
+
+def _entities(writer: OnlineWriter, view: FeatureView, at: datetime) -> list[Entity]:
+    from throughline.featurestore.polars_engine import scan
+
+    source = view.batch_source
+    columns = {name: source.column(name) for name in join_keys(view)}
+    if not columns:
+        return [{}]
+    rows = scan(source).filter(pl.col(source.column(source.timestamp_field)) <= at)
+    known = rows.select(**{name: pl.col(column) for name, column in columns.items()}).drop_nulls().unique().collect()
+    held = [
+        {
+            name: getattr(value, value.WhichOneof("val"))
+            for name, value in zip(k.join_keys, k.entity_values, strict=True)
+        }
+        for k in writer.online.entity_keys(writer.config, view)
+    ]
+    return list({tuple(entity[name] for name in columns): entity for entity in [*held, *known.to_dicts()]}.values())
+
+
+def _online(writer: OnlineWriter, view: FeatureView, entities: list[Entity], at: datetime) -> list[Values]:
+    from throughline.featurestore.online import look_up
+
+    names = [feature.name for feature in view.features]
+    looked = look_up(writer.store, [f"{view.name}:{name}" for name in names], [view], entities, lambda: at)
+    return [{name: looked.values[name][n] for name in names} for n in range(len(entities))]
+
+
+def _offline(writer: OnlineWriter, view: FeatureView, entities: list[Entity], at: datetime) -> list[Values]:
+    import pandas as pd
+    from feast.types import from_feast_to_pyarrow_type
+
+    from throughline.featurestore.delta_store import DeltaOfflineStore
+    from throughline.featurestore.store import EVENT_TIME
+
+    joined = DeltaOfflineStore.get_historical_features(
+        writer.config,
+        [view],
+        [f"{view.name}:{feature.name}" for feature in view.features],
+        pd.DataFrame([{**entity, EVENT_TIME: pd.Timestamp(at)} for entity in entities]),
+        writer.store.registry,
+        writer.store.project,
+        filter_by_created_timestamp=True,
+    ).to_arrow()
+    # a value goes online in the type that the view declares
+    columns = {f.name: joined[f.name].cast(from_feast_to_pyarrow_type(f.dtype)).to_pylist() for f in view.features}
+    return [{name: values[n] for name, values in columns.items()} for n in range(len(entities))]

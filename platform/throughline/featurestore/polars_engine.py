@@ -1,0 +1,207 @@
+"""The engine in this process: Polars over delta-rs. Tables are read at their versions, a spine passes in batches.
+
+Owns: how a request becomes frames. Does not own: the join (`asof.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import polars as pl
+import pyarrow as pa
+from deltalake import write_deltalake
+
+from throughline.featurestore.asof import BATCH_ROWS, View, join_batches
+from throughline.featurestore.delta_source import DeltaSource, to_arrow
+from throughline.featurestore.pushed import PushedSource
+from throughline.featurestore.retrieval import (
+    EVENT_TIME,
+    Facts,
+    FrameSpine,
+    Kind,
+    Pull,
+    Spine,
+    SqlSpine,
+    ViewRead,
+    check_spine,
+    spine_time,
+)
+from throughline.lakehouse.delta import storage_options
+
+UTC_TIME = pl.Datetime("us", "UTC")
+_EVENT, _CREATED, _KNOWN, _RANK = "__event", "__created", "__known", "__rank"
+
+
+class PolarsEngine:
+    """See `retrieval.Engine`."""
+
+    def facts(self, spine: Spine, views: Sequence[ViewRead]) -> Facts:
+        return _facts(_rows_of(spine, views), views)
+
+    def historical(self, spine: Spine, views: Sequence[ViewRead]) -> PolarsAnswer:
+        return PolarsAnswer(spine, views)
+
+    def latest(self, pull: Pull, keys: list[str]) -> LazyAnswer:
+        rows = _pulled(pull)
+        newest = rows.drop_nulls(keys).unique(keys, keep="last", maintain_order=True) if keys else rows.tail(1)
+        return LazyAnswer(newest)
+
+    def rows(self, pull: Pull) -> LazyAnswer:
+        return LazyAnswer(_pulled(pull))
+
+
+@dataclass(frozen=True)
+class PolarsAnswer:
+    """A spine joined batch by batch: memory is that of the views and a batch."""
+
+    spine: Spine
+    views: Sequence[ViewRead]
+
+    def batches(self) -> Iterator[pl.DataFrame]:
+        rows = _rows_of(self.spine, self.views)
+        facts = _facts(rows, self.views)
+        batches = join_batches(
+            _in_batches(self.spine, rows),
+            [_as_view(view, f"__{number}") for number, view in enumerate(self.views)],
+            spine_time=facts.time,
+            span=(facts.first, facts.last),
+        )
+        for batch in batches:
+            yield _expired_gone(batch, self.views, facts.time)
+
+    def write(self, path: str) -> None:
+        write_frames(path, self.batches())
+
+
+@dataclass(frozen=True)
+class LazyAnswer:
+    lazy: pl.LazyFrame
+
+    def batches(self) -> Iterator[pl.DataFrame]:
+        yield self.lazy.collect()
+
+    def write(self, path: str) -> None:
+        write_frames(path, self.batches())
+
+
+def scan(source: DeltaSource) -> pl.LazyFrame:
+    """The source's rows, with those pushed beside them. Raises when they cannot be read; see `DeltaSource.scan`."""
+    rows = source.scan()
+    if isinstance(source, PushedSource):
+        earlier = pl.col(source.column(source.created_timestamp_column)) - pl.duration(microseconds=1)
+        rows = pl.concat([rows.with_columns(earlier), scan(source.pushed)], how="diagonal_relaxed")
+    return rows
+
+
+def frame_kinds(schema: pl.Schema) -> dict[str, Kind]:
+    """What each column is to a spine."""
+
+    def kind(column: pl.DataType) -> Kind:
+        if column == pl.Date or column == pl.Datetime:
+            return "instant" if getattr(column, "time_zone", None) else "naive"
+        return "other"
+
+    return {name: kind(column) for name, column in schema.items()}
+
+
+def write_frames(path: str, frames: Iterator[pl.DataFrame]) -> None:
+    """Write frames of one schema as a Delta table, as its next version where there is one; in one commit."""
+    first = next(frames)
+    schema = to_arrow(first).schema
+    batches = (batch for frame in chain([first], frames) for batch in to_arrow(frame).cast(schema).to_batches())
+    reader = pa.RecordBatchReader.from_batches(schema, batches)
+    options = storage_options(path)
+    write_deltalake(path, reader, mode="overwrite", schema_mode="overwrite", storage_options=options)
+
+
+def _rows_of(spine: Spine, views: Sequence[ViewRead]) -> pl.LazyFrame:
+    if isinstance(spine, FrameSpine):
+        return spine.frame.lazy()
+    if isinstance(spine, SqlSpine):
+        tables = {name: scan(source) for name, source in spine.tables.items()}
+        return pl.SQLContext(tables, eager=False).execute(spine.sql)
+    # views of one entity for all say nothing about who there is, unless there are no others
+    telling = [view for view in views if view.keys] or views
+    seen = [
+        _as_view(view, "").rows.filter(pl.col(_EVENT).is_between(spine.first, spine.last)).select(*view.keys, _EVENT)
+        for view in telling
+    ]
+    together = pl.concat(seen, how="diagonal_relaxed").drop_nulls(_EVENT).unique()
+    keys = list(dict.fromkeys(key for view in telling for key in view.keys))
+    return together.select(*keys, pl.col(_EVENT).alias(EVENT_TIME)).sort(EVENT_TIME, *keys)
+
+
+def _facts(rows: pl.LazyFrame, views: Sequence[ViewRead]) -> Facts:
+    schema = rows.collect_schema()
+    time = spine_time(frame_kinds(schema))
+    check_spine(schema.names(), views)
+    first, last = rows.select(first=pl.col(time).min(), last=pl.col(time).max()).collect().row(0)
+    return Facts(schema.names(), time, first, last)
+
+
+def _in_batches(spine: Spine, rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+    slices = (
+        spine.frame.iter_slices(BATCH_ROWS)
+        if isinstance(spine, FrameSpine)
+        else rows.collect_batches(chunk_size=BATCH_ROWS, lazy=True)
+    )
+    empty = True
+    for batch in slices:
+        empty = False
+        yield batch
+    if empty:
+        yield rows.head(0).collect()
+
+
+def _as_view(view: ViewRead, prefix: str) -> View:
+    """The view for the join; every column under a name of its own, as a key may be called like a feature's column."""
+    times = {_EVENT: view.event_time, **({_CREATED: view.created} if view.created else {})}
+    features = {f"{prefix}_{number}": column for number, column in enumerate(view.features)}
+    named = {**view.keys, **times, **features}
+    rows = scan(view.source).select(pl.col(column).alias(name) for name, column in named.items())
+    columns = dict(zip(features, view.features.values(), strict=True))
+    if view.known_only and view.created:
+        rows, columns = _as_known(rows, list(view.keys)), {**columns, _EVENT: prefix + _EVENT}
+        return View(rows=rows, keys=list(view.keys), row_time=_KNOWN, created=_RANK, columns=columns)
+    return View(
+        rows=rows,
+        keys=list(view.keys),
+        row_time=_EVENT,
+        created=_CREATED if view.created else None,
+        columns=columns,
+        ttl=view.ttl,
+    )
+
+
+def _as_known(rows: pl.LazyFrame, keys: list[str]) -> pl.LazyFrame:
+    """The rows that, when they became known (the later of event and creation), were the newest known by then."""
+    known = pl.max_horizontal(pl.col(_EVENT, _CREATED).dt.convert_time_zone("UTC").cast(UTC_TIME))
+    complete = rows.drop_nulls([*keys, _EVENT, _CREATED]).with_columns(known.alias(_KNOWN))
+    ordered = complete.sort(_KNOWN, _EVENT, _CREATED)
+    newest = pl.col(_EVENT).cum_max()
+    return ordered.filter(pl.col(_EVENT) == (newest.over(keys) if keys else newest)).with_row_index(_RANK)
+
+
+def _expired_gone(batch: pl.DataFrame, views: Sequence[ViewRead], time: str) -> pl.DataFrame:
+    """The ttl of what was joined by when it was known: it counts from the event."""
+    for number, view in enumerate(views):
+        event = f"__{number}{_EVENT}"
+        if event not in batch.columns:
+            continue
+        if view.ttl:
+            alive = pl.col(time) - pl.col(event) <= view.ttl
+            batch = batch.with_columns(pl.when(alive).then(pl.col(name)).alias(name) for name in view.features.values())
+        batch = batch.drop(event)
+    return batch
+
+
+def _pulled(pull: Pull) -> pl.LazyFrame:
+    time, rows = pl.col(pull.event_time), scan(pull.source)
+    if pull.first is not None:
+        rows = rows.filter(time >= pull.first)
+    if pull.last is not None:
+        rows = rows.filter(time <= pull.last)
+    order = [column for column in (pull.event_time, pull.created) if column]
+    return rows.select(pull.columns).sort(order, maintain_order=True)

@@ -1,0 +1,142 @@
+"""What is asked of an engine of the offline store, in tables and columns: the words that Feast's side and the engines
+share.
+
+Owns: spines (rows to be answered) and which column is their time. Does not own: Feast's objects (`delta_store.py`), or
+how an answer is computed (`polars_engine.py`, `spark_engine.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal, Protocol
+
+import polars as pl
+
+from throughline.errors import ThroughlineError
+from throughline.featurestore.delta_source import DeltaSource
+
+EVENT_TIME = "event_timestamp"
+Kind = Literal["instant", "naive", "other"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewRead:
+    """What a retrieval takes from the table of one feature view; columns as the table names them.
+
+    keys:       join key of the spine -> column; empty: one entity for all.
+    features:   column -> name in the result.
+    known_only: a row counts from when it was created, and not at all when that is not known.
+    """
+
+    source: DeltaSource
+    keys: dict[str, str]
+    features: dict[str, str]
+    event_time: str
+    created: str | None = None
+    ttl: timedelta | None = None
+    known_only: bool = False
+
+
+@dataclass(frozen=True)
+class FrameSpine:
+    """Rows in memory; the answer has them in their order."""
+
+    frame: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class SqlSpine:
+    """The rows of one SELECT over named tables; the answer has them in no particular order."""
+
+    sql: str
+    tables: dict[str, DeltaSource]
+
+
+@dataclass(frozen=True)
+class WindowSpine:
+    """A row per entity and event time that any of the views has in [first, last], in order of time."""
+
+    first: datetime
+    last: datetime
+
+
+Spine = FrameSpine | SqlSpine | WindowSpine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pull:
+    """Rows of one table with event time in [first, last] (UTC; None: open), columns as the table names them."""
+
+    source: DeltaSource
+    columns: list[str]
+    event_time: str
+    created: str | None
+    first: datetime | None
+    last: datetime | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of a spine: its columns, which of them is its time, and the first and last instant (None without rows)."""
+
+    columns: list[str]
+    time: str
+    first: datetime | None
+    last: datetime | None
+
+
+class Answer(Protocol):
+    """The rows of a query, which runs each time they are asked for."""
+
+    def batches(self) -> Iterator[pl.DataFrame]:
+        """The rows, in one or more frames of one schema."""
+
+    def write(self, path: str) -> None:
+        """Write the rows as a Delta table, as its next version where there is one."""
+
+
+class Engine(Protocol):
+    def facts(self, spine: Spine, views: Sequence[ViewRead]) -> Facts: ...
+
+    def historical(self, spine: Spine, views: Sequence[ViewRead]) -> Answer:
+        """The spine with, per view, the values of the row it may use (see `asof.py`); null where there is none."""
+
+    def latest(self, pull: Pull, keys: list[str]) -> Answer:
+        """Per entity the newest of the rows; of several with its event time, the one created last."""
+
+    def rows(self, pull: Pull) -> Answer:
+        """All of them, the newest last: Feast's online stores keep what they are given last."""
+
+
+def spine_time(kinds: Mapping[str, Kind]) -> str:
+    """Which column of a spine says when: `event_timestamp`, or the only one with a time. Raises when none can."""
+    times = [name for name, kind in kinds.items() if kind != "other"]
+    if EVENT_TIME in kinds:
+        times = [EVENT_TIME]
+    if len(times) != 1:
+        raise ThroughlineError(
+            f"The entity rows have {'no time' if not times else 'the times ' + ', '.join(times)}: "
+            f"name the time of the join {EVENT_TIME}."
+        )
+    if kinds[times[0]] != "instant":
+        raise ThroughlineError(
+            f"Column {times[0]} of the entity rows holds no instants: give timestamps with a time zone, "
+            "such as pd.to_datetime(..., utc=True)."
+        )
+    return times[0]
+
+
+def check_spine(columns: Sequence[str], views: Sequence[ViewRead]) -> None:
+    """Raises when a join key is missing, or two columns of the result would have one name."""
+    needed = {key for view in views for key in view.keys}
+    if missing := sorted(needed - set(columns)):
+        raise ThroughlineError(
+            f"The entity rows lack the join key{'s' * (len(missing) > 1)} {', '.join(missing)}: add them as columns."
+        )
+    names = [*columns, *(name for view in views for name in view.features.values())]
+    if taken := sorted({name for name in names if names.count(name) > 1}):
+        raise ThroughlineError(
+            f"The entity rows already have {', '.join(taken)}: drop or rename, or ask with full_feature_names=True."
+        )

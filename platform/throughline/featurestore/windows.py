@@ -1,0 +1,96 @@
+"""How much of a feature view must be written online, pure: from the record of last time to what should stand there.
+
+Owns: the rule that after each materialisation the online store holds, per entity, the newest row known up to `until`,
+as if it had been written whole. A window of time is enough for that unless something changed which it cannot see.
+Does not own: reading or writing (`materialise.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+
+from throughline.records import Record, TableVersion
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # before every row; where there is no row, its time
+
+
+class ViewState(Record):
+    """What a view's online rows were made from; kept in the online store, and lost with it.
+
+    definition: digest of what the view is; pushed: version of the pushed rows, None when there were none.
+    newest, known (UTC): event time of the newest row, and since when that row is known.
+    """
+
+    until: datetime
+    definition: str
+    source: TableVersion
+    pushed: int | None
+    newest: datetime | None = None
+    known: datetime | None = None
+
+    @property
+    def age(self) -> tuple[datetime, datetime]:
+        """Event and knowledge time of the newest row."""
+        return self.newest or EPOCH, self.known or EPOCH
+
+    def seen(self, age: tuple[datetime, datetime]) -> ViewState:
+        """This state with the newest row at `age`."""
+        newest, known = (None if at == EPOCH else at for at in age)
+        return self.model_copy(update={"newest": newest, "known": known})
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How rows up to an instant differ between two versions of a source.
+
+    earliest: event time of the first that differs; lost: one is gone and no row stands in its place.
+    """
+
+    earliest: datetime | None = None
+    lost: bool = False
+
+    def __or__(self, other: Changes) -> Changes:
+        times = [at for at in (self.earliest, other.earliest) if at is not None]
+        return Changes(min(times, default=None), self.lost or other.lost)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Event times to write, from `start` (UTC; None: from the beginning, replacing what is there), and why."""
+
+    start: datetime | None
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason if self.start is None else f"from {self.start.isoformat()}: {self.reason}"
+
+
+def plan_window(held: ViewState | None, wanted: ViewState, changes: Changes | None, overlap: timedelta) -> Window:
+    """What to write so that the view stands as `wanted`; `changes` up to `held.until`, None when it cannot be said."""
+    if held is None:
+        return Window(None, "whole: nothing is on record")
+    if held.definition != wanted.definition:
+        return Window(None, "whole: the definition changed")
+    if wanted.until < held.until:
+        return Window(None, f"whole: it stood at {held.until.isoformat()}, which is later")
+    if changes is None:
+        return Window(None, "whole: what changed in its history cannot be said")
+    if changes.lost:
+        return Window(None, "whole: a row was taken back")
+    start = held.until - overlap
+    if changes.earliest is not None and changes.earliest < start:
+        return Window(None, f"whole: history changed at {changes.earliest.isoformat()}")
+    return Window(start, "what came since, and late rows")
+
+
+def compare(before: pl.DataFrame, after: pl.DataFrame, keys: list[str], event: str, created: str | None) -> Changes:
+    """How two versions of the same rows differ; all their columns count as content."""
+    rows = pl.concat([before.with_columns(net=pl.lit(-1)), after.with_columns(net=pl.lit(1))], how="diagonal_relaxed")
+    net = rows.group_by(pl.exclude("net")).agg(pl.col("net").sum()).filter(pl.col("net") != 0)
+    identity = [*keys, event, *([created] if created else [])]
+    gained = net.filter(pl.col("net") > 0).select(identity)
+    gone = net.filter(pl.col("net") < 0).join(gained, on=identity, how="anti", nulls_equal=True)
+    return Changes(net[event].min(), gone.height > 0)

@@ -1,0 +1,95 @@
+"""The window that is enough, by the record of last time; and how two versions of the same rows differ."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+import pytest
+
+from throughline.featurestore.windows import EPOCH, Changes, ViewState, compare, plan_window
+from throughline.records import TableVersion
+
+LAST = datetime(2013, 4, 1, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+OVERLAP = 2 * HOUR
+
+
+def state(until: datetime = LAST, definition: str = "d", version: int = 1) -> ViewState:
+    return ViewState(
+        until=until, definition=definition, source=TableVersion(table="u/features/v", version=version), pushed=None
+    )
+
+
+WANTED = state(LAST + HOUR, version=2)
+
+
+def test_what_came_since_is_enough_with_the_overlap() -> None:
+    assert plan_window(state(), WANTED, Changes(), OVERLAP).start == LAST - OVERLAP
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "changes", "said"),
+    [
+        (None, WANTED, None, "nothing is on record"),
+        (state(definition="other"), WANTED, Changes(), "the definition changed"),
+        (state(), state(LAST - HOUR), Changes(), "which is later"),
+        (state(), WANTED, None, "cannot be said"),
+        (state(), WANTED, Changes(LAST - HOUR, lost=True), "taken back"),
+        (state(), WANTED, Changes(LAST - OVERLAP - timedelta(microseconds=1)), "history changed at"),
+    ],
+)
+def test_what_a_window_cannot_see_is_written_whole(
+    held: ViewState | None, wanted: ViewState, changes: Changes | None, said: str
+) -> None:
+    window = plan_window(held, wanted, changes, OVERLAP)
+    assert window.start is None
+    assert window.reason.startswith("whole: ")
+    assert said in str(window)
+
+
+def test_a_change_at_the_first_instant_of_the_window_is_seen() -> None:
+    assert plan_window(state(), WANTED, Changes(LAST - OVERLAP), OVERLAP).start == LAST - OVERLAP
+
+
+def rows(*values: tuple[str, int, float | None]) -> pl.DataFrame:
+    made = [{"k": key, "t": LAST + hour * HOUR, "v": value} for key, hour, value in values]
+    return pl.DataFrame(made, schema={"k": pl.String, "t": pl.Datetime("us", "UTC"), "v": pl.Float64})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "changes"),
+    [
+        ([("a", 1, 1.0), ("b", 2, None)], [("b", 2, None), ("a", 1, 1.0)], Changes()),
+        ([("a", 1, 1.0)], [("a", 1, 1.0), ("a", 3, 1.0)], Changes(LAST + 3 * HOUR)),
+        ([("a", 1, 1.0)], [("a", 1, 2.0)], Changes(LAST + HOUR)),
+        ([("a", 1, 1.0)], [("a", 1, None)], Changes(LAST + HOUR)),
+        ([("a", 1, 1.0), ("a", 2, 2.0)], [("a", 1, 1.0)], Changes(LAST + 2 * HOUR, lost=True)),
+        ([("a", 1, 1.0)], [("b", 1, 1.0)], Changes(LAST + HOUR, lost=True)),
+        ([("a", 1, 1.0)] * 2, [("a", 1, 1.0)], Changes(LAST + HOUR, lost=True)),
+        ([], [("a", 1, 1.0)], Changes(LAST + HOUR)),
+        ([], [], Changes()),
+    ],
+)
+def test_rows_that_differ(before: list, after: list, changes: Changes) -> None:
+    assert compare(rows(*before), rows(*after), ["k"], "t", None) == changes
+
+
+def test_a_row_known_at_another_time_is_another_row() -> None:
+    known = pl.col("t").alias("c")
+    one, other = rows(("a", 1, 1.0)).with_columns(known), rows(("a", 1, 1.0)).with_columns(known - HOUR)
+    assert compare(one, other, ["k"], "t", "c").lost
+    assert not compare(one, one, ["k"], "t", "c").lost
+
+
+def test_changes_of_several_tables_are_those_of_each() -> None:
+    early, late = Changes(LAST), Changes(LAST + HOUR, lost=True)
+    assert early | late == late | early == Changes(LAST, lost=True)
+    assert Changes() | early == early
+
+
+def test_the_newest_row_is_remembered_and_none_is_none() -> None:
+    assert state().age == (EPOCH, EPOCH)
+    assert state().seen((EPOCH, EPOCH)) == state()
+    seen = state().seen((LAST, LAST + HOUR))
+    assert (seen.newest, seen.known, seen.age) == (LAST, LAST + HOUR, (LAST, LAST + HOUR))
