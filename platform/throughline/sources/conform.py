@@ -99,7 +99,7 @@ def _converter(values: pl.Series, declared: str, zone: str | None) -> pl.Expr:
 
 
 def _none(declared: str) -> pl.Expr:
-    return pl.lit(None, TYPES[declared])
+    return pl.repeat(None, pl.len(), dtype=TYPES[declared])
 
 
 def _located(naive: pl.Expr, zone: str | None) -> pl.Expr:

@@ -103,7 +103,7 @@ class FileSource:
         """The file system and the pattern as it names files."""
         from pyarrow.fs import FileSystem, LocalFileSystem
 
-        uri = self._feed.files
+        uri = self._feed.files.removeprefix("file://")
         if "://" not in uri:
             return LocalFileSystem(), str(PROJECT_ROOT / uri)
         scheme, _, rest = uri.partition("://")

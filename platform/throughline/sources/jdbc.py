@@ -50,7 +50,8 @@ class JdbcSource:
                 raise self._refused(error) from error
         assert isinstance(rows, pl.DataFrame)
         rows = known_in(as_declared(rows, self._feed, self._expects, self.name), start, end)
-        return rows.sort("available_at", *sorted(set(rows.columns) - {"available_at"}), maintain_order=True)
+        plain = sorted(name for name, kind in rows.schema.items() if not kind.is_nested())
+        return rows.sort("available_at", *plain, maintain_order=True)
 
     def _columns(self) -> set[str]:
         assert self._expects is not None
@@ -82,13 +83,17 @@ def _view(feed: JdbcFeed) -> str:
 
 
 def _window(feed: JdbcFeed, columns: list[str], start: datetime | None, end: datetime) -> str:
-    known = f"`{feed.available_at}`"
+    known = _name(feed.available_at)
     where = f"{known} < {_stamp(end + MARGIN)}" + (f" AND {known} >= {_stamp(start - MARGIN)}" if start else "")
-    return f"SELECT {', '.join(f'`{name}`' for name in columns)} FROM {_VIEW} WHERE {known} IS NULL OR ({where})"
+    return f"SELECT {', '.join(map(_name, columns))} FROM {_VIEW} WHERE {known} IS NULL OR ({where})"
 
 
 def _stamp(instant: datetime) -> str:
     return f"TIMESTAMP_NTZ '{instant.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}'"
+
+
+def _name(column: str) -> str:
+    return "`" + column.replace("`", "``") + "`"
 
 
 def _text(value: str) -> str:

@@ -172,12 +172,18 @@ def test_explicit_windows_hour_by_hour_are_followed_by_a_window(world: World) ->
 
 
 def test_a_window_with_a_gap_before_it_leaves_no_record(world: World) -> None:
-    filled(world).set("kept", "a", 90, 1.0)
-    world.write()
-    world.register()
+    world.set("kept", "a", 90, 1.0)
+    filled(world)
     world.at(START + 5 * DAY)
     materialise(world.settings, world.usecase, START + 4 * DAY, world.now)
     assert world.bring()["kept"].start is None
+    agrees(world)
+
+
+def test_a_row_of_the_very_last_instant_that_is_taken_back(world: World) -> None:
+    world.set("kept", "a", 72, 1.0)
+    filled(world).set("kept", "a", 72, None)
+    assert world.at(START + 3 * DAY + HOUR).bring()["kept"].reason == "whole: a row was taken back"
     agrees(world)
 
 

@@ -1,4 +1,4 @@
-"""Column lineage: every column of the SQL is traced to the raw columns that decide its value, or it is told that not."""
+"""Every column of the SQL is traced to the raw columns that decide its value, or it is told that it cannot be."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def lineage(sql: str, tables: dict[str, dict[str, str]] = TABLES) -> dict[str, l
 
 def test_a_window_is_traced_to_its_value_its_key_and_its_order() -> None:
     sql = """
-        with events as (select tailnum, available_at, delay from `u_raw`.`departures` VERSION AS OF 7 where day > '2013'),
+        with events as (
+          select tailnum, available_at, delay from `u_raw`.`departures` VERSION AS OF 7 where day > '2013'
+        ),
         per_hour as (
           select tailnum, (unix_micros(available_at) div 3600000000 + 1) as hour, count(*) as n, sum(delay) as delay
           from events group by 1, 2
@@ -107,8 +109,7 @@ def test_renamed_any_number_of_times_a_column_is_traced_to_where_it_began(rename
         began = {new: began[old] for old, new in renamed.items()}
         source = f"s{n}"
     found = lineage(f"with {', '.join(steps)} select * from {source}")
-    assert found == {name: [f"departures.{first}"] for name, first in sorted(began.items())} | found
-    assert {name: sources for name, sources in found.items()} == {n: [f"departures.{f}"] for n, f in began.items()}
+    assert found == {name: [f"departures.{first}"] for name, first in began.items()}
 
 
 def test_declared_columns_are_known_with_those_the_platform_adds() -> None:

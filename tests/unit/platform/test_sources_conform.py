@@ -45,6 +45,7 @@ def conform(values: list[Any] | pl.Series, declared: str, zone: str | None = Non
         (["", "a"], "string", ["", "a"]),
         ([5, None], "string", ["5", None]),
         ([None, None], "integer", [None, None]),
+        (pl.Series([None, None], dtype=pl.Date), "number", [None, None]),
         ([date(2024, 7, 1)], "timestamp", [datetime(2024, 6, 30, 22, tzinfo=UTC)]),
         (["2024-07-01"], "timestamp", [datetime(2024, 6, 30, 22, tzinfo=UTC)]),
         (["2024-07-01 09:30"], "timestamp", [datetime(2024, 7, 1, 7, 30, tzinfo=UTC)]),

@@ -150,6 +150,13 @@ def test_what_is_no_table_is_one_line(tmp_path: Path, name: str, content: bytes,
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_may_be_written_as_a_uri(tmp_path: Path) -> None:
+    put(tmp_path, "a.csv", shop.rows(2))
+    feed = {"files": f"file://{tmp_path}/in/*.csv", "event_time": "ordered_at", "available_at": "known_at"}
+    usecase = shop.declare(tmp_path, feed)
+    assert FileSource(usecase, "orders", usecase.sources.tables["orders"].feed).read(None, NOW).height == 2
+
+
 def test_a_kind_of_store_that_nobody_knows_is_one_line(tmp_path: Path) -> None:
     usecase = shop.declare(tmp_path, {"files": "ftp://host/*.csv", "event_time": "ordered_at"})
     with pytest.raises(ThroughlineError, match=r"ftp://host/\*\.csv cannot be read") as caught:
