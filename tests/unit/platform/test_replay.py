@@ -108,6 +108,7 @@ def make_world(settings: Settings, usecase: UseCase, monkeypatch: pytest.MonkeyP
         origin=pl.lit("JFK"), carrier=pl.lit("B6"), dest=pl.lit("BOS"), tailnum=pl.lit("N1"), flight="flight",
         scheduled_departure=departure, scheduled_arrival=departure,
         prediction_time=(departure - usecase.prediction.lead).cast(TIME),
+        available_at=(departure - 7 * DAY).cast(TIME),
     )  # fmt: skip
     path = settings.table_path(usecase.name, "features", usecase.features.spine)
     write_deltalake(str(path), spine.reverse().to_arrow())
