@@ -39,7 +39,7 @@ memory is that of the views and a batch.
 """
 SPINE, ENTITIES, TICKS = 10_000_000, (3, 105, 3000), (8760, 8760, 1500)
 QUICK_SPINE, QUICK_TICKS = 1_000_000, (1752, 1752, 300)
-FEAST, QUICK_FEAST = (Size(rows, (2000, 2000, 2000), (50, 50, 50)) for rows in (60_000, 40_000))
+FEAST, QUICK_FEAST = (Size(rows, (2000, 2000, 2000), (50, 50, 50)) for rows in (100_000, 30_000))
 GROWTH = (1_000_000, 10_000_000, 50_000_000)
 T = TypeVar("T")
 LIMIT, STORES = "polars_in_memory", ("feast_duckdb", "feast_dask")
@@ -172,6 +172,7 @@ def described(size: Size, prefix: str) -> dict[str, Any]:
 
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     rows = chosen.rows or (QUICK_SPINE if chosen.quick else SPINE)
+    chosen.rounds = chosen.rounds or (2 if chosen.quick else 3)
     grown = [] if chosen.quick else chosen.growth
     large = Size(rows, ENTITIES, QUICK_TICKS if chosen.quick else TICKS)
     small = QUICK_FEAST if chosen.quick else FEAST
@@ -201,7 +202,7 @@ def main() -> int:
     )
     parser.add_argument("--rows", type=int, help=f"of the spine; default {SPINE}, quick {QUICK_SPINE}")
     parser.add_argument("--growth", type=int, nargs="*", default=GROWTH, help="rows that pass in batches; not in quick")
-    parser.add_argument("--rounds", type=int, default=3, help="repetitions of every candidate, in turn")
+    parser.add_argument("--rounds", type=int, help="repetitions of every candidate, in turn; default 3, quick 2")
     parser.add_argument("--deadline", type=float, default=300, help="seconds after which a join counts as failed")
     return report.run(parser, measure)
 

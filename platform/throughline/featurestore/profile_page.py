@@ -42,7 +42,7 @@ def write_pages(settings: Settings, record: FeatureStoreRecord) -> dict[TableVer
         draft = page.with_suffix(".tmp")
         draft.write_text(render(table, views.get(table), profile(rows, _NOT_SHOWN), every, links))
         draft.replace(page)
-    _forget({page.parent for page in pages.values()}, set(pages.values()), settings.retention_days)
+    _forget({page.parent for page in pages.values()}, settings.retention_days)
     return pages
 
 
@@ -53,10 +53,11 @@ def sample(settings: Settings, table: TableVersion, rows: int = SAMPLE) -> tuple
     return read(settings, table).gather_every(every).collect(), every
 
 
-def _forget(folders: Iterable[Path], current: set[Path], days: int) -> None:
+def _forget(folders: Iterable[Path], days: int) -> None:
+    """Those of the pinned versions were written just now."""
     oldest = time.time() - days * 86_400
     for page in (page for folder in folders for page in folder.glob("*.html")):
-        if page not in current and page.stat().st_mtime < oldest:
+        if page.stat().st_mtime < oldest:
             page.unlink()
 
 

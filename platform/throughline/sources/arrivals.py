@@ -92,7 +92,6 @@ def decide(
         number += 1
         launch = request = _request(held, number, begin, end)
         wanted -= set(_days(begin, end))
-        given_up -= set(_days(begin, end))
     now = Seen(parts=held, wanted=sorted(wanted), request=request, given_up=sorted(given_up), number=number)
     return now, launch
 

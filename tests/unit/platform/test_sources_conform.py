@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from throughline.errors import ThroughlineError
@@ -98,6 +98,8 @@ def test_a_stamp_with_an_offset_is_that_instant_whatever_the_zone(stamps: list[d
 
 
 @given(naive=st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1)))
+@example(naive=datetime(2024, 10, 27, 2, 30))  # there twice
+@example(naive=datetime(2024, 3, 31, 2, 30))  # not there
 def test_a_stamp_without_an_offset_is_of_its_zone_and_the_later_of_two(naive: datetime) -> None:
     """The same rule for what is pushed (`push.py`), held against the standard library here and there."""
     later = naive.replace(tzinfo=BERLIN, fold=1).astimezone(UTC)
