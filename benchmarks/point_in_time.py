@@ -7,6 +7,7 @@ Owns: sizes, rounds and ratios. Does not own: the data and the right answer (`jo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import subprocess
@@ -47,7 +48,7 @@ SLOW_S = 30
 
 
 class Worker:
-    """A candidate's process. After it failed once it is not asked again."""
+    """A candidate's process; started before its data is there. After it failed once it is not asked again."""
 
     def __init__(self, folder: Path, name: str, rows: int, deadline_s: float) -> None:
         self.name = name
@@ -68,15 +69,17 @@ class Worker:
         if self.failed:
             return None
         assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(what + "\n")
+            self._process.stdin.flush()
+        return self.heard()
+
+    def heard(self) -> dict[str, float] | None:
+        """What it says next; the first is that it is ready."""
         assert self._process.stdout is not None
         timer = threading.Timer(self._deadline_s, self._process.kill)
         timer.start()
-        try:
-            self._process.stdin.write(what + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
+        line = self._process.stdout.readline()
         late = not timer.is_alive()
         timer.cancel()
         if line:
@@ -88,16 +91,20 @@ class Worker:
         return None
 
     def end(self) -> None:
+        """May be called again."""
         self._process.kill()
-        self._process.communicate()
-        self._log.close()
+        self._process.wait()
+        for file in (self._process.stdin, self._process.stdout, self._log):
+            assert file is not None
+            with contextlib.suppress(BrokenPipeError):
+                file.close()
 
 
 def race(
-    folder: Path, rows: int, names: list[str], chosen: argparse.Namespace
+    folder: Path, rows: int, workers: list[Worker], rounds: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Figures of each candidate and our ratios to the others; all join the same `rows` in turn."""
-    workers = [Worker(folder, name, rows, chosen.deadline) for name in names]
+    """Figures of each candidate and our ratios to the others; all join the same `rows` in turn. Ends the workers."""
+    names = [worker.name for worker in workers]
     answers: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     wrong: dict[str, int] = {}
     try:
@@ -108,7 +115,7 @@ def race(
                 wrong[worker.name] = alone(join_data.check, folder, rows, folder / f"{worker.name}_{rows}.arrow")
                 report.progress(f"{worker.name}: warm, {warm['seconds']:.2f} s, {wrong[worker.name]} rows wrong")
         running = [worker for worker in workers if not answers[worker.name]]
-        for number in range(chosen.rounds):
+        for number in range(rounds):
             for worker in running:
                 if answer := worker.ask("run"):
                     answers[worker.name].append(answer)
@@ -149,6 +156,7 @@ def growth(folder: Path, rows: int, deadline_s: float) -> dict[str, Any]:
     """Figures of one run of ours that keeps no batch, in a process that did nothing else."""
     worker = Worker(folder, report.OURS, rows, deadline_s)
     try:
+        worker.heard()
         answer = worker.ask("stream")
     finally:
         worker.end()
@@ -176,16 +184,24 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     grown = [] if chosen.quick else chosen.growth
     large = Size(rows, ENTITIES, QUICK_TICKS if chosen.quick else TICKS)
     small = QUICK_FEAST if chosen.quick else FEAST
-    with tempfile.TemporaryDirectory(prefix="bench-") as made:
-        folder = Path(made)
+    with tempfile.TemporaryDirectory(prefix="bench-") as made, contextlib.ExitStack() as started:
+        folders = {size: Path(made) / name for size, name in ((large, "large"), (small, "small"))}
+        peers = {large: [LIMIT], small: STORES[:1] if chosen.quick else STORES}
+        workers: dict[Size, list[Worker]] = {large: [], small: []}
+        for size, folder in folders.items():
+            folder.mkdir()
+            for name in (report.OURS, *peers[size]):
+                workers[size].append(Worker(folder, name, size.rows, chosen.deadline))
+                started.callback(workers[size][-1].end)
         report.progress(f"data: {large}, {small}")
         sizes = [Size(n, large.entities, large.ticks) for n in {rows, *grown}]
-        alone(join_data.write, folder / "large", sizes, [rows])
-        figures, ratios = race(folder / "large", rows, [report.OURS, LIMIT], chosen)
-        streamed = {f"throughline, {n:,} rows": growth(folder / "large", n, chosen.deadline) for n in grown}
-        alone(join_data.write, folder / "small", [small], [small.rows])
-        stores = STORES[:1] if chosen.quick else STORES
-        small_figures, small_ratios = race(folder / "small", small.rows, [report.OURS, *stores], chosen)
+        alone(join_data.write, folders[large], sizes, [rows])
+        alone(join_data.write, folders[small], [small], [small.rows])
+        for worker in (*workers[large], *workers[small]):
+            worker.heard()
+        figures, ratios = race(folders[large], rows, workers[large], chosen.rounds)
+        streamed = {f"throughline, {n:,} rows": growth(folders[large], n, chosen.deadline) for n in grown}
+        small_figures, small_ratios = race(folders[small], small.rows, workers[small], chosen.rounds)
     figures |= streamed
     figures |= {f"throughline, {small.rows:,} rows": small_figures.pop(report.OURS), **small_figures}
     setup = {"features": 3 * join_data.FEATURES} | described(large, "") | described(small, "feast_")

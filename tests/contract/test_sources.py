@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import sys
 import threading
 import time
@@ -160,11 +161,13 @@ class Deliverer:
         return {"jdbc": f"{database.url}?user=reader", "table": name, **columns}, reader
 
     def _push(self, home: Path, settings: Settings, content: pl.DataFrame, columns: dict[str, str]) -> Any:
-        return {"push": "order_id", **columns}, settings
+        self._listening = self.own.enter_context(socket.create_server(("127.0.0.1", 0)))
+        address = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        return {"push": "order_id", **columns}, settings.model_copy(update={"collector_url": address})
 
     def _pushed(self, settings: Settings, usecase: UseCase, content: pl.DataFrame) -> None:
         ReplayClock(settings.home / "clock.json", NOW).advance_to(NOW)
-        self.own.enter_context(collector(settings, usecase))
+        self.own.enter_context(collector(settings, usecase, self._listening))
         address = f"{settings.url('collector')}/v1/sources/shop/orders"
         for part in content.iter_slices(40):
             body = "\n".join(json.dumps(row, default=lambda at: at.isoformat()) for row in part.to_dicts())
@@ -208,7 +211,7 @@ class Deliverer:
 
 
 @contextmanager
-def collector(settings: Settings, usecase: UseCase) -> Iterator[None]:
+def collector(settings: Settings, usecase: UseCase, listening: socket.socket) -> Iterator[None]:
     """A collector that knows of one use case more than the project declares."""
     import uvicorn
 
@@ -216,9 +219,8 @@ def collector(settings: Settings, usecase: UseCase) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(collector, "load_usecases", lambda: {usecase.name: usecase})
-        config = uvicorn.Config(collector.create_app(settings), port=settings.port("collector"), log_level="warning")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run)
+        server = uvicorn.Server(uvicorn.Config(collector.create_app(settings), log_level="warning"))
+        thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         try:
             while not server.started:

@@ -160,13 +160,14 @@ def _within(
 ) -> Iterator[pl.Expr]:
     """Keeps the rows that a spine between `first` and `last` can use, and at most a millisecond's more.
 
-    The bounds have the column's own type, or they would not be pushed down to the files.
+    The bounds are plain values of the column's own type: only then are files without such rows not even opened.
     """
     assert isinstance(kind, pl.Datetime)
 
     def bound(instant: pl.Expr) -> pl.Expr:
         instant = instant.cast(_UTC).dt.cast_time_unit(kind.time_unit)
-        return instant.dt.convert_time_zone(kind.time_zone) if kind.time_zone else instant.dt.replace_time_zone(None)
+        instant = instant.dt.convert_time_zone(kind.time_zone) if kind.time_zone else instant.dt.replace_time_zone(None)
+        return pl.lit(pl.select(instant).item(), kind)
 
     if last is not None:
         yield time < bound(pl.lit(last) + timedelta(milliseconds=1))

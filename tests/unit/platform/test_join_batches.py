@@ -8,12 +8,12 @@ from typing import Any
 
 import polars as pl
 import pytest
+from deltalake import DeltaTable, write_deltalake
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from throughline.errors import ThroughlineError
-from throughline.featurestore import asof
 from throughline.featurestore.asof import View, join_asof, join_batches, join_many
 
 START, MINUTE = datetime(2024, 3, 10, 5, tzinfo=UTC), timedelta(minutes=1)
@@ -103,19 +103,21 @@ def test_rows_that_a_known_span_leaves_out_would_not_have_been_used(
     assert_frame_equal(bounded, unbounded)
 
 
-def test_files_that_hold_nothing_for_the_span_are_not_read(tmp_path: Path) -> None:
-    """The bounds must reach the files' statistics: the broken one would be an error."""
-    rows = pl.DataFrame({"k": ["a"] * 3, "happened": [START + n * timedelta(days=1) for n in range(3)], "value": 1})
-    files = [tmp_path / f"{number}.parquet" for number in range(3)]
-    for file, row in zip(files, rows.iter_slices(1), strict=True):
-        row.write_parquet(file)
-    later = pl.scan_parquet(tmp_path).filter(pl.col("happened") <= pl.lit(START))
-    plan = View(rows=pl.scan_parquet(files), keys=["k"], row_time="happened", columns={"value": "value"})
-    bounds = list(asof._within(pl.col("happened"), TIME, START, START, MINUTE))
-    text = plan.rows.filter(*bounds).explain()
-    assert "SELECTION" in text
-    assert "FILTER" not in text, "the bounds stand above the scan"
-    assert later.collect().height == 1
+def test_files_that_hold_nothing_for_a_known_span_are_not_opened(tmp_path: Path) -> None:
+    """Two of three files are gone; whoever needs them gets an error."""
+    days = [START + timedelta(days=n) for n in range(3)]
+    for day in days:
+        row = pl.DataFrame({"k": ["a"], "happened": [day], "value": [day.day]})
+        write_deltalake(str(tmp_path), row.to_arrow(), mode="append")
+    for file in pl.DataFrame(DeltaTable(str(tmp_path)).get_add_actions(flatten=True)).to_dicts():
+        if file["min.happened"] != days[1]:
+            (tmp_path / file["path"]).unlink()
+    rows = pl.scan_delta(str(tmp_path), version=2)
+    spine = pl.DataFrame({"k": ["a"], "at": [days[1] + MINUTE]})
+    view = View(rows=rows, keys=["k"], row_time="happened", columns={"value": "value"}, ttl=2 * MINUTE)
+    assert join_many(spine, [view], spine_time="at")["value"].to_list() == [days[1].day]
+    with pytest.raises((OSError, pl.exceptions.PolarsError)):
+        list(join_batches([spine], [view], spine_time="at"))
 
 
 def test_a_text_key_that_no_row_has_is_no_error_and_no_match() -> None:
