@@ -15,6 +15,7 @@ from typing import Any
 
 from deltalake import DeltaTable
 
+from throughline.days import DAY, spans
 from throughline.experiment.fingerprint import combine
 from throughline.lakehouse.changes import net_changes
 from throughline.lakehouse.spark import schema_name
@@ -24,7 +25,6 @@ from throughline.settings import Settings
 from throughline.usecase import UseCase
 
 LAYER = "features"
-DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def plan_build(
     for table in changed:
         for day in changed[table] or ():
             days |= set(_followed(usecase, day, seen_within))
-    return Build(False, as_ranges(day for day in days if wanted.first <= day <= last), wanted)
+    return Build(False, spans(day for day in days if wanted.first <= day <= last), wanted)
 
 
 def last_day(usecase: UseCase, as_of: datetime) -> date:
@@ -113,17 +113,6 @@ def _followed(usecase: UseCase, day: date, seen_within: timedelta) -> Iterable[d
     last_tick = usecase.day_start(day + DAY) + timedelta(hours=1) - timedelta(microseconds=1) + seen_within
     hour = last_tick.replace(minute=0, second=0, microsecond=0)
     return [day + n * DAY for n in range((last_day(usecase, hour) - day).days + 1)]
-
-
-def as_ranges(days: Iterable[date]) -> list[tuple[date, date]]:
-    """Days as inclusive ranges in order, joined where they touch."""
-    ranges: list[tuple[date, date]] = []
-    for day in sorted(set(days)):
-        if ranges and day - ranges[-1][1] == DAY:
-            ranges[-1] = (ranges[-1][0], day)
-        else:
-            ranges.append((day, day))
-    return ranges
 
 
 def read_origin(path: Path) -> Origin | None:

@@ -16,6 +16,7 @@ import polars as pl
 
 from throughline import recordstore
 from throughline.clock import data_clock
+from throughline.days import spans
 from throughline.errors import ThroughlineError
 from throughline.lakehouse.delta import Location
 from throughline.lakehouse.rules import Rules
@@ -111,7 +112,7 @@ def ingest_days(
     path = settings.table_path(usecase.name, "raw", table)
     accepted = [day for day in days if judgement.days[day].accepted]
     rules = _rules(path, declared)
-    for begin, end in findings.spans(accepted):
+    for begin, end in spans(accepted):
         part = judgement.good.filter(pl.col(DAY).is_between(begin, end))
         replace_days(path, part.with_columns(run), begin, end, rules)
     return _kept(settings, usecase, table, judgement, accepted, quarantine, run)

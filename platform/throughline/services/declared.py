@@ -112,9 +112,7 @@ def _spark(settings: Settings) -> Service:
         # the catalog outlives the server: tables by name are found again after a restart
         "spark.sql.catalogImplementation": "hive",
         "spark.sql.warehouse.dir": settings.warehouse.as_uri(),
-        "spark.hadoop.javax.jdo.option.ConnectionURL": (
-            f"jdbc:derby:;databaseName={settings.catalog};create=true"
-        ),
+        "spark.hadoop.javax.jdo.option.ConnectionURL": (f"jdbc:derby:;databaseName={settings.catalog};create=true"),
         "spark.hadoop.hive.exec.scratchdir": str(scratch / "hive"),
         "spark.hadoop.hive.exec.local.scratchdir": str(scratch / "hive"),
         "spark.hadoop.hive.downloaded.resources.dir": str(scratch / "hive"),

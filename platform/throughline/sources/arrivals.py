@@ -15,8 +15,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from throughline.days import spans
 from throughline.records import Record
-from throughline.validation.findings import spans
 
 ATTEMPTS = 3
 

@@ -13,6 +13,7 @@ from datetime import date, timedelta
 
 import polars as pl
 
+from throughline.days import spans
 from throughline.errors import ThroughlineError
 from throughline.lakehouse.table import DAY, current_version, pin, read, replace_days
 from throughline.records import TableVersion
@@ -34,13 +35,6 @@ _VERDICTS = pl.Schema(
         "verdicts": pl.List(pl.Struct({"aspect": pl.String, "outcome": pl.String, "detail": pl.String})),
     }
 )
-
-
-def spans(days: Collection[date]) -> list[tuple[date, date]]:
-    """The runs of days that follow each other, as first and last of each."""
-    firsts = sorted(day for day in days if day - timedelta(days=1) not in days)
-    lasts = sorted(day for day in days if day + timedelta(days=1) not in days)
-    return list(zip(firsts, lasts, strict=True))
 
 
 def write_quarantine(

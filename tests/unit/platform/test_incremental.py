@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from throughline.featurestore.incremental import Build, Origin, as_ranges, model_code, plan_build
+from throughline.days import spans
+from throughline.featurestore.incremental import Build, Origin, model_code, plan_build
 from throughline.usecase import UseCase, get_usecase
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -128,7 +129,7 @@ def test_a_day_asked_for_is_built_again_and_one_to_come_is_not(usecase: UseCase)
 
 @given(days=st.sets(st.integers(0, 60)))
 def test_ranges_are_the_days_and_do_not_touch(days: set[int]) -> None:
-    ranges = as_ranges(FIRST + n * DAY for n in days)
+    ranges = spans(FIRST + n * DAY for n in days)
     assert Build(False, ranges, Origin({}, START, "", FIRST)).days == sorted(FIRST + n * DAY for n in days)
     assert all(later[0] - earlier[1] > DAY for earlier, later in pairwise(ranges))
 

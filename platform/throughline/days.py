@@ -1,0 +1,16 @@
+"""Sets of days."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import date, timedelta
+
+DAY = timedelta(days=1)
+
+
+def spans(days: Iterable[date]) -> list[tuple[date, date]]:
+    """The runs of days that follow each other, as first and last of each, in order."""
+    held = set(days)
+    firsts = sorted(day for day in held if day - DAY not in held)
+    lasts = sorted(day for day in held if day + DAY not in held)
+    return list(zip(firsts, lasts, strict=True))
