@@ -32,7 +32,7 @@ three views, each read from a Delta table at its pinned version. Two races:
   without store, tables or registry. It is the limit, not a store. Views of 3, 105 and 3,000 entities.
 - against `feast_duckdb` and `feast_dask`, Feast's own stores, on the same rows as Parquet; at the size that they
   survive, with views that suit them: 50 rows per entity. With the views above, DuckDB took 48 s and 5.9 GiB for 10,000
-  rows, and ran out of 16 GiB at 100,000, as did Dask at 10,000.
+  rows, and needed more than 16 GiB of address space for 100,000, as did Dask for 10,000.
 
 `rows_wrong` counts spine rows whose answer differs from an oracle that shares no code with any of them. The lines
 `throughline, N rows` are single runs in which the result passes in batches, as it does when it is written to a table:
