@@ -42,7 +42,7 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def settings(session_home: Path, free_port_base: int) -> Settings:
-    return load_settings(home=session_home, port_base=free_port_base, data_from=FROM)
+    return load_settings(home=session_home / "thread", port_base=free_port_base, data_from=FROM)
 
 
 @pytest.fixture(scope="module")
