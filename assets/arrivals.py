@@ -31,6 +31,7 @@ from dagster import (
 from assets.raw import GROUP
 from assets.resources import clock_now
 from throughline import tags
+from throughline.days import between
 from throughline.settings import Settings
 from throughline.sources.arrivals import Outcome, Request, Seen, changed, decide
 from throughline.sources.declaration import FilesFeed, PushFeed
@@ -68,7 +69,7 @@ def daily_schedule(usecase: UseCase, settings: Settings) -> ScheduleDefinition:
             return SkipReason("the data clock is a replay's: `throughline advance` brings its days")
         until = min(usecase.local_day(context.scheduled_execution_time), usecase.replay.end)
         first = max(usecase.first_day(settings), until - CATCH_UP)
-        ended = [first + timedelta(days=n) for n in range((until - first).days)]
+        ended = between(first, until)
         daily_tables = [name for name, table in usecase.sources.tables.items() if not table.static]
         there = [_brought(context.instance, usecase, name, first) for name in daily_tables]
         missing = [day for day in ended if not all(day in days for days in there)]

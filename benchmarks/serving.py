@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import httpx
 from benchmarks import report
 from benchmarks.http_client import Measured, drive, requests
 from throughline.errors import ThroughlineError
+from throughline.services.ports import free_ports
 from throughline.settings import DEFAULT_PORTS, PROJECT_ROOT, Settings
 from throughline.usecase import load_usecases
 
@@ -43,7 +43,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
 
     seconds, rounds = chosen.seconds or (1 if chosen.quick else 5), chosen.rounds or (2 if chosen.quick else 5)
     usecase = next(iter(load_usecases().values()))
-    base = _free_ports(len(DEFAULT_PORTS) + 1)
+    base = free_ports(len(DEFAULT_PORTS) + 1, first=30000)
     ports = {report.OURS: 0, PEER: base + len(DEFAULT_PORTS)}
     with tempfile.TemporaryDirectory(prefix="bench-") as made, contextlib.ExitStack() as stack:
         settings = Settings(home=Path(made), port_base=base)
@@ -147,19 +147,6 @@ def _drain(settings: Settings) -> None:
             raise ThroughlineError("serving: the events of a round were not sent within 60 s.")
         time.sleep(0.05)
     httpx.post(f"{settings.url('collector')}/flush", timeout=60).raise_for_status()
-
-
-def _free_ports(count: int) -> int:
-    """The first of so many consecutive loopback ports nobody listens on."""
-    for base in range(30000 + os.getpid() % 1000 * 2, 32700 - count, count):
-        with contextlib.ExitStack() as stack:
-            try:
-                for port in range(base, base + count):
-                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return base
-    raise ThroughlineError("serving: no range of free ports between 30000 and 32700.")
 
 
 def main() -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import socket
 import sys
 import tempfile
 import time
@@ -25,7 +24,8 @@ from throughline import services
 from throughline.errors import ThroughlineError
 from throughline.lakehouse.spark import session
 from throughline.lakehouse.table import DAY, replace_days, scan
-from throughline.settings import DEFAULT_PORTS, load_settings
+from throughline.services.ports import free_ports
+from throughline.settings import load_settings
 
 ABOUT = """
 A table partitioned by day, of which then one day after the other is replaced: each of its versions has the same number
@@ -60,7 +60,7 @@ def made(day: date, rows: int, seed: int) -> pl.DataFrame:
 @contextlib.contextmanager
 def spark_reader(home: Path) -> Iterator[Read]:
     """Spark SQL over an endpoint that is started for this."""
-    settings = load_settings(home=home / "home", port_base=free_ports(), spark_memory="1g")
+    settings = load_settings(home=home / "home", port_base=free_ports(first=30000), spark_memory="1g")
     try:
         services.up(settings, ["spark"])
         with session(settings) as spark:
@@ -73,16 +73,6 @@ def spark_reader(home: Path) -> Iterator[Read]:
             yield read
     finally:
         services.down(settings)
-
-
-def free_ports() -> int:
-    """The first of as many free ports as a home has."""
-    for base in range(30000, 40000, 50):
-        with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
-            for offset in range(len(DEFAULT_PORTS)):
-                probes.enter_context(socket.socket()).bind(("127.0.0.1", base + offset))
-            return base
-    raise ThroughlineError("time_travel: no range of free ports between 30000 and 40000 for Spark.")
 
 
 def compare(name: str, read: Read, path: Path, versions: tuple[int, int], rows: int, rounds: int) -> list[list[float]]:

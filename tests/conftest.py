@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from throughline.settings import DEFAULT_PORTS, Settings, load_settings
+from throughline.services.ports import free_ports
+from throughline.settings import Settings, load_settings
 
 PARTS = {"java": "Java", "redis-server": "Redis", "chromium": "Chromium"}
 
@@ -25,20 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def free_port_base() -> int:
     """The first of as many consecutive ports as a home needs, all free at the time of asking."""
-    for base in range(24000, 30000, 50):
-        if all(_free(base + offset) for offset in range(len(DEFAULT_PORTS))):
-            return base
-    pytest.skip("no range of free ports between 24000 and 30000")
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+    return free_ports()
 
 
 @pytest.fixture

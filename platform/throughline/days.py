@@ -8,6 +8,16 @@ from datetime import date, timedelta
 DAY = timedelta(days=1)
 
 
+def between(first: date, until: date) -> list[date]:
+    """The days in [first, until)."""
+    return [first + n * DAY for n in range((until - first).days)]
+
+
+def through(first: date, last: date) -> list[date]:
+    """The days in [first, last]."""
+    return between(first, last + DAY)
+
+
 def spans(days: Iterable[date]) -> list[tuple[date, date]]:
     """The runs of days that follow each other, as first and last of each, in order."""
     held = set(days)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 
+from throughline.days import between
 from throughline.graph import AssetState, Key
 
 RELEASE_ROOMS = frozenset({"training", "evaluation", "deployment"})
@@ -35,7 +36,7 @@ def plan_run(states: Sequence[AssetState], first: date, until: date, behind: fro
     `behind`: rooms that were not brought up to `until`, as after a run that ended between a new day's rows and its
     features. Dagster calls those features fresh: they depend on a table, not on its days.
     """
-    wanted = [first + timedelta(days=n) for n in range((until - first).days)]
+    wanted = between(first, until)
     days: set[date] = set()
     changed: set[Key] = set()
     newer: set[Key] = set()

@@ -26,7 +26,8 @@ from throughline.launch import HorovodLauncher, LaunchFailed
 from throughline.records import DatasetRecord, TableVersion
 from throughline.registry import models
 from throughline.registry.served_model import ServedModel
-from throughline.settings import DEFAULT_PORTS, Settings, load_settings
+from throughline.services.ports import free_ports
+from throughline.settings import Settings, load_settings
 from throughline.usecase import get_usecase
 
 pytestmark = pytest.mark.e2e
@@ -72,18 +73,11 @@ def write_dataset(folder: Path, rows: int = 6000) -> DatasetRecord:
     )
 
 
-def free_ports() -> int:
-    """A port base whose MLflow port nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1] - list(DEFAULT_PORTS).index("mlflow")
-
-
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory) -> Settings:
     """A home of its own with an MLflow server in it."""
     home = tmp_path_factory.mktemp("home")
-    settings = load_settings(home=home, port_base=free_ports(), training_epochs=2)
+    settings = load_settings(home=home, port_base=free_ports(first=30000), training_epochs=2)
     settings.mlflow_home.mkdir(parents=True)
     command = [
         *(str(Path(sys.executable).with_name("mlflow")), "server", "--workers", "1"),
@@ -298,7 +292,7 @@ def test_standard_mlflow_loads_the_version_and_scores_the_same(trained, settings
 
 
 def test_mlflow_that_does_not_answer_is_named_at_once(usecase, dataset, tmp_path):
-    nobody = load_settings(home=tmp_path, port_base=free_ports())
+    nobody = load_settings(home=tmp_path, port_base=free_ports(first=30000))
     begun = time.monotonic()
     with pytest.raises(ThroughlineError, match=r"MLflow does not answer.*throughline up"):
         train_and_register(nobody, usecase, dataset, HorovodLauncher())

@@ -10,17 +10,15 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-from deltalake import DeltaTable
-
-from throughline.days import DAY, spans
+from throughline.days import DAY, spans, through
 from throughline.experiment.fingerprint import combine
 from throughline.lakehouse.changes import net_changes
-from throughline.lakehouse.spark import schema_name
+from throughline.lakehouse.delta import Location
+from throughline.lakehouse.spark import address, schema_name
 from throughline.lakehouse.table import DAY as PARTITION
-from throughline.lakehouse.table import KEEPS_CONTENT, current_version
+from throughline.lakehouse.table import KEEPS_CONTENT, current_version, history
 from throughline.settings import Settings
 from throughline.usecase import UseCase
 
@@ -64,7 +62,7 @@ class Build:
 
     @property
     def days(self) -> list[date]:
-        return [first + n * DAY for first, last in self.ranges for n in range((last - first).days + 1)]
+        return [day for first, last in self.ranges for day in through(first, last)]
 
     def to_dbt(self) -> dict[str, Any]:
         ranges = [[first.isoformat(), last.isoformat()] for first, last in self.ranges]
@@ -96,7 +94,7 @@ def plan_build(
     days = set(requested)
     if wanted.as_of > built.as_of:
         unfinished = usecase.local_day(built.as_of)
-        days |= {unfinished + n * DAY for n in range((last - unfinished).days + 1)}
+        days |= set(through(unfinished, last))
     for table in changed:
         for day in changed[table] or ():
             days |= set(_followed(usecase, day, seen_within))
@@ -112,17 +110,17 @@ def _followed(usecase: UseCase, day: date, seen_within: timedelta) -> Iterable[d
     """The days in which a row that became known on `day` is still seen: its hour's tick and those it leaves."""
     last_tick = usecase.day_start(day + DAY) + timedelta(hours=1) - timedelta(microseconds=1) + seen_within
     hour = last_tick.replace(minute=0, second=0, microsecond=0)
-    return [day + n * DAY for n in range((last_day(usecase, hour) - day).days + 1)]
+    return through(day, last_day(usecase, hour))
 
 
-def read_origin(path: Path) -> Origin | None:
+def read_origin(path: Location) -> Origin | None:
     """What the newest content of the table at `path` came from; None when there is no table or it cannot be said."""
     if current_version(path) is None:
         return None
-    for commit in DeltaTable(str(path)).history():
-        if "userMetadata" in commit:
-            return Origin.from_json(commit["userMetadata"])
-        if commit["operation"] not in KEEPS_CONTENT:
+    for commit in history(path):
+        if "userMetadata" in commit.notes:
+            return Origin.from_json(commit.notes["userMetadata"])
+        if commit.operation not in KEEPS_CONTENT:
             return None
     return None
 
@@ -219,7 +217,7 @@ def dbt_variables(
     """What the dbt project is told: the endpoint, the pins, the days to build (dbt_project.yml lists them)."""
     return {
         "spark_remote": settings.spark_url,
-        "lakehouse": str(settings.lakehouse),
+        "lakehouse": address(settings, settings.lakehouse),
         "lead_seconds": int(usecase.prediction.lead.total_seconds()),
         "first_day": usecase.first_day(settings).isoformat(),
         "timezone": usecase.timezone,

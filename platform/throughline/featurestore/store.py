@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from throughline.errors import ThroughlineError
+from throughline.featurestore.foreign_code import refuse_foreign_code
 from throughline.lakehouse.table import current_version, pin
 from throughline.records import TableVersion
 from throughline.settings import Settings
@@ -30,11 +31,12 @@ def store_folder(settings: Settings, usecase: UseCase) -> Path:
 
 
 def open_store(settings: Settings, usecase: UseCase) -> FeatureStore:
-    """The use case's store as last registered. Cheap; several processes may hold one."""
+    """The use case's store as last registered. Cheap; several processes may hold one. Raises when it holds code."""
     from feast import FeatureStore, RepoConfig
 
     folder = store_folder(settings, usecase)
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_foreign_code(folder / "registry.db", usecase.features.definitions.partition(".")[0])
     return FeatureStore(
         config=RepoConfig(
             project=usecase.name,

@@ -16,7 +16,7 @@ import polars as pl
 
 from throughline import recordstore
 from throughline.clock import data_clock
-from throughline.days import spans
+from throughline.days import spans, through
 from throughline.errors import ThroughlineError
 from throughline.lakehouse.delta import Location
 from throughline.lakehouse.rules import Rules
@@ -103,7 +103,7 @@ def ingest_days(
     stays: its rows are in quarantine. `known_until` (UTC) is up to when deliveries can be complete.
     """
     initial = usecase.first_day(settings)
-    days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
+    days = through(first, last)
     rows = read_days(settings, usecase, table, first, last, initial)
     declared = usecase.sources.tables[table]
     judgement = judge(rows, declared, days, first=initial, until=usecase.local_day(known_until))

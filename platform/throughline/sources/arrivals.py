@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from datetime import date, timedelta
+from datetime import date
 from typing import Literal
 
 from pydantic import Field
 
-from throughline.days import spans
+from throughline.days import spans, through
 from throughline.records import Record
 
 ATTEMPTS = 3
@@ -85,13 +85,13 @@ def decide(
         launch = request = _request(held, number, request.first, request.last, request.attempt + 1)
     elif request is not None and outcome != "under_way":
         if outcome == "failed":
-            given_up |= set(_days(request.first, request.last)) - wanted
+            given_up |= set(through(request.first, request.last)) - wanted
         request = None
     if request is None and (ready := {day for day in wanted if day < until}):
         begin, end = spans(ready)[0]
         number += 1
         launch = request = _request(held, number, begin, end)
-        wanted -= set(_days(begin, end))
+        wanted -= set(through(begin, end))
     now = Seen(parts=held, wanted=sorted(wanted), request=request, given_up=sorted(given_up), number=number)
     return now, launch
 
@@ -100,7 +100,3 @@ def _request(held: Mapping[str, Part], number: int, first: date, last: date, att
     stamps = "\n".join(f"{name} {part.stamp}" for name, part in sorted(held.items()))
     digest = hashlib.sha256(stamps.encode()).hexdigest()[:12]
     return Request(first=first, last=last, key=f"{digest}-{number}-{attempt}", attempt=attempt)
-
-
-def _days(first: date, last: date) -> list[date]:
-    return [first + timedelta(days=n) for n in range((last - first).days + 1)]
