@@ -19,8 +19,8 @@ run: env ## from raw data to a live endpoint: services up, graph materialised, o
 	@.venv/bin/throughline run $(ARGS)
 
 .PHONY: test
-test: env ## all tests but the drills
-	@$(python) -m pytest -q -m "not drill" $(ARGS)
+test: env ## all tests but the drills, a file of them at a time on each of two processes (ARGS="-n 0": one after another)
+	@$(python) -m pytest -q -m "not drill" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: drill
 drill: env ## the long tests: replay, soak, kill series (one of them: ARGS="-k soak")

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from throughline.services.ports import free_ports
+from throughline.services.ports import FIRST, free_ports
 from throughline.settings import Settings, load_settings
 
+LONGEST = {"test_thread.py", "test_incremental_features.py"}
 PARTS = {"java": "Java", "redis-server": "Redis", "chromium": "Chromium"}
 
 
@@ -22,10 +23,17 @@ def pytest_configure(config: pytest.Config) -> None:
         del os.environ[name]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes one begins with what takes longest, so that it is not left for the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def free_port_base() -> int:
     """The first of as many consecutive ports as a home needs, all free at the time of asking."""
-    return free_ports()
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    return free_ports(first=FIRST + 1000 * process)
 
 
 @pytest.fixture

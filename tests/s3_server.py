@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 VERSION = "1.8.0"
 MODULE = f"github.com/versity/versitygw/cmd/versitygw@v{VERSION}"
 CACHED = Path.home() / ".cache" / "throughline" / f"versitygw-{VERSION}"
@@ -46,6 +48,14 @@ def binary() -> Path | None:
             return None
         Path(scratch, "out", "versitygw").replace(CACHED)
     return CACHED
+
+
+def needed() -> Path:
+    """The server's program; the test that asks is skipped where there is none."""
+    program = binary()
+    if program is None:
+        pytest.skip("no S3 server: versitygw is not in ~/.cache/throughline and there is neither Go nor uv to build it")
+    return program
 
 
 def _go() -> list[str] | None:

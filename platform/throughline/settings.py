@@ -191,6 +191,11 @@ class Settings(BaseSettings):
         return self.lakehouse / usecase / layer / table
 
 
+def in_bucket(location: object) -> bool:
+    """Whether a place is on object storage, where a table has one writing engine."""
+    return str(location).startswith("s3://")
+
+
 def is_loopback(host: str) -> bool:
     """Whether `host` is a loopback address or `localhost`; any other name counts as reachable."""
     if host == "localhost":

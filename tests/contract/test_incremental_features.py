@@ -14,6 +14,8 @@ from typing import Any
 import polars as pl
 import pytest
 
+from tests import s3_server
+from throughline import services
 from throughline.featurestore import dbt
 from throughline.featurestore.incremental import Build, dbt_variables, plan_builds
 from throughline.lakehouse import spark
@@ -121,6 +123,32 @@ def test_batch_day_by_day_by_the_hour_and_out_of_order_give_the_same(
     one_batch: dict[str, str], in_pieces: Settings, usecase: UseCase
 ) -> None:
     assert identities(in_pieces, usecase) == one_batch
+
+
+def test_in_a_bucket_they_are_the_same(
+    one_batch: dict[str, str],
+    usecase: UseCase,
+    tmp_path: Path,
+    free_port_base: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with s3_server.serve(s3_server.needed(), tmp_path / "buckets", ["lake"]) as address:
+        for name, value in s3_server.environment(address).items():
+            monkeypatch.setenv(name, value)
+        settings = load_settings(
+            home=tmp_path / "home", lakehouse_uri="s3://lake/x", data_from=FIRST,
+            port_base=free_port_base + 20, spark_memory="1g",
+        )  # fmt: skip
+        try:
+            services.up(settings, ["spark"])
+            bring(settings, usecase, FIRST, LAST - DAY)
+            build(settings, usecase, usecase.day_start(LAST))
+            bring(settings, usecase, LAST, LAST)
+            builds = build(settings, usecase, usecase.day_start(LAST + DAY))
+            assert ranges(builds)["origin_ticks"] == [(LAST, LAST)]
+            assert identities(settings, usecase) == one_batch
+        finally:
+            services.down(settings)
 
 
 def test_the_same_rows_brought_again_build_nothing(in_pieces: Settings, usecase: UseCase) -> None:

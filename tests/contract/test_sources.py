@@ -179,11 +179,8 @@ class Deliverer:
         return self._servers[name]
 
     def _start_s3(self) -> Path:
-        program = s3_server.binary()
-        if program is None:
-            pytest.skip("no S3 server: versitygw is not in ~/.cache/throughline, and neither Go nor uv can build it")
         buckets = self.folder / "buckets"
-        address = self._stack.enter_context(s3_server.serve(program, buckets, ["lake"]))
+        address = self._stack.enter_context(s3_server.serve(s3_server.needed(), buckets, ["lake"]))
         patch = self._stack.enter_context(pytest.MonkeyPatch.context())
         for name, value in s3_server.environment(address).items():
             patch.setenv(name, value)

@@ -217,7 +217,7 @@ def dbt_variables(
     """What the dbt project is told: the endpoint, the pins, the days to build (dbt_project.yml lists them)."""
     return {
         "spark_remote": settings.spark_url,
-        "lakehouse": address(settings, settings.lakehouse),
+        "lakehouse": address(settings.lakehouse),
         "lead_seconds": int(usecase.prediction.lead.total_seconds()),
         "first_day": usecase.first_day(settings).isoformat(),
         "timezone": usecase.timezone,

@@ -35,7 +35,7 @@ from throughline.featurestore.retrieval import (
     check_spine,
     spine_time,
 )
-from throughline.lakehouse.spark import session_at
+from throughline.lakehouse.spark import address, session_at
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -91,7 +91,7 @@ class SparkAnswer:
     def write(self, path: str) -> None:
         with _spark(self.remote, self.tables) as spark:
             writer = self.plan(spark).write.format("delta").mode("overwrite")
-            writer.option("overwriteSchema", "true").save(path)
+            writer.option("overwriteSchema", "true").save(address(path))
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _column(name: str) -> Column:
 
 
 def _read(spark: SparkSession, source: DeltaSource) -> DataFrame:
-    rows = spark.read.format("delta").option("versionAsOf", source.version).load(source.path)
+    rows = spark.read.format("delta").option("versionAsOf", source.version).load(address(source.path))
     if isinstance(source, PushedSource):
         known = source.column(source.created_timestamp_column)
         earlier = rows.withColumn(known, _column(known) - timedelta(microseconds=1))

@@ -20,6 +20,7 @@ from upath import UPath
 
 from throughline.errors import ThroughlineError
 from throughline.lakehouse.rules import Rules
+from throughline.settings import in_bucket
 
 Location = Path | UPath | str
 
@@ -38,7 +39,7 @@ class TableConflict(ThroughlineError):
 
 def storage_options(location: Location) -> dict[str, str] | None:
     """What delta-rs must be told to look for credentials where every AWS tool does, also at another endpoint."""
-    return {"AWS_FORCE_CREDENTIAL_LOAD": "true"} if str(location).startswith("s3://") else None
+    return {"AWS_FORCE_CREDENTIAL_LOAD": "true"} if in_bucket(location) else None
 
 
 def find(location: Location, version: int | None = None) -> DeltaTable | None:

@@ -26,7 +26,7 @@ from throughline.errors import ThroughlineError
 from throughline.lakehouse.delta import Location, storage_options
 from throughline.lakehouse.table import INPUTS, absent, current_version, history, open_table
 from throughline.records import EndpointRecord, TableVersion
-from throughline.settings import Settings
+from throughline.settings import Settings, in_bucket
 from throughline.usecase import UseCase
 
 LOG_RETENTION = timedelta(days=30)  # of `delta.logRetentionDuration`, unless a table says otherwise
@@ -193,7 +193,7 @@ def tables(settings: Settings) -> list[str]:
     from pyarrow.fs import FileSelector, FileType, PyFileSystem
 
     root = str(settings.lakehouse)
-    if not root.startswith("s3://") and not Path(root).exists():
+    if not in_bucket(root) and not Path(root).exists():
         return []
     storage = PyFileSystem(DeltaStorageHandler(root, storage_options(root)))
 
@@ -210,7 +210,7 @@ def _maintain_table(
     location = settings.lakehouse / table
     try:
         commits = history(location)
-        if str(location).startswith("s3://") and not all("delta-rs" in commit.engine for commit in commits):
+        if in_bucket(location) and not all("delta-rs" in commit.engine for commit in commits):
             return Maintained(table, pinned, skipped="left to Spark, which writes it on object storage")
         for version in pinned:
             open_table(location, version)

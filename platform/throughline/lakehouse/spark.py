@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from throughline.errors import ThroughlineError
 from throughline.lakehouse.delta import Location
-from throughline.settings import Settings
+from throughline.settings import Settings, in_bucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -100,16 +100,9 @@ def schema_name(usecase: str, layer: str) -> str:
     return f"{usecase}_{layer}"
 
 
-def address(settings: Settings, location: Location) -> str:
-    """A place in the lakehouse in Spark's words. Raises for a bucket where our own server is to read it."""
-    if not str(location).startswith("s3://"):
-        return str(location)
-    if settings.spark_remote is None:
-        raise ThroughlineError(
-            f"Spark on this machine has no jars for {location}: set THROUGHLINE_SPARK_REMOTE to a server that reads "
-            "s3a://, or keep tables in a folder (THROUGHLINE_LAKEHOUSE_URI)."
-        )
-    return str(location).replace("s3://", "s3a://", 1)
+def address(location: Location) -> str:
+    """A place in the lakehouse in Spark's words: a bucket by the name of Hadoop's file system for it."""
+    return f"s3a{str(location).removeprefix('s3')}" if in_bucket(location) else str(location)
 
 
 def register_tables(settings: Settings, usecase: str, layer: str, tables: Iterable[str]) -> None:
@@ -117,7 +110,7 @@ def register_tables(settings: Settings, usecase: str, layer: str, tables: Iterab
     with session(settings) as spark:
         spark.sql(f"CREATE SCHEMA IF NOT EXISTS {schema_name(usecase, layer)}")
         for table in tables:
-            location = address(settings, settings.table_path(usecase, layer, table))
+            location = address(settings.table_path(usecase, layer, table))
             spark.sql(
                 f"CREATE TABLE IF NOT EXISTS {schema_name(usecase, layer)}.{table} USING delta LOCATION '{location}'"
             )

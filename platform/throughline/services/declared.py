@@ -11,9 +11,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from throughline.errors import ThroughlineError
-from throughline.settings import PROJECT_ROOT, SECRETS, Settings, is_loopback
+from throughline.settings import PROJECT_ROOT, SECRETS, Settings, in_bucket, is_loopback
 
 DELTA_PACKAGE = "io.delta:delta-spark_4.2_2.13:4.4.0"
+# Hadoop's S3 file system in the version of Spark's Hadoop, and of Amazon's SDK in the version that it was built for the
+# 13 MB it uses, in place of the bundle of 600.
+S3_PACKAGES = (
+    "org.apache.hadoop:hadoop-aws:3.5.0",
+    *(
+        f"software.amazon.awssdk:{part}:2.35.4"
+        for part in ("s3", "s3-transfer-manager", "sts", "url-connection-client")
+    ),
+)
+S3_EXCLUDED = ("software.amazon.awssdk:bundle", "org.wildfly.openssl:wildfly-openssl")
+# Read by Hadoop from the server's own environment, as delta-rs does from that of its process.
+S3_CONF = {
+    "spark.hadoop.fs.s3a.aws.credentials.provider": (
+        "software.amazon.awssdk.auth.credentials.DefaultCredentialsProvider"
+    ),
+    "spark.hadoop.fs.s3a.endpoint": "${env.AWS_ENDPOINT_URL:-}",
+    "spark.hadoop.fs.s3a.endpoint.region": "${env.AWS_REGION:-}",
+    "spark.hadoop.fs.s3a.path.style.access": "true",
+}
 SHARED = PROJECT_ROOT / "deploy" / "local"
 
 # Read in the installed sources: mlflow.telemetry.utils, dbt.cli.flags (both know DO_NOT_TRACK, mlflow only as "true").
@@ -119,12 +138,16 @@ def _spark(settings: Settings) -> Service:
         # Delta keeps the columns; Hive's own opinion of a replaced table is a page of errors in the log
         "spark.hadoop.hive.metastore.disallow.incompatible.col.type.changes": "false",
     }
+    packages = ["--packages", DELTA_PACKAGE]
+    if in_bucket(settings.lakehouse):
+        conf.update(S3_CONF)
+        packages = ["--packages", ",".join((DELTA_PACKAGE, *S3_PACKAGES)), "--exclude-packages", ",".join(S3_EXCLUDED)]
     return Service(
         name="spark",
         command=(
             str(spark_home / "bin" / "spark-submit"),
             *("--class", "org.apache.spark.sql.connect.service.SparkConnectServer"),
-            *("--packages", DELTA_PACKAGE),
+            *packages,
             *("--driver-memory", settings.spark_memory),
             *("--driver-java-options", " ".join(java)),
             *(word for key, value in conf.items() for word in ("--conf", f"{key}={value}")),

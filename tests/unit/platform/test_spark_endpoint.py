@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -66,9 +67,6 @@ def test_work_that_ends_by_itself_is_left_alone(at_listener: Settings, monkeypat
     assert not lost.is_set()
 
 
-def test_a_bucket_is_named_as_spark_names_it_and_our_own_server_is_not_asked_for_it(tmp_path):
-    remote = Settings(home=tmp_path, lakehouse_uri="s3://lake/x", spark_remote="sc://cluster:15002")
-    assert spark.address(remote, remote.lakehouse) == "s3a://lake/x"
-    with pytest.raises(ThroughlineError, match=r"no jars for s3://lake/x: set THROUGHLINE_SPARK_REMOTE"):
-        spark.address(Settings(home=tmp_path, lakehouse_uri="s3://lake/x"), remote.lakehouse)
-    assert spark.address(Settings(home=tmp_path), tmp_path / "t") == str(tmp_path / "t")
+def test_a_bucket_is_named_as_spark_names_it(tmp_path: Path) -> None:
+    assert spark.address(Settings(home=tmp_path, lakehouse_uri="s3://lake/x").lakehouse) == "s3a://lake/x"
+    assert spark.address(tmp_path / "t") == str(tmp_path / "t")
