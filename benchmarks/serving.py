@@ -22,6 +22,7 @@ import httpx
 from benchmarks import report
 from benchmarks.http_client import Measured, drive, requests
 from throughline.errors import ThroughlineError
+from throughline.events.client import drain
 from throughline.services.ports import free_ports
 from throughline.settings import DEFAULT_PORTS, PROJECT_ROOT, Settings
 from throughline.usecase import load_usecases
@@ -80,7 +81,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
                 crowd = drive(ports[name], ready, CLIENTS, lasts, b'"score"')
                 if name == report.OURS:
                     answered += alone.answers + crowd.answers
-                    _drain(settings)  # our own backlog must not slow the peer down
+                    drain(settings, settings.url("model_http"))  # our own backlog must not slow the peer down
                 if number >= 0:
                     one[name].append(alone)
                     many[name].append(crowd)
@@ -137,16 +138,6 @@ def _wait(settings: Settings, name: str, process: subprocess.Popen[bytes], addre
         time.sleep(0.1)
     last = ((settings.logs / f"{name}.log").read_text().strip().splitlines() or ["nothing in its log"])[-1]
     raise ThroughlineError(f"serving: {name} did not start: {last[:300]}")
-
-
-def _drain(settings: Settings) -> None:
-    """Until the server has sent its events and the collector has written them."""
-    deadline = time.monotonic() + 60
-    while "throughline_events_waiting 0.0" not in httpx.get(f"{settings.url('model_http')}/metrics").text:
-        if time.monotonic() > deadline:
-            raise ThroughlineError("serving: the events of a round were not sent within 60 s.")
-        time.sleep(0.05)
-    httpx.post(f"{settings.url('collector')}/flush", timeout=60).raise_for_status()
 
 
 def main() -> int:

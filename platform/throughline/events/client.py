@@ -1,6 +1,8 @@
-"""Asking the collector how the inference log stands."""
+"""Asking how the inference log stands: the collector what it has, the model server what it has yet to send."""
 
 from __future__ import annotations
+
+import time
 
 import httpx
 
@@ -11,6 +13,26 @@ from throughline.settings import Settings
 from throughline.usecase import UseCase
 
 LAYER, TABLE = "monitoring", "inference_log"
+
+
+def drain(settings: Settings, url: str, timeout_s: float = 60) -> None:
+    """Wait until the model server at `url` has sent every event of its answers, and the collector has written them.
+
+    Before that, what is on its way looks lost. Raises when it does not come to that.
+    """
+    deadline, headers = time.monotonic() + timeout_s, auth_headers(settings)
+    try:
+        while "throughline_events_waiting 0.0" not in httpx.get(f"{url}/metrics", headers=headers).text:
+            if time.monotonic() > deadline:
+                raise ThroughlineError(
+                    f"The events of {url} were not sent within {timeout_s:g} s: see whether the collector runs."
+                )
+            time.sleep(0.05)
+        httpx.post(f"{settings.url('collector')}/flush", headers=headers, timeout=60).raise_for_status()
+    except httpx.HTTPError as error:
+        raise ThroughlineError(
+            f"The model server at {url} or its collector does not answer ({error}): run `throughline up`."
+        ) from error
 
 
 def snapshot(settings: Settings, usecase: UseCase) -> InferenceLogRecord:

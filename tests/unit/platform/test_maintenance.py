@@ -259,10 +259,11 @@ def test_without_the_model_registry_nothing_is_known(settings: Settings) -> None
         collect_pins(settings, [SimpleNamespace(name="u")])
 
 
-def test_the_feast_registry_pins_its_sources(settings: Settings, usecase: SimpleNamespace) -> None:
+def test_the_feast_registry_pins_its_sources(settings: Settings) -> None:
     from throughline.featurestore.delta_source import DeltaSource
     from throughline.featurestore.store import open_store
 
+    usecase = SimpleNamespace(name="u", features=SimpleNamespace(definitions="features.u.definitions"))
     places = {name: settings.lakehouse / f"u/features/{name}" for name in ("a", "b")}
     places["elsewhere"] = settings.home / "elsewhere"
     for place in places.values():
