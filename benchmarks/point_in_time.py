@@ -40,7 +40,7 @@ memory is that of the views and a batch.
 """
 SPINE, ENTITIES, TICKS = 10_000_000, (3, 105, 3000), (8760, 8760, 1500)
 QUICK_SPINE, QUICK_TICKS = 1_000_000, (1752, 1752, 300)
-FEAST, QUICK_FEAST = (Size(rows, (2000, 2000, 2000), (50, 50, 50)) for rows in (100_000, 30_000))
+FEAST_SPINE, QUICK_FEAST_SPINE = 100_000, 30_000
 GROWTH = (1_000_000, 10_000_000, 50_000_000)
 T = TypeVar("T")
 LIMIT, STORES = "polars_in_memory", ("feast_duckdb", "feast_dask")
@@ -183,7 +183,8 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     chosen.rounds = chosen.rounds or (2 if chosen.quick else 3)
     grown = [] if chosen.quick else chosen.growth
     large = Size(rows, ENTITIES, QUICK_TICKS if chosen.quick else TICKS)
-    small = QUICK_FEAST if chosen.quick else FEAST
+    feast_rows = chosen.feast_rows or (QUICK_FEAST_SPINE if chosen.quick else FEAST_SPINE)
+    small = Size(feast_rows, (2000, 2000, 2000), (50, 50, 50))
     with tempfile.TemporaryDirectory(prefix="bench-") as made, contextlib.ExitStack() as started:
         folders = {size: Path(made) / name for size, name in ((large, "large"), (small, "small"))}
         peers = {large: [LIMIT], small: STORES[:1] if chosen.quick else STORES}
@@ -217,6 +218,11 @@ def main() -> int:
         prog="benchmarks.point_in_time", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, help=f"of the spine; default {SPINE}, quick {QUICK_SPINE}")
+    parser.add_argument(
+        "--feast-rows",
+        type=int,
+        help=f"of the spine that Feast's stores get; default {FEAST_SPINE}, quick {QUICK_FEAST_SPINE}",
+    )
     parser.add_argument("--growth", type=int, nargs="*", default=GROWTH, help="rows that pass in batches; not in quick")
     parser.add_argument("--rounds", type=int, help="repetitions of every candidate, in turn; default 3, quick 2")
     parser.add_argument("--deadline", type=float, default=300, help="seconds after which a join counts as failed")
