@@ -19,7 +19,7 @@ import httpx
 from loadtests.levels import Measured
 from throughline.access import auth_headers
 from throughline.errors import ThroughlineError
-from throughline.events.client import drain
+from throughline.events.client import drain, snapshot
 from throughline.lakehouse.table import current_version, scan
 from throughline.requests import example_instance
 from throughline.settings import Settings, is_loopback
@@ -65,7 +65,7 @@ def drive(settings: Settings, usecase: UseCase, url: str, users: int, seconds: f
     in the process but the report."""
     require_loopback(url)
     bodies = _bodies(instances(settings, usecase))
-    lost_before = _events_lost(settings, url)
+    lost_before = _events_lost(settings, usecase, url)
 
     import gevent
     from locust import FastHttpUser, constant_throughput, task
@@ -100,7 +100,7 @@ def drive(settings: Settings, usecase: UseCase, url: str, users: int, seconds: f
         p50_ms=percentile(0.5),
         p95_ms=percentile(0.95),
         p99_ms=percentile(0.99),
-        events_lost=_events_lost(settings, url) - lost_before,
+        events_lost=_events_lost(settings, usecase, url) - lost_before,
     )
 
 
@@ -110,16 +110,10 @@ def _bodies(rows: list[dict[str, Any]]) -> Iterator[bytes]:
     return itertools.cycle(encoded)
 
 
-def _events_lost(settings: Settings, url: str) -> int:
+def _events_lost(settings: Settings, usecase: UseCase, url: str) -> int:
     """Gaps the collector knows of once everything is there that was on its way."""
     drain(settings, url)
-    try:
-        answer = httpx.get(f"{settings.url('collector')}/status", headers=auth_headers(settings))
-        return answer.raise_for_status().json()["lost"]
-    except httpx.HTTPError as error:
-        raise ThroughlineError(
-            f"The collector at {settings.url('collector')} does not answer ({error}): start it with `make run`."
-        ) from error
+    return snapshot(settings, usecase).lost
 
 
 def _is_prediction(text: str | None) -> bool:

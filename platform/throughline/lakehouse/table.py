@@ -3,7 +3,8 @@
 Owns: pinned reads, and writes that are one commit each: a reader sees the old version or the new one, a killed writer
 leaves the old one, of two that write the same days one is refused. On object storage delta-rs is a table's only writer.
 Does not own: the words with delta-rs (`delta.py`), what is declared (`rules.py`), removal (`maintenance.py`).
-Every read names a version; there is no reader of "latest". Credentials: AWS_* or a profile, the standard chain.
+Every read names a version; there is no reader of "latest". Credentials: AWS_*; a profile is known
+to delta-rs, which writes, and not to Polars, which reads.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from throughline.errors import ThroughlineError
 from throughline.settings import PROJECT_ROOT, SECRETS, Settings, in_bucket, is_loopback
 
 DELTA_PACKAGE = "io.delta:delta-spark_4.2_2.13:4.4.0"
-# Hadoop's S3 file system in the version of Spark's Hadoop, and of Amazon's SDK in the version that it was built for the
-# 13 MB it uses, in place of the bundle of 600.
+# Hadoop's S3 file system, of the version of Spark's Hadoop, and the parts of Amazon's SDK that it uses, of the version
+# that it was built for: 13 MB in place of a bundle of 600.
 S3_PACKAGES = (
     "org.apache.hadoop:hadoop-aws:3.5.0",
     *(
