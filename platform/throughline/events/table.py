@@ -18,7 +18,7 @@ import polars as pl
 from deltalake import write_deltalake
 
 from throughline.events.schema import InferenceEvent, to_rows
-from throughline.lakehouse.table import current_version, open_table, replace_days
+from throughline.lakehouse.table import current_version, open_table, replace_days, rows_of
 from throughline.settings import Settings
 
 LAYER, TABLE = "monitoring", "inference_log"
@@ -98,4 +98,4 @@ class LogTable:
             self._days.popitem(last=False)
 
     def _scan(self) -> pl.LazyFrame:
-        return pl.scan_delta(self._table)
+        return rows_of(self._table)

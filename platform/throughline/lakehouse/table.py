@@ -3,8 +3,8 @@
 Owns: pinned reads, and writes that are one commit each: a reader sees the old version or the new one, a killed writer
 leaves the old one, of two that write the same days one is refused. On object storage delta-rs is a table's only writer.
 Does not own: the words with delta-rs (`delta.py`), what is declared (`rules.py`), removal (`maintenance.py`).
-Every read names a version; there is no reader of "latest". Credentials: AWS_*; a profile is known
-to delta-rs, which writes, and not to Polars, which reads.
+Every read names a version; there is no reader of "latest". Credentials: AWS_* or a profile, by the standard chain of
+whoever asks: delta-rs, which writes, and Polars, which reads.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from throughline.lakehouse.delta import (
 )
 from throughline.lakehouse.rules import Differences, Rules, compare
 from throughline.records import TableVersion
-from throughline.settings import Settings
+from throughline.settings import Settings, in_bucket
 
 DAY = "day"
 
@@ -94,7 +94,22 @@ def scan(location: Location, version: int) -> pl.LazyFrame:
     risky = set(table.file_uris()) - set(newest.file_uris())
     if absent(location, risky):
         raise _gone(location, version)
-    return pl.scan_delta(table)
+    return rows_of(table)
+
+
+def rows_of(table: DeltaTable) -> pl.LazyFrame:
+    """The rows of an open table at the version it was opened at; of a bucket, with the credentials of the AWS chain."""
+    address = table.table_uri
+    if not in_bucket(address):
+        return pl.scan_delta(table)
+    # Of an open table Polars takes no credentials, and its own reader knows no profile: it opens the table once more.
+    # A provider keeps the credentials it found first, so each scan has its own; boto3 itself reads AWS_PROFILE.
+    return pl.scan_delta(
+        address,
+        version=table.version(),
+        storage_options=storage_options(address),
+        credential_provider=pl.CredentialProviderAWS(),
+    )
 
 
 def _gone(location: Location, version: int) -> ThroughlineError:
@@ -158,7 +173,7 @@ def _replace_days_once(location: Location, rows: pl.DataFrame, first: date, last
         return overwrite(
             location, table, rows, predicate=predicate, schema_mode="merge" if differences.columns else None
         )
-    beyond = pl.scan_delta(table).filter(~pl.col(DAY).is_between(first, last)).select(pl.len()).collect().item()
+    beyond = rows_of(table).filter(~pl.col(DAY).is_between(first, last)).select(pl.len()).collect().item()
     if beyond:
         raise ThroughlineError(
             f"{differences} in {location} and {beyond} rows lie outside {first} to {last}: "
@@ -291,7 +306,7 @@ def _merge_once(
 def _rows_of_keys(table: DeltaTable, rows: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
     """What the table holds under the keys of `rows`; by range first, which spares whole files."""
     bounds = {key: (pl.lit(rows[key].min()), pl.lit(rows[key].max())) for key in keys}  # a bare text is a column
-    near = pl.scan_delta(table).filter(pl.col(key).is_between(*bounds[key]) for key in keys)
+    near = rows_of(table).filter(pl.col(key).is_between(*bounds[key]) for key in keys)
     return near.join(rows.lazy().select(keys).unique(), on=keys, how="semi").collect()
 
 
