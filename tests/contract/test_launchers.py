@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from throughline.errors import ThroughlineError
-from throughline.launch import HorovodLauncher, LaunchFailed, LaunchSpec, SingleProcessLauncher, local
+from throughline.launch import LAUNCHERS, LaunchFailed, LaunchSpec, SingleProcessLauncher, local
 from throughline.settings import PROJECT_ROOT
 
 # A worker that needs neither torch nor Horovod: what is tested is launching. It leaves its own number and that of a
@@ -23,7 +23,7 @@ from throughline.settings import PROJECT_ROOT
 WORKER = """
 import json, os, pathlib, signal, subprocess, sys, time
 told = json.loads(pathlib.Path(sys.argv[1]).read_text())
-rank = int(os.environ.get("HOROVOD_RANK", 0))
+rank = int(os.environ.get("HOROVOD_RANK") or os.environ.get("RANK") or 0)
 folder = pathlib.Path(told["folder"])
 child = subprocess.Popen(["sleep", "300"], start_new_session=True)
 (folder / f"{rank}.tmp").write_text(f"{os.getpid()} {child.pid}")
@@ -39,7 +39,7 @@ if act == "end":
     print("the environment:", sorted(os.environ), flush=True)
     child.kill()
 elif act == "explain" and last:
-    say("error", message="the dataset is empty: take more days")
+    say("error", message="the dataset is empty: take more days", reason="bad_data")
     sys.exit(1)
 elif act == "crash" and last:
     raise ZeroDivisionError("no such luck")
@@ -57,13 +57,11 @@ else:
     time.sleep(300)
 """
 
-LAUNCHERS = {"single": (SingleProcessLauncher(), 1), "horovod": (HorovodLauncher(), 2)}
-
 
 @pytest.fixture(params=LAUNCHERS)
 def launch(request, tmp_path):
     """(launcher, a function `spec(act, **changes)` for it, a function `workers()` for the processes it started)."""
-    launcher, processes = LAUNCHERS[request.param]
+    launcher, processes = LAUNCHERS[request.param], 1 if request.param == "single" else 2
     (tmp_path / "the_worker.py").write_text(WORKER)
     (tmp_path / "pids").mkdir()
 
@@ -79,6 +77,8 @@ def launch(request, tmp_path):
             "log": tmp_path / "logs" / "launch.log",
             "workdir": PROJECT_ROOT,
             "env": {"PYTHONPATH": paths},
+            "min_processes": processes,
+            "changes": 1,
         }
         return LaunchSpec(**{**values, **changes})
 
@@ -131,7 +131,7 @@ def test_a_worker_that_says_why_it_gives_up_is_quoted(launch):
     launcher, spec, workers = launch
     with pytest.raises(LaunchFailed, match="the dataset is empty: take more days") as failure:
         launcher.run(spec("explain"))
-    assert failure.value.reason == "error"
+    assert failure.value.reason == "bad_data"
     assert "\n" not in str(failure.value)
     assert not alive(workers())
 
@@ -140,7 +140,7 @@ def test_a_worker_that_crashes_is_reported_with_its_last_line(launch):
     launcher, spec, workers = launch
     with pytest.raises(LaunchFailed, match="ZeroDivisionError: no such luck") as failure:
         launcher.run(spec("crash"))
-    assert failure.value.reason == "error"
+    assert failure.value.reason == "bad_code"
     assert "Traceback" in failure.value.log.read_text()
     assert not alive(workers())
 
@@ -150,7 +150,7 @@ def test_a_killed_worker_is_one_clear_error_and_leaves_no_process(launch):
     told = spec("lose")
     with pytest.raises(LaunchFailed, match=r"SIGKILL") as failure:
         launcher.run(told)
-    assert failure.value.reason == "killed"
+    assert failure.value.reason == "lost_worker"
     assert failure.value.worker == told.processes - 1  # not the one that only lost its peer
     assert not alive(workers())
 

@@ -1,6 +1,23 @@
 """One way to run worker processes: the protocol in `protocol.py`, its implementations in `local.py`."""
 
-from throughline.launch.local import HorovodLauncher, SingleProcessLauncher
-from throughline.launch.protocol import Launcher, LaunchFailed, LaunchResult, LaunchSpec
+from throughline.launch.local import (
+    LAUNCHERS,
+    ElasticLauncher,
+    HorovodLauncher,
+    SingleProcessLauncher,
+    TorchrunLauncher,
+)
+from throughline.launch.protocol import Launcher, LaunchFailed, LaunchResult, LaunchSpec, WorkerFailed
 
-__all__ = ["HorovodLauncher", "LaunchFailed", "LaunchResult", "LaunchSpec", "Launcher", "SingleProcessLauncher"]
+__all__ = [
+    "LAUNCHERS",
+    "ElasticLauncher",
+    "HorovodLauncher",
+    "LaunchFailed",
+    "LaunchResult",
+    "LaunchSpec",
+    "Launcher",
+    "SingleProcessLauncher",
+    "TorchrunLauncher",
+    "WorkerFailed",
+]

@@ -1,5 +1,6 @@
-"""`python -m throughline.launch.guard PARENT COMMAND...`: runs a command and leaves none of its processes behind.
+"""`python -m throughline.launch.guard PARENT TELL COMMAND...`: runs a command and leaves none of its processes behind.
 
+PARENT: who must be alive, 0 for anybody. TELL: 1 for an event line with the command's exit code, as soon as it ended.
 Owns: ending a whole tree of processes, also those that moved to a session of their own or lost their parent (as
 horovodrun's workers do), also when the caller was killed. Standard library and psutil only: it starts in 0.1 s.
 Does not own: what the command is, or what its end means. Linux only (prctl).
@@ -8,6 +9,7 @@ Does not own: what the command is, or what its end means. Linux only (prctl).
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -19,8 +21,8 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 GRACE_S = 2.0
 
 
-def main(command: list[str], parent: int) -> int:
-    """Exit code of the command; 128 + n when signal n ended it or us. `parent`: who must be alive, 0 for anybody."""
+def main(command: list[str], parent: int, tell: bool) -> int:
+    """Exit code of the command; 128 + n when signal n ended it or us."""
     libc = ctypes.CDLL(None, use_errno=True)
     # Whoever loses its parent below becomes our child, so that the tree can always be walked from here.
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -33,7 +35,10 @@ def main(command: list[str], parent: int) -> int:
             return 128 + signal.SIGTERM
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         code = child.wait()
-        return code if code >= 0 else 128 - code
+        code = code if code >= 0 else 128 - code
+        if tell:
+            _tell(code)
+        return code
     except _Stopped as stop:
         return 128 + stop.number
     finally:
@@ -49,6 +54,15 @@ class _Stopped(BaseException):
 
 def _stop(number: int, _frame: object) -> None:
     raise _Stopped(number)
+
+
+def _tell(code: int) -> None:
+    """Which worker ended and how, at once: those around us only tell when all have ended, and each in its own way."""
+    worker = int(os.environ.get("HOROVOD_RANK") or os.environ.get("RANK") or 0)
+    try:
+        os.write(1, (json.dumps({"event": "exit", "worker": worker, "code": code}) + "\n").encode())
+    except OSError:  # nobody listens any more
+        return
 
 
 def _end_descendants(child: subprocess.Popen | None) -> None:
@@ -74,4 +88,4 @@ def _signal(process: psutil.Process, number: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[2:], int(sys.argv[1])))
+    sys.exit(main(sys.argv[3:], int(sys.argv[1]), sys.argv[2] == "1"))

@@ -1,4 +1,4 @@
-"""Workers on this machine: under horovodrun, or one alone.
+"""Workers on this machine: under horovodrun, fixed in number or elastic, under torchrun, or one alone.
 
 Owns: the command line, the environment, reading the output, deadline and cancellation.
 Does not own: ending a tree of processes (`guard.py`), the words of a failure (`protocol.py`).
@@ -12,12 +12,22 @@ import selectors
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from throughline.launch.protocol import LaunchFailed, LaunchResult, LaunchSpec, OnEvent, explain, parse_event
+from throughline.launch.protocol import (
+    EXIT_LOST_PEER,
+    Launcher,
+    LaunchFailed,
+    LaunchResult,
+    LaunchSpec,
+    OnEvent,
+    explain,
+    parse_event,
+)
 
 # What a worker may inherit. Not the whole environment: horovodrun writes it into command lines, which anybody can read.
 # Of object storage it learns where it is and which profile to use; the profile's file has the credentials.
@@ -25,8 +35,10 @@ _INHERITED = re.compile(
     r"PATH|HOME|USER|LANG|LC_.*|TZ|TMPDIR|PYTHONPATH|PYTHONHASHSEED|LD_LIBRARY_PATH|VIRTUAL_ENV|CUDA_VISIBLE_DEVICES"
     r"|AWS_(PROFILE|REGION|ENDPOINT_URL|ALLOW_HTTP|CONFIG_FILE|SHARED_CREDENTIALS_FILE)"
 )
-_PREFIX = re.compile(r"^\[(\d+)\]<(stdout|stderr)>:")
-_EXIT = re.compile(r"^Process (\d+) exit with status code (\d+)\.")
+# How horovodrun and torchrun say whose line it is.
+_PREFIX = re.compile(r"^\[(?:default)?(\d+)\](?:<(stdout|stderr)>)?:")
+# A worker's place may be used again soon after it was lost; by default Horovod would never use it again.
+_COOL_DOWN_S = ("3", "10")
 _TICK_S = 0.2
 
 
@@ -36,14 +48,46 @@ class HorovodLauncher:
     def run(
         self, spec: LaunchSpec, on_event: OnEvent | None = None, cancelled: Callable[[], bool] | None = None
     ) -> LaunchResult:
-        horovodrun = str(Path(sys.executable).with_name("horovodrun"))
-        options = ["-np", str(spec.processes), "--gloo", "--network-interfaces", "lo", "--disable-cache"]
-        # A guard around each worker, too: horovodrun waits for ever while a child of a dead worker holds its output.
-        return _run([horovodrun, *options, *_guarded(_worker(spec), 0)], spec, on_event, cancelled)
+        return _run([*_horovodrun(spec), *_worker(spec)], spec, on_event, cancelled)
+
+
+class ElasticLauncher:
+    """`horovodrun` in its elastic mode: a lost worker is replaced, and meanwhile the others go on."""
+
+    def run(
+        self, spec: LaunchSpec, on_event: OnEvent | None = None, cancelled: Callable[[], bool] | None = None
+    ) -> LaunchResult:
+        # Horovod gives up a place together with all others of its host: two hosts, so that one always remains.
+        here, there = (spec.processes + 1) // 2, spec.processes // 2
+        hosts = [f"localhost:{here}", *([f"127.0.0.1:{there}"] if there else [])]
+        with tempfile.TemporaryDirectory(prefix="throughline-") as folder:
+            discovery = Path(folder) / "hosts.sh"
+            discovery.write_text("#!/bin/sh\n" + "".join(f"echo {host}\n" for host in hosts))
+            discovery.chmod(0o700)
+            options = [
+                *("--min-np", str(spec.min_processes or 1), "--max-np", str(spec.processes)),
+                *("--host-discovery-script", str(discovery), "--blacklist-cooldown-range", *_COOL_DOWN_S),
+                *("--reset-limit", str(spec.changes)),
+            ]
+            return _run([*_horovodrun(spec, *options), *_worker(spec)], spec, on_event, cancelled, elastic=True)
+
+
+class TorchrunLauncher:
+    """`torchrun` on one machine, for trainings over torch.distributed."""
+
+    def run(
+        self, spec: LaunchSpec, on_event: OnEvent | None = None, cancelled: Callable[[], bool] | None = None
+    ) -> LaunchResult:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--no-python", "--nproc-per-node"]
+        with tempfile.TemporaryDirectory(prefix="throughline-") as folder:
+            # Each rendezvous at a free port of its own; every line of a worker comes with its number in front.
+            where = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
+            options = [str(spec.processes), "--nnodes", "1", *where, "--tee", "3", "--log-dir", folder]
+            return _run([*torchrun, *options, *_worker(spec)], spec, on_event, cancelled)
 
 
 class SingleProcessLauncher:
-    """One worker, no Horovod around it; refuses to be asked for more."""
+    """One worker and nothing around it; refuses to be asked for more."""
 
     def run(
         self, spec: LaunchSpec, on_event: OnEvent | None = None, cancelled: Callable[[], bool] | None = None
@@ -51,18 +95,32 @@ class SingleProcessLauncher:
         if spec.processes != 1:
             raise LaunchFailed(
                 f"{spec.module}: {spec.processes} workers asked of the single-process launcher: set processes to 1.",
-                "error",
+                "bad_parameters",
                 spec.log,
             )
         return _run(_worker(spec), spec, on_event, cancelled)
 
 
+LAUNCHERS: Mapping[str, Launcher] = {
+    "single": SingleProcessLauncher(),
+    "horovod": HorovodLauncher(),
+    "elastic": ElasticLauncher(),
+    "torchrun": TorchrunLauncher(),
+}
+
+
+def _horovodrun(spec: LaunchSpec, *options: str) -> list[str]:
+    program = str(Path(sys.executable).with_name("horovodrun"))
+    return [program, "-np", str(spec.processes), "--gloo", "--network-interfaces", "lo", "--disable-cache", *options]
+
+
 def _worker(spec: LaunchSpec) -> list[str]:
-    return [sys.executable, "-u", "-m", spec.module, str(spec.parameters)]
+    # A guard around each worker: horovodrun waits for ever while a child of a dead worker holds its output.
+    return _guarded([sys.executable, "-u", "-m", spec.module, str(spec.parameters)], parent=0, tell=True)
 
 
-def _guarded(command: list[str], parent: int) -> list[str]:
-    return [sys.executable, "-m", "throughline.launch.guard", str(parent), *command]
+def _guarded(command: list[str], parent: int, tell: bool = False) -> list[str]:
+    return [sys.executable, "-m", "throughline.launch.guard", str(parent), str(int(tell)), *command]
 
 
 def _environment(spec: LaunchSpec) -> dict[str, str]:
@@ -77,7 +135,7 @@ class _Output:
     def __init__(self, log: IO[str], on_event: OnEvent | None) -> None:
         self._log, self._on_event, self._rest = log, on_event, b""
         self.events: list[dict[str, Any]] = []
-        self.errors: list[tuple[int, str]] = []
+        self.errors: list[tuple[int, str, str]] = []
         self.exits: list[tuple[int, int]] = []
         self._last_lines: dict[tuple[int, str], str] = {}
 
@@ -96,19 +154,24 @@ class _Output:
         stdout_first = sorted(self._last_lines.items(), key=lambda item: item[0][1] == "stderr")
         return {worker: line for (worker, _), line in stdout_first}
 
+    @property
+    def hopeless(self) -> bool:
+        """Whether a worker has ended for a reason that another in its place would have, too."""
+        return any(0 < code <= 128 and code != EXIT_LOST_PEER for _, code in self.exits)
+
     def _line(self, line: str) -> None:
         self._log.write(line + "\n")
         self._log.flush()
         prefix = _PREFIX.match(line)
         worker, text = (int(prefix[1]), line[prefix.end() :]) if prefix else (0, line)
-        event = parse_event(text)
+        event = parse_event(text.lstrip())
         if event is None:
-            if exit_line := _EXIT.match(line):
-                self.exits.append((int(exit_line[1]), int(exit_line[2])))
-            elif text.strip() and (prefix or not self.exits):  # not horovodrun's own epilogue
-                self._last_lines[worker, prefix[2] if prefix else "stdout"] = text.strip()
+            if text.strip() and not (self.exits and prefix is None):  # not the epilogue of whatever runs the workers
+                self._last_lines[worker, (prefix and prefix[2]) or "stdout"] = text.strip()
+        elif event["event"] == "exit":
+            self.exits.append((int(event["worker"]), int(event["code"])))
         elif event["event"] == "error":
-            self.errors.append((worker, str(event.get("message"))))
+            self.errors.append((worker, str(event.get("message")), str(event.get("reason"))))
         else:
             self.events.append(event)
             if self._on_event:
@@ -116,7 +179,11 @@ class _Output:
 
 
 def _run(
-    command: list[str], spec: LaunchSpec, on_event: OnEvent | None, cancelled: Callable[[], bool] | None
+    command: list[str],
+    spec: LaunchSpec,
+    on_event: OnEvent | None,
+    cancelled: Callable[[], bool] | None,
+    elastic: bool = False,
 ) -> LaunchResult:
     started = time.monotonic()
     spec.log.parent.mkdir(parents=True, exist_ok=True)
@@ -133,12 +200,13 @@ def _run(
             start_new_session=True,  # Ctrl-C reaches us, and we end the workers in order
         )
         try:
-            _follow(process, output, spec, started, cancelled)
+            _follow(process, output, spec, started, cancelled, elastic)
         finally:
             # Reached on success, failure, deadline, KeyboardInterrupt and whatever a callback raises.
             process.send_signal(signal.SIGTERM)
             process.wait()
             process.stdout.close()
+        output.close()
     if process.returncode != 0:
         exits = output.exits or [(0, process.returncode)]
         raise explain(exits, output.errors, output.last_lines(), _memory_kills() - memory_kills, spec)
@@ -151,6 +219,7 @@ def _follow(
     spec: LaunchSpec,
     started: float,
     cancelled: Callable[[], bool] | None,
+    elastic: bool,
 ) -> None:
     """Read until everybody has closed the output, which is when the guard and all below it have ended."""
     with selectors.DefaultSelector() as selector:
@@ -165,11 +234,12 @@ def _follow(
                 )
             if cancelled is not None and cancelled():
                 raise LaunchFailed(f"{spec.module}: cancelled (log: {spec.log}).", "cancelled", spec.log)
+            if elastic and output.hopeless:
+                return  # Horovod would start another one in its place, for ever
             if not selector.select(_TICK_S):
                 continue
             chunk = os.read(process.stdout.fileno(), 65536)
             if not chunk:
-                output.close()
                 process.wait()
                 return
             output.feed(chunk)

@@ -4,7 +4,8 @@ Owns: the protocol, the wire format of events, how an end is told apart from a f
 Does not own: processes (`local.py`), what the workers do.
 
 A worker is `python -m MODULE PARAMETERS.json`. A line of its output that is a JSON object with a key `event` is an
-event, anything else is log. `{"event": "error", "message": ...}` says in one line why the worker gives up.
+event, anything else is log. `{"event": "error", "message": ..., "reason": ...}` says in one line why the worker gives
+up; `{"event": "exit", "worker": ..., "code": ...}` comes from the guard around it, whatever the end was.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from throughline.errors import ThroughlineError
 
-Reason = Literal["killed", "out_of_memory", "error", "timeout", "cancelled"]
+Reason = Literal["lost_worker", "out_of_memory", "bad_data", "bad_parameters", "bad_code", "timeout", "cancelled"]
+# Only what may end otherwise next time is tried again; a machine without memory will have none next time, either.
+RETRIED: frozenset[Reason] = frozenset({"lost_worker"})
 OnEvent = Callable[[dict[str, Any]], None]
 # A worker that stops only because a peer is gone leaves with this code (sysexits' "temporary failure"): the peer's
 # end is the news, not its own.
@@ -39,6 +42,9 @@ class LaunchSpec:
     log: Path
     workdir: Path
     env: Mapping[str, str] = field(default_factory=dict)
+    # Of an elastic launch: with how many workers it goes on, and how often workers may be lost or come back.
+    min_processes: int | None = None
+    changes: int = 20
 
     def __post_init__(self) -> None:
         if secrets := sorted(name for name in self.env if _SECRET.search(name)):
@@ -48,6 +54,11 @@ class LaunchSpec:
             )
         if self.processes < 1:
             raise ThroughlineError(f"Launch of {self.module}: {self.processes} processes: ask for at least 1.")
+        if self.min_processes is not None and not 1 <= self.min_processes <= self.processes:
+            raise ThroughlineError(
+                f"Launch of {self.module}: at least {self.min_processes} of {self.processes} processes: "
+                "ask for 1 up to all of them."
+            )
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,14 @@ class LaunchFailed(ThroughlineError):
         self.reason = reason
         self.log = log
         self.worker = worker
+
+
+class WorkerFailed(ThroughlineError):
+    """Why a worker gives up, in its own words."""
+
+    def __init__(self, message: str, reason: Reason) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Launcher(Protocol):
@@ -92,26 +111,35 @@ def parse_event(text: str) -> dict[str, Any] | None:
 
 def explain(
     exits: list[tuple[int, int]],
-    errors: list[tuple[int, str]],
+    errors: list[tuple[int, str, str]],
     last_lines: Mapping[int, str],
     memory_kills: int,
     spec: LaunchSpec,
 ) -> LaunchFailed:
     """The one error of a failed launch.
 
-    `exits`: (worker, exit code) in the order they ended, 128 + n for signal n. `errors`: (worker, message) as the
-    workers told; `last_lines`: what each wrote last. `memory_kills`: processes the kernel ended for want of memory
+    `exits`: (worker, exit code) in the order they ended, 128 + n for signal n. `errors`: (worker, message, reason) as
+    the workers told; `last_lines`: what each wrote last. `memory_kills`: processes the kernel ended for want of memory
     meanwhile.
     """
-    worker, code = next(((w, c) for w, c in exits if c != EXIT_LOST_PEER), exits[0] if exits else (0, 1))
+    worker, code = next(((w, c) for w, c in exits if c not in (0, EXIT_LOST_PEER)), (0, EXIT_LOST_PEER if exits else 1))
     where = f"worker {worker} of {spec.processes}"
-    if code > 128 and not any(teller == worker for teller, _ in errors):
+    told = next((error for error in errors if error[0] == worker), None)
+    if code <= 128 and told is None and errors:
+        told = errors[0]
+    if told:
+        worker, text, reason = told
+        known = reason if reason in get_args(Reason) else "bad_code"
+        return LaunchFailed(f"{spec.module}: {text.rstrip('.')} (log: {spec.log}).", known, spec.log, worker)
+    if code > 128:
         name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else f"signal {code - 128}"
         if memory_kills and code == 128 + signal.SIGKILL:
             message = f"{spec.module}: {where} was killed for want of memory: lower the batch size or the processes"
             return LaunchFailed(f"{message} (log: {spec.log}).", "out_of_memory", spec.log, worker)
         message = f"{spec.module}: {where} was killed ({name}): start it again, with more memory if that repeats"
-        return LaunchFailed(f"{message} (log: {spec.log}).", "killed", spec.log, worker)
-    told = next((text for teller, text in errors if teller == worker), errors[0][1] if errors else None)
-    text = told or f"{where} ended with exit code {code}" + (f": {last_lines[worker]}" if worker in last_lines else "")
-    return LaunchFailed(f"{spec.module}: {text.rstrip('.')} (log: {spec.log}).", "error", spec.log, worker)
+        return LaunchFailed(f"{message} (log: {spec.log}).", "lost_worker", spec.log, worker)
+    if code == EXIT_LOST_PEER:
+        message = f"{spec.module}: the workers lost each other: start it again"
+        return LaunchFailed(f"{message} (log: {spec.log}).", "lost_worker", spec.log, worker)
+    text = f"{where} ended with exit code {code}" + (f": {last_lines[worker]}" if worker in last_lines else "")
+    return LaunchFailed(f"{spec.module}: {text.rstrip('.')} (log: {spec.log}).", "bad_code", spec.log, worker)

@@ -19,20 +19,20 @@ def failure(exits, errors=(), last_lines=None, memory_kills=0):
 
 def test_a_worker_that_lost_its_peer_is_not_blamed():
     found = failure([(0, EXIT_LOST_PEER), (2, 137), (1, 143)])
-    assert (found.reason, found.worker) == ("killed", 2)
+    assert (found.reason, found.worker) == ("lost_worker", 2)
     assert "worker 2 of 3 was killed (SIGKILL)" in str(found)
 
 
 def test_the_first_to_end_is_blamed_not_those_ended_after_it():
-    found = failure([(1, 1), (0, 143), (2, 137)], [(1, "no rows: take more days.")])
-    assert (found.reason, found.worker) == ("error", 1)
+    found = failure([(1, 1), (0, 143), (2, 137)], [(1, "no rows: take more days.", "bad_data")])
+    assert (found.reason, found.worker) == ("bad_data", 1)
     assert str(found) == "trainer: no rows: take more days (log: the.log)."
 
 
 def test_lack_of_memory_is_named_when_the_kernel_says_so():
     assert failure([(0, 137)], memory_kills=1).reason == "out_of_memory"
-    assert failure([(0, 137)], memory_kills=0).reason == "killed"
-    assert failure([(0, 143)], memory_kills=1).reason == "killed"  # ended by somebody, not by the kernel
+    assert failure([(0, 137)], memory_kills=0).reason == "lost_worker"
+    assert failure([(0, 143)], memory_kills=1).reason == "lost_worker"  # ended by somebody, not by the kernel
 
 
 def test_a_silent_end_is_told_with_code_and_last_line():

@@ -1,0 +1,264 @@
+"""A launch as Kubernetes objects: an MPIJob (kubeflow.org/v2beta1) and the ConfigMap of its parameters.
+
+Owns: the manifests, and names that Kubernetes takes. Does not own: sending them, watching them, what their end means.
+
+Horovod has Gloo and no MPI, so of the operator it takes Pods, keys and a host file: the launcher runs `horovodrun`,
+which starts one rank per worker over ssh. A rank sees the launcher's environment and the worker's files; the
+parameters are therefore mounted into all Pods, and `env` is given to the launcher.
+
+The image has `python`, `horovodrun`, `ssh`, `/usr/sbin/sshd`, the code as its working directory, and a user with a
+shell under the number `USER`. Of a `LaunchSpec` the paths `log` and `workdir` are of this machine and play no part.
+The deadline counts from the launcher's start: how long workers may wait for a place is for the caller to bound.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from throughline.errors import ThroughlineError
+from throughline.launch.protocol import LaunchSpec
+
+API_VERSION, KIND = "kubeflow.org/v2beta1", "MPIJob"
+USER = 1000
+LONGEST_NAME = 63 - len("-worker-99999")  # the operator makes host names of it
+LARGEST_PARAMETERS = 2**20  # what a ConfigMap holds
+
+_PARAMETERS, _PARAMETERS_FOLDER = "parameters.json", "/etc/throughline/parameters"
+_SSH_FOLDER, _SSH_PORT = "/etc/throughline/ssh", 2222  # a port that needs no privilege
+_KEY = f"{_SSH_FOLDER}/id_rsa"
+# A worker made anew has the name of the lost one, which Horovod would otherwise never use again.
+_COOL_DOWN_S = ("3", "10")
+
+_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_LABEL_NAME = re.compile(r"[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?")
+_CPU = re.compile(r"[1-9][0-9]*m?|[0-9]+\.[0-9]{1,3}")
+_MEMORY = re.compile(r"[1-9][0-9]*(Ki|Mi|Gi|Ti|k|M|G|T)?")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one Pod is given, in Kubernetes' quantities. Of memory and GPUs that is all it gets; idle CPUs it may use.
+
+    A CPU limit would hold back a rank that is ahead for a moment, and all others wait for the slowest.
+    """
+
+    cpu: str = "1"
+    memory: str = "2Gi"
+    gpu: int = 0
+
+    def __post_init__(self) -> None:
+        if not _CPU.fullmatch(self.cpu) or not float(self.cpu.removesuffix("m")):
+            raise ThroughlineError(f"Resources: cpu {self.cpu!r} is no quantity of CPUs: give one such as 2 or 500m.")
+        if not _MEMORY.fullmatch(self.memory):
+            raise ThroughlineError(f"Resources: memory {self.memory!r} is no quantity: give one such as 4Gi.")
+        if self.gpu < 0:
+            raise ThroughlineError(f"Resources: {self.gpu} GPUs: ask for 0 or more.")
+
+    def manifest(self) -> dict[str, dict[str, str]]:
+        limits = {"memory": self.memory, **({"nvidia.com/gpu": str(self.gpu)} if self.gpu else {})}
+        return {"requests": {"cpu": self.cpu, **limits}, "limits": limits}
+
+
+LAUNCHER = Resources("100m", "512Mi")
+
+
+def job_name(text: str) -> str:
+    """A name that Kubernetes takes, for any text: the text itself where it is one, else a readable part and a hash."""
+    if _is_name(text):
+        return text
+    # surrogates, which a file name may hold, have a hash, too
+    told = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+    readable = re.sub(r"[^a-z0-9]+", "-", text.lower()).lstrip("-0123456789")[: LONGEST_NAME - 1 - len(told)]
+    return f"{readable.strip('-') or 'job'}-{told}"
+
+
+def mpijob(
+    spec: LaunchSpec,
+    name: str,
+    image: str,
+    namespace: str,
+    worker: Resources,
+    *,
+    launcher: Resources = LAUNCHER,
+    labels: Mapping[str, str] | None = None,
+    interface: str = "eth0",
+    service_account: str | None = None,
+) -> dict[str, Any]:
+    """The MPIJob of a launch: a launcher, and a worker for each process. Its Pods wait for `parameters_of` it.
+
+    labels: what it belongs to; they become `throughline/NAME` of the job and its Pods.
+    interface: the network interface by which Pods reach each other; telling it spares horovodrun a search over ssh.
+    """
+    if not _is_name(name):
+        raise ThroughlineError(
+            f"Launch of {spec.module}: {name!r} cannot name a job in Kubernetes (at most {LONGEST_NAME} of a-z, 0-9 "
+            "and -, a letter first): derive one with job_name."
+        )
+    if not namespace or len(namespace) > 63 or not re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", namespace):
+        raise ThroughlineError(f"Launch of {spec.module}: {namespace!r} is no namespace of Kubernetes: correct it.")
+    if not image or re.search(r"\s", image):
+        raise ThroughlineError(f"Launch of {spec.module}: {image!r} is no image: give REGISTRY/NAME:TAG or a digest.")
+    if not (math.isfinite(spec.timeout_s) and spec.timeout_s > 0):
+        raise ThroughlineError(f"Launch of {spec.module}: a timeout of {spec.timeout_s} s: give one above 0.")
+    told = _labels(spec, name, labels or {})
+    # a worker's own environment does not reach its rank
+    env = [{"name": key, "value": value.replace("$", "$$")} for key, value in sorted(_env(spec).items())]
+    launching = {
+        "command": _horovodrun(spec, interface),
+        "env": env,
+        "resources": launcher.manifest(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+    working = {"command": _sshd(), "resources": worker.manifest()}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": told,
+            "annotations": {"throughline/module": spec.module},
+        },
+        "spec": {
+            "slotsPerWorker": 1,
+            # before, there would be nobody to reach over ssh, and the first failure is the last
+            "launcherCreationPolicy": "WaitForWorkersReady",
+            "sshAuthMountPath": _SSH_FOLDER,
+            "runPolicy": {
+                "cleanPodPolicy": "Running",
+                "backoffLimit": 0,  # whether it is tried again is decided where the reason is known
+                "activeDeadlineSeconds": math.ceil(spec.timeout_s),
+            },
+            "mpiReplicaSpecs": {
+                "Launcher": _replica(name, 1, "launcher", image, launching, told, service_account),
+                "Worker": _replica(name, spec.processes, "worker", image, working, told, service_account),
+            },
+        },
+    }
+
+
+def parameters_of(job: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """The ConfigMap with the content of a launch's parameters file; no place for secrets.
+
+    job: the MPIJob as the API server answered its creation; it owns the ConfigMap, which goes when it goes.
+    """
+    size = len(text.encode())
+    meta = job["metadata"]
+    if size > LARGEST_PARAMETERS:
+        raise ThroughlineError(
+            f"Launch {meta['name']}: parameters of {size} bytes, and a ConfigMap holds {LARGEST_PARAMETERS}: "
+            "pass the address of what is large."
+        )
+    owner = {"apiVersion": API_VERSION, "kind": KIND, "name": meta["name"], "uid": meta["uid"]}
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": _parameters_name(meta["name"]),
+            "namespace": meta["namespace"],
+            "labels": dict(meta["labels"]),
+            "ownerReferences": [owner],
+        },
+        "immutable": True,
+        "data": {_PARAMETERS: text},
+    }
+
+
+def _is_name(text: str) -> bool:
+    return len(text) <= LONGEST_NAME and _NAME.fullmatch(text) is not None
+
+
+def _parameters_name(name: str) -> str:
+    return f"{name}-parameters"
+
+
+def _labels(spec: LaunchSpec, name: str, more: Mapping[str, str]) -> dict[str, str]:
+    for key, value in more.items():
+        if not _LABEL_NAME.fullmatch(key) or (value and not _LABEL_NAME.fullmatch(value)):
+            raise ThroughlineError(
+                f"Launch of {spec.module}: {key}={value!r} cannot be a label in Kubernetes (at most 63 of letters, "
+                "digits, -, _ and .): shorten or replace it."
+            )
+    return {
+        "app.kubernetes.io/name": "training",
+        "app.kubernetes.io/instance": name,
+        "app.kubernetes.io/part-of": "throughline",
+        "app.kubernetes.io/managed-by": "throughline",
+        **{f"throughline/{key}": value for key, value in sorted(more.items())},
+    }
+
+
+def _env(spec: LaunchSpec) -> dict[str, str]:
+    # As on one machine: the processes of a node share its cores, and sums keep their order.
+    return {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **spec.env}
+
+
+def _horovodrun(spec: LaunchSpec, interface: str) -> list[str]:
+    elastic = [
+        "--min-np", str(spec.min_processes), "--max-np", str(spec.processes), "--slots-per-host", "1",
+        "--host-discovery-script", "/etc/mpi/discover_hosts.sh", "--blacklist-cooldown-range", *_COOL_DOWN_S,
+    ]  # fmt: skip
+    return [
+        "horovodrun", "-np", str(spec.processes), "--gloo", "--network-interfaces", interface, "--disable-cache",
+        *(elastic if spec.min_processes else ["--hostfile", "/etc/mpi/hostfile"]),
+        "--ssh-port", str(_SSH_PORT), "--ssh-identity-file", _KEY,
+        # over ssh only an exit code comes back whole, and a child of a dead rank would hold its output for ever
+        "python", "-m", "throughline.launch.guard", "0", "1",
+        "python", "-u", "-m", spec.module, f"{_PARAMETERS_FOLDER}/{_PARAMETERS}",
+    ]  # fmt: skip
+
+
+def _sshd() -> list[str]:
+    """A server without root, with nothing of the image's configuration: the operator's key is the only way in."""
+    options = {
+        "Port": _SSH_PORT,
+        "HostKey": _KEY,
+        "AuthorizedKeysFile": f"{_SSH_FOLDER}/authorized_keys",
+        "AuthenticationMethods": "publickey",
+        "StrictModes": "no",  # the folder of a Secret is everybody's, and the mount read-only
+        "UsePAM": "no",
+        "PidFile": "none",
+    }
+    return ["/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null", *(f"-o{key}={value}" for key, value in options.items())]
+
+
+def _replica(
+    name: str,
+    replicas: int,
+    component: str,
+    image: str,
+    container: dict[str, Any],
+    labels: dict[str, str],
+    service_account: str | None,
+) -> dict[str, Any]:
+    common = {
+        "name": component,
+        "image": image,
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": [{"name": "parameters", "mountPath": _PARAMETERS_FOLDER, "readOnly": True}],
+    }
+    return {
+        "replicas": replicas,
+        "restartPolicy": "Never",
+        "template": {
+            "metadata": {"labels": {**labels, "app.kubernetes.io/component": component}},
+            "spec": {
+                "automountServiceAccountToken": False,
+                "enableServiceLinks": False,  # horovodrun would pass these variables on to all ranks
+                **({"serviceAccountName": service_account} if service_account else {}),
+                "securityContext": {
+                    "runAsNonRoot": True,
+                    "runAsUser": USER,
+                    "runAsGroup": USER,
+                    "seccompProfile": {"type": "RuntimeDefault"},
+                },
+                "containers": [{**common, **container}],
+                "volumes": [{"name": "parameters", "configMap": {"name": _parameters_name(name)}}],
+            },
+        },
+    }
