@@ -3,7 +3,8 @@
     raw          what happened, a day at a time, as it became known            raw.py
     features     hourly ticks (dbt on Spark), the feature store                features.py
     online       what requests read: is it fresh, is it what training sees     online.py
-    training     a dataset at pinned versions, a model version from Horovod    training.py
+    training     a dataset at pinned versions, a model version trained on it   training.py
+    experiments  what people submit, beside the pipeline                       experiments.py
     evaluation   candidate against champion and constant; the gate             evaluation.py
     deployment   the endpoint: exactly what the gate released                  deployment.py
     monitoring   inference log, outcomes, calibration                          monitoring.py

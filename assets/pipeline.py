@@ -7,6 +7,7 @@ from assets.automation import automation
 from assets.catalogue import catalogue_assets
 from assets.deployment import deployment_assets
 from assets.evaluation import evaluation_assets
+from assets.experiments import experiments
 from assets.features import feature_assets
 from assets.monitoring import monitoring_assets
 from assets.online import online_assets
@@ -28,4 +29,4 @@ def pipeline(usecase: UseCase, settings: Settings) -> Definitions:
         deployment_assets(usecase),
         monitoring_assets(usecase),
     )
-    return Definitions.merge(*rooms, arrivals(usecase, settings), automation(usecase))
+    return Definitions.merge(*rooms, experiments(usecase), arrivals(usecase, settings), automation(usecase))

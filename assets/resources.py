@@ -1,4 +1,4 @@
-"""What assets are given: settings, the data clock, dbt, the launcher, and where records are kept."""
+"""What assets are given: settings, the data clock, dbt, the launchers, and where records are kept."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -10,10 +10,13 @@ from dagster_dbt import DbtCliResource
 from throughline import recordstore, tags
 from throughline.clock import data_clock
 from throughline.featurestore import dbt
-from throughline.launch import HorovodLauncher
+from throughline.launch import LAUNCHERS, Launcher
 from throughline.records import Record
 from throughline.settings import Settings
 from throughline.usecase import UseCase
+
+# By the name that a declaration gives them.
+Launchers = Mapping[str, Launcher]
 
 
 class RecordIOManager(IOManager):
@@ -32,7 +35,7 @@ class RecordIOManager(IOManager):
 def resources(settings: Settings) -> Mapping[str, Any]:
     return {
         "settings": settings,
-        "launcher": HorovodLauncher(),
+        "launchers": LAUNCHERS,
         "io_manager": RecordIOManager(settings),
         "dbt_cli": DbtCliResource(
             dbt_executable=dbt.executable(), project_dir=str(dbt.PROJECT), profiles_dir=str(dbt.PROJECT)

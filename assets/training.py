@@ -1,17 +1,31 @@
-"""Training: a dataset as of the data clock, and a model version trained on it under the launcher."""
+"""Training: a dataset as of the data clock, and a model version trained on it.
 
-from collections.abc import Mapping
+The pipeline's own model follows the declaration; a person may change a run's trainer and parameters in the launchpad.
+What is submitted by `throughline train` is an experiment (`experiments.py`) and leaves the pipeline as it is.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from dagster import AssetExecutionContext, AssetsDefinition, DataVersion, Definitions, Output, ResourceParam, asset
+from dagster import (
+    AssetExecutionContext,
+    AssetsDefinition,
+    Config,
+    DataVersion,
+    Definitions,
+    Output,
+    ResourceParam,
+    asset,
+)
+from pydantic import Field
 
 from assets.features import GROUP as FEATURES
-from assets.resources import clock_now, record_of
+from assets.resources import Launchers, clock_now, record_of
 from throughline import tags
 from throughline.experiment.fingerprint import fingerprint_code
-from throughline.experiment.train import train_and_register
+from throughline.experiment.recipe import pipeline_code, recipe_of
+from throughline.experiment.train import Run, train_and_register
 from throughline.featurestore.dataset import build_dataset
-from throughline.launch import Launcher
 from throughline.records import DatasetRecord, FeatureStoreRecord, ModelRecord
 from throughline.settings import PROJECT_ROOT, Settings
 from throughline.usecase import UseCase
@@ -21,6 +35,14 @@ GROUP = "training"
 
 def training_assets(usecase: UseCase) -> Definitions:
     return Definitions(assets=[_dataset(usecase), _model(usecase)])
+
+
+class TrainingConfig(Config):
+    """What a run may train otherwise than declared."""
+
+    trainer: str | None = Field(None, description="One of the declared trainers; unset: the declaration's choice.")
+    parameters: dict[str, Any] = Field({}, description="Over the declared ones; MEMBER.NAME for a member's.")
+    force: bool = Field(False, description="Train also when the same recipe was trained on the same rows.")
 
 
 def _dataset(usecase: UseCase) -> AssetsDefinition:
@@ -38,18 +60,7 @@ def _dataset(usecase: UseCase) -> AssetsDefinition:
         context: AssetExecutionContext, settings: ResourceParam[Settings], feature_store: FeatureStoreRecord
     ) -> Output[DatasetRecord]:
         record = build_dataset(settings, usecase, feature_store, clock_now(settings, usecase))
-        return Output(
-            record,
-            data_version=DataVersion(record.fingerprint),
-            metadata={
-                "dagster/row_count": record.rows,
-                "fingerprint": record.fingerprint,
-                "as_of": record.as_of.isoformat(),
-                "holdout_from": record.holdout_from.isoformat(),
-                "delta_version": record.table.version,
-                "inputs": [str(version) for version in record.inputs],
-            },
-        )
+        return Output(record, data_version=DataVersion(record.fingerprint), metadata=told_of_dataset(record))
 
     return dataset
 
@@ -61,34 +72,61 @@ def _model(usecase: UseCase) -> AssetsDefinition:
         kinds={"horovod", "pytorch", "onnx", "mlflow"},
         description=usecase.goal,
         owners=[f"team:{owner}" for owner in usecase.owners],
-        code_version=fingerprint_code([PROJECT_ROOT / "training"]),
+        code_version=pipeline_code(usecase),
         ins={"dataset": record_of(usecase, GROUP, "dataset")},
     )
     def model(
         context: AssetExecutionContext,
+        config: TrainingConfig,
         settings: ResourceParam[Settings],
-        launcher: ResourceParam[Launcher],
+        launchers: ResourceParam[Launchers],
         dataset: DatasetRecord,
     ) -> Output[ModelRecord]:
-        told = {"dagster_run_id": context.run.run_id}
-        if cause := context.run.tags.get(tags.CAUSE):
-            told["cause"] = cause
         record = train_and_register(
-            settings, usecase, dataset, launcher, on_event=lambda event: context.log.info(_line(event)), tags=told
+            Run(settings, tell_in(context), launchers=launchers),
+            usecase,
+            dataset,
+            recipe_of(settings, usecase, config.trainer, config.parameters),
+            tags=tags_of(context),
+            force=config.force,
         )
-        return Output(
-            record,
-            data_version=DataVersion(record.sha256),
-            metadata={
-                "model": record.reference,
-                "sha256": record.sha256,
-                "dataset_fingerprint": record.dataset_fingerprint,
-                "mlflow_run": record.run_id,
-                "trainer": record.trainer,
-            },
-        )
+        return Output(record, data_version=DataVersion(record.sha256), metadata=told_of_model(record))
 
     return model
+
+
+def tags_of(context: AssetExecutionContext) -> dict[str, str]:
+    """What a version should know of the run that made it."""
+    told = {"dagster_run_id": context.run.run_id}
+    if cause := context.run.tags.get(tags.CAUSE):
+        told["cause"] = cause
+    return told
+
+
+def told_of_dataset(record: DatasetRecord) -> dict[str, Any]:
+    return {
+        "dagster/row_count": record.rows,
+        "fingerprint": record.fingerprint,
+        "as_of": record.as_of.isoformat(),
+        "holdout_from": record.holdout_from.isoformat(),
+        "delta_version": record.table.version,
+        "inputs": [str(version) for version in record.inputs],
+    }
+
+
+def told_of_model(record: ModelRecord) -> dict[str, Any]:
+    return {
+        "model": record.reference,
+        "sha256": record.sha256,
+        "dataset_fingerprint": record.dataset_fingerprint,
+        "mlflow_run": record.run_id,
+        "trainer": record.trainer,
+    }
+
+
+def tell_in(context: AssetExecutionContext) -> Callable[[Mapping[str, Any]], None]:
+    """Workers' events as lines of the run's log."""
+    return lambda event: context.log.info(_line(event))
 
 
 def _line(event: Mapping[str, Any]) -> str:
@@ -96,6 +134,6 @@ def _line(event: Mapping[str, Any]) -> str:
     told = ", ".join(
         f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
         for name, value in event.items()
-        if name not in {"event", "sha256"}
+        if name not in {"event", "sha256"} and value is not None
     )
     return f"{event.get('event', 'progress')}: {told}"

@@ -75,7 +75,8 @@ def declaration(tables: dict[str, Any], **changes: Any) -> dict[str, Any]:
             "spine": "orders", "categories": [],
         },
         "label": {"column": "returned", "known_at": "known_at", "delay": "14d", "event": "returned"},
-        "trainer": {"module": "shop.train", "processes": 1, "parameters": {}},
+        "trainer": "own",
+        "trainers": {"own": {"module": "shop.train"}},
         "evaluation": {"holdout": "14d"},
         "gate": {"auc": {"at_least": 0.6}},
         "monitoring": {

@@ -1,22 +1,39 @@
 """The process boundary of a worker: how it starts, tells what it does, and gives up.
 
-Owns: exit codes, event lines, the catch-all. Does not own: training itself (`loop.py`).
+Owns: reading what was asked, event lines, exit codes, the catch-all. Does not own: training itself.
+A trainer is a module with a model `Parameters` of what may be set, light to import, and `main(Parameters, train)` at
+its end; `train(task, parameters)` fits on `task.rows` and ends with `task.write(...)`.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 import sys
+import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from throughline.errors import ThroughlineError
-from throughline.experiment.spec import TrainingSpec
-from throughline.launch.protocol import EXIT_LOST_PEER
+from throughline.experiment.parameters import CommonParameters, checked
+from throughline.experiment.prepared import PreparedRows, open_prepared
+from throughline.experiment.spec import Epoch, TrainingReport, TrainingSpec
+from throughline.launch.protocol import EXIT_LOST_PEER, Reason, WorkerFailed
+from training.output import Fitted, write_output
+from training.tracking import MetricLog
+
+P = TypeVar("P", bound=CommonParameters)
+# What Gloo, NCCL and torch.distributed say when the other end of a connection is gone.
+_LOST_PEER = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|HorovodInternalError|remote process exited", re.IGNORECASE
+)
+_NO_MEMORY = re.compile(r"can't allocate memory|out of memory|std::bad_alloc|MemoryError", re.IGNORECASE)
 
 
 def emit(event: str, **values: Any) -> None:
@@ -26,19 +43,66 @@ def emit(event: str, **values: Any) -> None:
     sys.stdout.flush()
 
 
-def main(train: Callable[[TrainingSpec], None], arguments: list[str]) -> int:
+@dataclass
+class Task:
+    """One training as a trainer sees it: the rows, and whom to tell."""
+
+    spec: TrainingSpec
+    rows: PreparedRows
+    seed: int
+    leads: bool = True  # of several workers one tells and writes
+    workers: int = 1
+    notes: dict[str, Any] = field(default_factory=dict)
+    _started: float = field(default_factory=time.monotonic)
+    _log: MetricLog | None = None
+
+    def start(self) -> None:
+        if self.leads:
+            facts = self.rows.facts
+            emit("start", rows=facts.rows, validation_rows=facts.validation_rows, workers=self.workers)
+
+    def epoch(self, epoch: Epoch) -> None:
+        """Tell of an epoch. Raises `WorkerFailed` for a loss that is no number, on all workers alike."""
+        if not math.isfinite(epoch.train_loss):
+            raise WorkerFailed(
+                f"The training loss became {epoch.train_loss} in epoch {epoch.epoch}: "
+                "lower the learning rate or look for absurd feature values.",
+                "bad_parameters",
+            )
+        if not self.leads:
+            return
+        emit("epoch", **epoch.model_dump())
+        if self._log is None:
+            self._log = MetricLog(self.spec.tracking)
+        self._log.log(epoch.epoch, epoch.model_dump(exclude={"epoch"}, exclude_none=True))
+
+    def write(self, fitted: Fitted, epochs: list[Epoch], **told: Any) -> TrainingReport | None:
+        """Export, check and write the output folder, where this worker leads; `told`: more fields of the report."""
+        if not self.leads:
+            return None
+        told = {"notes": self.notes, "world_size": self.workers, **told}
+        report = write_output(self.spec, self.rows, fitted, epochs, self._started, told)
+        emit("done", sha256=report.sha256, seconds=round(report.seconds, 2), onnx_difference=report.onnx_difference)
+        return report
+
+
+def main(parameters: type[P], train: Callable[[Task, P], None], arguments: list[str] | None = None) -> int:
     """Run `train` on the spec file named by the only argument. Returns the exit code of the process."""
     try:
-        train(read_spec(arguments))
+        spec = read_spec(sys.argv[1:] if arguments is None else arguments)
+        given = checked(parameters, spec.parameters)
+        train(Task(spec=spec, rows=open_prepared(Path(spec.data)), seed=given.seed), given)
     except ThroughlineError as error:
-        emit("error", message=str(error))
+        emit("error", message=str(error), reason=getattr(error, "reason", "bad_data"))
         return 1
     except Exception as error:  # the process boundary: the log gets the traceback, people get one line
         traceback.print_exc()
-        if type(error).__name__ == "HorovodInternalError":
+        text = " ".join(str(error).split())
+        said = f"{type(error).__name__}: {text}"
+        if _LOST_PEER.search(said):
             return EXIT_LOST_PEER
-        text = str(error).strip().splitlines()
-        emit("error", message=f"{type(error).__name__}: {text[0] if text else 'no further text'}")
+        reason: Reason = "out_of_memory" if _NO_MEMORY.search(said) else "bad_code"
+        emit("error", message=f"{type(error).__name__}: {text[:300] or 'no further text'}", reason=reason)
         return 1
     return 0
 

@@ -64,6 +64,27 @@ class RunOutcome:
         return self.status == "SUCCESS"
 
 
+@dataclass(frozen=True)
+class JobRun:
+    """One run of a job; times are Unix seconds, None while there is none. `results`: metadata of what it made."""
+
+    run_id: str
+    job: str
+    status: str
+    created: float
+    started: float | None
+    ended: float | None
+    config: Mapping[str, Any]
+    results: Mapping[str, Any]
+
+    @property
+    def ended_somehow(self) -> bool:
+        return self.status in ENDED
+
+
+ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
+
+
 class Graph:
     """The webserver of this home. Each method raises `ThroughlineError` when it does not answer."""
 
@@ -116,8 +137,12 @@ class Graph:
         job: str = IMPLICIT_JOB,
         partitions: tuple[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> str:
-        """Start a run of some assets, or of a named job, over a range of partitions (inclusive); returns its id."""
+        """Start a run of some assets, or of a named job, over a range of partitions (inclusive); returns its id.
+
+        `config`: of the run, as in the launchpad.
+        """
         all_tags = dict(tags or {})
         if partitions:
             all_tags[RANGE_START], all_tags[RANGE_END] = partitions
@@ -133,6 +158,7 @@ class Graph:
             params={
                 "selector": selector,
                 "mode": "default",
+                "runConfigData": config or {},
                 "executionMetadata": {"tags": [{"key": k, "value": v} for k, v in sorted(all_tags.items())]},
             },
         )["launchPipelineExecution"]
@@ -148,7 +174,7 @@ class Graph:
         while True:
             status = self._ask(_STATUS, runId=run_id)["runOrError"]["status"]
             cursor = self._tell(run_id, cursor, outcome, on_event)
-            if status in {"SUCCESS", "FAILURE", "CANCELED"}:
+            if status in ENDED:
                 outcome.status = status
                 return outcome
             if time.monotonic() > deadline:
@@ -164,6 +190,25 @@ class Graph:
             {"run_id": r["runId"], "status": r["status"], "tags": {t["key"]: t["value"] for t in r["tags"]}}
             for r in answer["runsOrError"]["results"]
         ]
+
+    def jobs(self, names: Sequence[str], limit: int = 20) -> list[JobRun]:
+        """The newest runs of the named jobs, newest first."""
+        found = [run for name in names for run in self._ask(_JOBS, job=name, limit=limit)["runsOrError"]["results"]]
+        newest = sorted(found, key=lambda run: run["creationTime"], reverse=True)[:limit]
+        return [_job_run(run) for run in newest]
+
+    def job(self, run_id: str) -> JobRun:
+        """One run. Raises when there is none."""
+        run = self._ask(_JOB, runId=run_id)["runOrError"]
+        if "runId" not in run:
+            raise ThroughlineError(f"There is no run {run_id}: `throughline jobs` lists what is.")
+        return _job_run(run)
+
+    def cancel(self, run_id: str) -> None:
+        """Ask a run to end. Raises when it is not under way."""
+        answer = self._ask(_CANCEL, runId=run_id)["terminateRun"]
+        if answer["__typename"] != "TerminateRunSuccess":
+            raise ThroughlineError(f"Run {run_id} was not cancelled: {answer.get('message') or answer['__typename']}")
 
     def sensor_cursor(self, sensor: str) -> str | None:
         """Where a running sensor stands; None before its first tick."""
@@ -195,6 +240,24 @@ class Graph:
         if content.get("errors"):
             raise ThroughlineError(f"Dagster refused a question: {content['errors'][0]['message'].splitlines()[0]}")
         return content["data"]
+
+
+def _job_run(run: Mapping[str, Any]) -> JobRun:
+    results: dict[str, Any] = {}
+    for made in run["assetMaterializations"]:
+        for entry in made["metadataEntries"]:
+            values = [entry.get(name) for name in ("text", "floatValue", "intValue")]
+            results[entry["label"]] = next((value for value in values if value is not None), None)
+    return JobRun(
+        run_id=run["runId"],
+        job=run["jobName"],
+        status=run["status"],
+        created=run["creationTime"],
+        started=run["startTime"],
+        ended=run["endTime"],
+        config=run["runConfig"],
+        results=results,
+    )
 
 
 def _partitions(node: Mapping[str, Any]) -> frozenset[str] | None:
@@ -301,4 +364,26 @@ _SENSOR = """
 query($selector: SensorSelector!) { sensorOrError(sensorSelector: $selector) {
   ... on Sensor { sensorState { typeSpecificData { ... on SensorData { lastCursor lastRunKey } } } }
 } }
+"""
+
+_RUN_FIELDS = """
+  runId jobName status creationTime startTime endTime runConfig
+  assetMaterializations { metadataEntries {
+    label
+    ... on TextMetadataEntry { text }
+    ... on FloatMetadataEntry { floatValue }
+    ... on IntMetadataEntry { intValue }
+  } }
+"""
+
+_JOBS = f"""
+query($job: String!, $limit: Int) {{ runsOrError(filter: {{pipelineName: $job}}, limit: $limit) {{
+  ... on Runs {{ results {{ {_RUN_FIELDS} }} }}
+}} }}
+"""
+
+_JOB = f"query($runId: ID!) {{ runOrError(runId: $runId) {{ ... on Run {{ {_RUN_FIELDS} }} }} }}"
+
+_CANCEL = """
+mutation($runId: String!) { terminateRun(runId: $runId) { __typename ... on Error { message } } }
 """

@@ -14,6 +14,7 @@ from throughline.days import between
 from throughline.graph import AssetState, Key
 
 RELEASE_ROOMS = frozenset({"training", "evaluation", "deployment"})
+SUBMITTED_ROOMS = frozenset({"experiments"})  # what stands there, people ask for
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ def plan_run(states: Sequence[AssetState], first: date, until: date, behind: fro
     `behind`: rooms that were not brought up to `until`, as after a run that ended between a new day's rows and its
     features. Dagster calls those features fresh: they depend on a table, not on its days.
     """
+    states = [state for state in states if state.group not in SUBMITTED_ROOMS]
     wanted = between(first, until)
     days: set[date] = set()
     changed: set[Key] = set()

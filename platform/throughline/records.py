@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -84,8 +84,13 @@ class DatasetRecord(Record):
     rows: int
     numeric: list[str]
     categorical: list[str]
+    service: str = Field("", description="The feature service that gave the features.")
     inputs: list[TableVersion] = Field(description="The pinned versions that were read.")
     holdout_from: datetime = Field(description="Rows whose prediction time is at or after this are never trained on.")
+
+    def at(self, version: int) -> DatasetRecord:
+        """The same rows under another version of their table."""
+        return self.model_copy(update={"table": TableVersion(table=self.table.table, version=version)})
 
 
 class ModelRecord(Record):
@@ -99,7 +104,7 @@ class ModelRecord(Record):
     dataset_fingerprint: str
     trained_until: datetime
     trainer: str
-    parameters: dict[str, str | int | float | bool | list[int]]
+    parameters: dict[str, Any]
 
     @property
     def reference(self) -> str:

@@ -14,7 +14,17 @@ from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from throughline.errors import ThroughlineError
 from throughline.settings import PROJECT_ROOT, Settings
@@ -233,10 +243,73 @@ class Label(_Declared):
     event: str
 
 
+class Resources(_Declared):
+    """Of one worker. Threads follow from `cpu`; memory and GPUs are asked of a cluster."""
+
+    cpu: float = Field(1, gt=0)
+    memory: str = Field("2Gi", pattern=r"^\d+(Mi|Gi)$")
+    gpu: int = Field(0, ge=0)
+
+    @property
+    def threads(self) -> int:
+        return max(1, int(self.cpu))
+
+
+class Choices(_Declared):
+    """A parameter of a search that is one of a list."""
+
+    choices: list[Any] = Field(min_length=2)
+
+
+class Range(_Declared):
+    """A parameter of a search that lies in an interval; whole numbers when both ends are."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _not_upside_down(self) -> Range:
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low} is not below high {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic range begins above 0, not at {self.low}")
+        return self
+
+    @property
+    def whole(self) -> bool:
+        return self.low.is_integer() and self.high.is_integer() and self.high - self.low >= 2
+
+
+Varied = Annotated[
+    Annotated[Choices, Tag("choices")] | Annotated[Range, Tag("range")],
+    Discriminator(lambda said: "choices" if isinstance(said, Choices) or "choices" in dict(said) else "range"),
+]
+
+
 class Trainer(_Declared):
+    """One way to train: a module, what runs it, its parameters, and where a search may look.
+
+    A trainer with `members` combines models that those train first, on the same rows.
+    """
+
     module: str
-    processes: int = Field(ge=1)
-    parameters: dict[str, Any]
+    launcher: Literal["single", "horovod", "elastic", "torchrun"] = "single"
+    processes: int = Field(1, ge=1)
+    min_processes: int | None = Field(None, ge=1, description="With how many an elastic training goes on.")
+    precision: Literal["float32", "bfloat16"] = "float32"
+    resources: Resources = Resources()
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    members: list[str] = Field(default_factory=list)
+    search: dict[str, Varied] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _launcher_fits(self) -> Trainer:
+        if self.launcher == "single" and self.processes != 1:
+            raise ValueError(f"{self.processes} processes under `launcher: single`: take horovod, elastic or torchrun")
+        if self.min_processes is not None and (self.launcher != "elastic" or self.min_processes > self.processes):
+            raise ValueError("min_processes is for `launcher: elastic`, and at most processes")
+        return self
 
 
 class Evaluation(_Declared):
@@ -298,7 +371,8 @@ class UseCase(_Declared):
     prediction: Prediction
     features: Features
     label: Label
-    trainer: Trainer
+    trainer: str = Field(description="The one of `trainers` that is taken when nobody names another.")
+    trainers: dict[str, Trainer] = Field(min_length=1)
     evaluation: Evaluation
     gate: dict[Literal["auc", "log_loss_under_constant", "log_loss_over_champion", "ece"], Bound]
     online: Online = Online()
@@ -312,6 +386,16 @@ class UseCase(_Declared):
             raise ValueError(f"{', '.join(unknown)} used as entity or key but missing under `request`")
         if self.request[self.prediction.time_field].type != "timestamp":
             raise ValueError(f"prediction.time_field {self.prediction.time_field} must be of type timestamp")
+        return self
+
+    @model_validator(mode="after")
+    def _trainers_are_declared(self) -> UseCase:
+        if self.trainer not in self.trainers:
+            raise ValueError(f"trainer {self.trainer} is missing under `trainers`")
+        for name, trainer in self.trainers.items():
+            for member in trainer.members:
+                if member not in self.trainers or self.trainers[member].members:
+                    raise ValueError(f"member {member} of trainer {name} must be a trainer without members")
         return self
 
     @property

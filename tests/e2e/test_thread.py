@@ -28,7 +28,9 @@ from throughline import services
 from throughline.client import example_request
 from throughline.clock import data_clock
 from throughline.featurestore import store
+from throughline.graph import Graph, RunOutcome
 from throughline.lakehouse.table import pin, read
+from throughline.registry import models
 from throughline.requests import row_keys
 from throughline.settings import DEFAULT_PORTS, PROJECT_ROOT, Settings, load_settings
 from throughline.usecase import get_usecase
@@ -230,6 +232,84 @@ def test_the_load_test_of_the_live_endpoint_ends_and_loses_nothing(
     assert result["requests"] > 10
     assert result["failed_share"] == 0
     assert result["events_lost"] == 0
+
+
+def test_a_training_is_submitted_with_a_few_values_and_leaves_the_pipeline_as_it_is(
+    settings: Settings, cli: Cli, first_run: dict[str, Any]
+) -> None:
+    asked = ["train", "flight_delay", "--trainer", "logistic", "--as-of", "2013-03-29", "--set", "C=0.5", "--json"]
+    done = cli(*asked)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["status"] == "SUCCESS"
+    assert told["model"] != first_run["model"]
+    assert told["trainer"] == "logistic"
+    assert 0.6 < told["auc"] < 0.8
+    assert told["log_loss"] < told["constant_log_loss"]
+
+    again = json.loads(cli(*asked).stdout)
+    assert again["model"] == told["model"]  # the same recipe on the same rows
+    by_number = ["train", "flight_delay", "--trainer", "logistic", "--set", "C=0.5", "--json", "--dataset"]
+    assert json.loads(cli(*by_number, told["fingerprint"][:16]).stdout)["model"] == told["model"]
+
+    listed = json.loads(cli("jobs", "--json").stdout)
+    assert [job["model"] for job in listed[:3]] == [told["model"]] * 3
+    logs = cli("jobs", "logs", listed[0]["job"][:8])
+    assert "reused" in logs.stderr
+
+    run = json.loads(cli("run", "--json").stdout)["usecases"][0]
+    assert run["materialised"] == []
+    assert run["model"] == first_run["model"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "problem"),
+    [
+        (["--trainer", "forest"], 1, "Trainer forest is unknown"),
+        (["--trainer", "mlp", "--set", "layers=3"], 2, "Parameter layers is unknown"),
+        (["--trainer", "mlp", "--set", "lr=-1"], 2, "Parameter learning_rate -1"),
+        (["--as-of", "2012-06-01"], 1, "before the data"),
+        (["--as-of", "2014-06-01"], 1, "has not come"),
+        (["--trainer", "logistic", "--as-of", "2013-02-15T12:00:00Z"], 1, "no row with a known label before"),
+        (["--dataset", "0123456789"], 1, "Dataset 0123456789 is not known"),
+        (["--trainer", "mlp", "--set", "lr=1e30", "--set", "epochs=1"], 1, "training loss became"),
+    ],
+)
+def test_a_training_that_cannot_be_is_one_line_and_registers_nothing(
+    settings: Settings, cli: Cli, first_run: dict[str, Any], options: list[str], code: int, problem: str
+) -> None:
+    before = len(models.versions(settings, "flight_delay"))
+    done = cli("train", "flight_delay", *options)
+    assert done.returncode == code
+    told = " ".join(done.stderr.replace("│", " ").split())
+    assert problem in told
+    assert "Traceback" not in told
+    assert len(models.versions(settings, "flight_delay")) == before
+
+
+def test_a_cancelled_training_leaves_no_worker(settings: Settings, cli: Cli, first_run: dict[str, Any]) -> None:
+    def workers() -> list[psutil.Process]:
+        commands = {p: " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])}
+        return [p for p, command in commands.items() if str(settings.home / "training") in command]
+
+    asked = cli("train", "flight_delay", "--trainer", "mlp", "--set", "epochs=5000", "--no-wait", "--json")
+    job = json.loads(asked.stdout)["job"]
+    end = time.monotonic() + 300
+    while "epoch:" not in logged(settings, job) and time.monotonic() < end:
+        time.sleep(1)
+    assert len(workers()) >= 2
+    done = cli("jobs", "cancel", job[:8], "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "CANCELED"
+    assert workers() == []
+    assert cli("jobs", "cancel", job[:8]).returncode == 1  # it has ended
+
+
+def logged(settings: Settings, run_id: str) -> str:
+    """What a run has told so far."""
+    told: list[str] = []
+    Graph(settings)._tell(run_id, None, RunOutcome(run_id, ""), lambda event: told.append(event.message))
+    return "\n".join(told)
 
 
 def test_a_killed_model_server_is_reported_and_the_next_run_recovers(

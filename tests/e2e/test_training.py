@@ -2,119 +2,42 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
-import subprocess
-import sys
 import time
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
-import httpx
 import numpy as np
 import polars as pl
 import psutil
 import pytest
 
+from tests.training_home import write_dataset
 from throughline.errors import ThroughlineError
 from throughline.evaluation.evaluate import evaluate_candidate
 from throughline.evaluation.gate import decide
+from throughline.experiment.recipe import recipe_of
 from throughline.experiment.tracking import client_of, close_abandoned
-from throughline.experiment.train import train_and_register
-from throughline.launch import HorovodLauncher, LaunchFailed
-from throughline.records import DatasetRecord, TableVersion
+from throughline.experiment.train import ATTEMPTS, Run, train_and_register
+from throughline.launch import LaunchFailed
+from throughline.launch.protocol import OnEvent
+from throughline.records import DatasetRecord, ModelRecord
 from throughline.registry import models
 from throughline.registry.served_model import ServedModel
 from throughline.services.ports import free_ports
 from throughline.settings import Settings, load_settings
-from throughline.usecase import get_usecase
+from throughline.usecase import UseCase, get_usecase
 
 pytestmark = pytest.mark.e2e
 
-START = datetime(2013, 1, 1, tzinfo=UTC)
-DAYS, HELD_OUT = 60, 14
-NUMERIC, CATEGORICAL = ["wind", "queue", "gap"], ["origin", "carrier"]
 
-
-def write_dataset(folder: Path, rows: int = 6000) -> DatasetRecord:
-    """A table in the format of `DatasetRecord`, with gaps, an interaction to learn, rows in no order."""
-    draw = np.random.default_rng(7)
-    wind, queue = draw.normal(10, 3, rows), draw.normal(0, 1, rows)
-    carrier = draw.integers(0, 8, rows)
-    chance = 1 / (1 + np.exp(1.6 - 1.2 * queue - 0.2 * (wind - 10) * (carrier > 3)))
-    seconds = draw.integers(0, DAYS * 86400, rows)
-    frame = pl.DataFrame(
-        {
-            "row_key": [f"row-{number:05d}" for number in range(rows)],
-            "prediction_time": [START + timedelta(seconds=int(second)) for second in seconds],
-            "label_available_at": [START + timedelta(seconds=int(second), hours=6) for second in seconds],
-            "label": (draw.random(rows) < chance).astype(np.int64),
-            "wind": wind,
-            "queue": queue,
-            "gap": [None if missing else 1.0 for missing in draw.random(rows) < 0.7],
-            "origin": [None if draw.random() < 0.01 else f"o{number}" for number in draw.integers(0, 3, rows)],
-            "carrier": [f"c{number}" for number in carrier],
-        }
-    )
-    path = folder / "dataset"
-    frame.write_delta(str(path), mode="error")
-    return DatasetRecord(
-        usecase="flight_delay",
-        table=TableVersion(table="flight_delay/training/dataset", version=0),
-        path=str(path),
-        fingerprint="f" * 64,
-        as_of=START + timedelta(days=DAYS),
-        rows=rows,
-        numeric=NUMERIC,
-        categorical=CATEGORICAL,
-        inputs=[],
-        holdout_from=START + timedelta(days=DAYS - HELD_OUT),
-    )
+@pytest.fixture(scope="module")
+def settings(home_with_mlflow: Settings) -> Settings:
+    return home_with_mlflow.model_copy(update={"training_epochs": 2})
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory) -> Settings:
-    """A home of its own with an MLflow server in it."""
-    home = tmp_path_factory.mktemp("home")
-    settings = load_settings(home=home, port_base=free_ports(first=30000), training_epochs=2)
-    settings.mlflow_home.mkdir(parents=True)
-    command = [
-        *(str(Path(sys.executable).with_name("mlflow")), "server", "--workers", "1"),
-        *("--host", "127.0.0.1", "--port", str(settings.port("mlflow"))),
-        *("--backend-store-uri", f"sqlite:///{settings.mlflow_home / 'mlflow.db'}"),
-        *("--default-artifact-root", str(settings.mlflow_home / "artifacts"), "--no-serve-artifacts"),
-    ]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (home / "mlflow.log").open("w") as log:
-        server = subprocess.Popen(
-            command, env={**os.environ, **quiet}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        _wait_for(f"{settings.url('mlflow')}/health", server, home / "mlflow.log")
-        yield settings
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-
-
-def _wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
-    end = time.monotonic() + 90
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            if httpx.get(url, timeout=2).status_code == 200:
-                return
-        except httpx.HTTPError:
-            time.sleep(0.3)
-    pytest.fail(f"MLflow did not start: {log.read_text()[-2000:]}")
-
-
-@pytest.fixture(scope="module")
-def usecase():
+def usecase() -> UseCase:
     return get_usecase("flight_delay")
 
 
@@ -132,8 +55,24 @@ def trained(settings, usecase, dataset):
         (run,) = _runs(settings, usecase, "RUNNING")
         seen.append((event, len(client_of(settings).get_metric_history(run.info.run_id, "train_loss"))))
 
-    record = train_and_register(settings, usecase, dataset, HorovodLauncher(), on_event, {"cause": "a test"})
+    record = train(settings, usecase, dataset, on_event)
     return record, seen
+
+
+def train(
+    settings: Settings,
+    usecase: UseCase,
+    dataset: DatasetRecord,
+    on_event: OnEvent | None = None,
+    force: bool = False,
+    **overrides: Any,
+) -> ModelRecord:
+    """Two workers under horovodrun, and the parameters declared for them."""
+    recipe = recipe_of(settings, usecase, "mlp", overrides)
+    assert (recipe.launcher, recipe.processes) == ("horovod", 2)
+    return train_and_register(
+        Run(settings, on_event, checkpoint_s=0), usecase, dataset, recipe, {"cause": "a test"}, force
+    )
 
 
 def _runs(settings, usecase, status: str) -> list:
@@ -164,9 +103,24 @@ def test_the_registered_version_describes_itself(trained, settings, dataset, tmp
 
 def test_the_same_seed_and_world_give_the_same_file_bit_by_bit(trained, settings, usecase, dataset):
     record, _ = trained
-    again = train_and_register(settings, usecase, dataset, HorovodLauncher())
+    again = train(settings, usecase, dataset, force=True)
     assert again.version == record.version + 1
     assert again.sha256 == record.sha256
+
+
+def test_the_same_recipe_on_the_same_rows_is_not_trained_again(trained, settings, usecase, dataset):
+    record, _ = trained
+    before = len(models.versions(settings, usecase.name))
+    told = []
+    again = train(settings, usecase, dataset, told.append)
+    assert again.sha256 == record.sha256
+    assert [event["event"] for event in told] == ["reused"]
+    assert told[0]["model"] == again.reference
+    assert len(models.versions(settings, usecase.name)) == before
+    # other rows, other parameters: another recipe
+    other = dataset.model_copy(update={"fingerprint": "0" * 64})
+    assert train(settings, usecase, other).version == before + 1
+    assert train(settings, usecase, dataset, seed=7).version == before + 2
 
 
 def test_an_evaluation_of_the_registered_file_passes_or_fails_by_its_own_numbers(trained, settings, usecase, dataset):
@@ -178,27 +132,51 @@ def test_an_evaluation_of_the_registered_file_passes_or_fails_by_its_own_numbers
     assert [rule.verdict for rule in decision.rules if rule.rule == "evaluation"] == ["pass"]
 
 
-def test_a_worker_killed_half_way_is_one_error_a_failed_run_and_no_version(trained, settings, usecase, dataset):
-    before = len(models.versions(settings, usecase.name))
-    workers = []
+def test_a_worker_killed_half_way_costs_the_time_since_the_last_checkpoint(trained, settings, usecase, dataset):
+    """The launch is started again, goes on from the checkpoint, and ends bit by bit as if nothing had happened."""
+    told, killed = [], []
 
     def kill_one(event: dict) -> None:
-        if event["event"] == "epoch" and not workers:
-            told = [p for p in psutil.Process().children(recursive=True) if usecase.trainer.module in _command(p)]
-            workers.extend(p for p in told if "guard" not in _command(p) and "horovodrun" not in _command(p))
-            workers[-1].kill()
+        told.append(event)
+        if event["event"] == "checkpoint" and not killed:
+            killed.extend(workers_of(usecase.trainers["mlp"].module))
+            killed[-1].kill()
+
+    long = {"epochs": 12, "batch_size": 64}
+    interrupted = train(settings, usecase, dataset, kill_one, **long)
+    assert len(killed) == 2
+    assert [event["attempt"] for event in told if event["event"] == "retry"] == [2]
+    epochs = [event["epoch"] for event in told if event["event"] == "epoch"]
+    assert epochs == sorted(epochs)  # it did not begin again
+    assert train(settings, usecase, dataset, force=True, **long).sha256 == interrupted.sha256
+    assert not list((settings.home / "training" / "checkpoints").iterdir())
+
+
+def test_a_worker_that_is_killed_again_and_again_is_one_error_a_failed_run_and_no_version(
+    trained, settings, usecase, dataset
+):
+    before = len(models.versions(settings, usecase.name))
+    killed = []
+
+    def kill_one(event: dict) -> None:
+        if event["event"] == "start":
+            killed.extend(workers_of(usecase.trainers["mlp"].module))
+            killed[-1].kill()
 
     with pytest.raises(LaunchFailed, match="SIGKILL") as failure:
-        train_and_register(
-            settings, usecase, dataset, HorovodLauncher(), kill_one, overrides={"epochs": 500, "batch_size": 16}
-        )
-    assert failure.value.reason == "killed"
-    assert len(workers) == 2
-    assert not any(p.is_running() for p in workers)
+        train(settings, usecase, dataset, kill_one, epochs=500, batch_size=16)
+    assert failure.value.reason == "lost_worker"
+    assert len(killed) == 2 * ATTEMPTS
+    assert not any(p.is_running() for p in killed)
     assert len(models.versions(settings, usecase.name)) == before
     assert not _runs(settings, usecase, "RUNNING")
     assert any("SIGKILL" in run.data.tags["throughline.error"] for run in _runs(settings, usecase, "FAILED"))
-    assert not list((settings.home / "training").iterdir())
+    assert not list((settings.home / "training" / "runs").iterdir())
+
+
+def workers_of(module: str) -> list[psutil.Process]:
+    told = [p for p in psutil.Process().children(recursive=True) if module in _command(p)]
+    return [p for p in told if "guard" not in _command(p) and "horovodrun" not in _command(p)]
 
 
 def _command(process: psutil.Process) -> str:
@@ -209,8 +187,8 @@ def _command(process: psutil.Process) -> str:
 
 
 def test_a_parameter_nobody_declared_is_refused_before_anything_starts(settings, usecase, dataset):
-    with pytest.raises(ThroughlineError, match=r"layers unknown.*known are epochs"):
-        train_and_register(settings, usecase, dataset, HorovodLauncher(), overrides={"layers": 3})
+    with pytest.raises(ThroughlineError, match=r"layers is unknown; known are seed, epochs"):
+        train(settings, usecase, dataset, layers=3)
 
 
 def test_a_version_registered_twice_from_one_run_is_one_version(trained, settings):
@@ -295,5 +273,5 @@ def test_mlflow_that_does_not_answer_is_named_at_once(usecase, dataset, tmp_path
     nobody = load_settings(home=tmp_path, port_base=free_ports(first=30000))
     begun = time.monotonic()
     with pytest.raises(ThroughlineError, match=r"MLflow does not answer.*throughline up"):
-        train_and_register(nobody, usecase, dataset, HorovodLauncher())
+        train(nobody, usecase, dataset)
     assert time.monotonic() - begun < 5

@@ -93,7 +93,12 @@ def test_only_assets_import_dagster() -> None:
 
 # No use case but in its own places
 
-OF_THE_USE_CASE = ("features/flight_delay/", "features/models/flight_delay/", "training/flight_delay/", "usecases/")
+OF_THE_USE_CASE = (
+    "features/flight_delay/",
+    "features/models/flight_delay/",
+    "training/flight_delay/",
+    "usecases/",
+)
 NAMED_WITH_REASON = {
     "features/dbt_project.yml": "dbt asks for each folder's schema there",
     "deploy/environment.sh": "its `preflight`",
@@ -123,6 +128,9 @@ def test_the_rules_about_names_would_notice() -> None:
 ENVIRONMENT_READERS = {
     "platform/throughline/settings.py": "the place for it",
     "platform/throughline/doctor.py": "JAVA_HOME is Spark's variable",
+    "platform/throughline/launch/guard.py": "which worker it guards, the launcher says there",
+    "training/trainers/keras_mlp.py": "tells Keras its backend, which Keras reads at import",
+    "training/world.py": "which engine connects the workers, the launcher says there",
     "platform/throughline/launch/local.py": "hands a chosen part of its own environment to workers",
     "platform/throughline/services/daemon.py": "hands its own environment to supervisord",
     "platform/throughline/experiment/tracking.py": "switches MLflow's telemetry off, which MLflow reads at import",

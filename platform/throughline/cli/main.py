@@ -13,7 +13,7 @@ from pathlib import Path
 
 import typer
 
-from throughline.cli import features, services, validate
+from throughline.cli import features, services, train, validate
 from throughline.cli.advance import advance
 from throughline.cli.predict import predict
 from throughline.cli.push import push
@@ -34,6 +34,9 @@ services.register(app)
 app.command()(predict)
 app.command()(push)
 app.command()(advance)
+app.command()(train.train)
+app.add_typer(train.app, name="jobs")
+app.command()(train.reproduce)
 app.add_typer(features.app, name="features")
 app.add_typer(validate.app, name="validate")
 

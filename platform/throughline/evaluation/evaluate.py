@@ -19,6 +19,7 @@ from throughline.errors import ThroughlineError
 from throughline.evaluation.metrics import metrics_of
 from throughline.evaluation.plots import reliability_plot
 from throughline.experiment.tracking import client_of
+from throughline.lakehouse.table import scan
 from throughline.records import DatasetRecord, EvaluationRecord, Metrics, ModelRecord
 from throughline.registry import models
 from throughline.registry.served_model import ServedModel
@@ -53,7 +54,7 @@ def evaluate_candidate(
 
 def read_rows(dataset: DatasetRecord) -> tuple[pl.DataFrame, float]:
     """The held-out rows, and the base rate of the rows that could have been trained on (NaN when there are none)."""
-    frame = pl.read_delta(dataset.path, version=dataset.table.version)
+    frame = scan(dataset.path, dataset.table.version).collect()
     holdout = frame.filter(pl.col("prediction_time") >= dataset.holdout_from)
     before = frame.filter(
         (pl.col("prediction_time") < dataset.holdout_from) & (pl.col("label_available_at") < dataset.holdout_from)

@@ -6,9 +6,12 @@ a text was stored). Does not own: what the content is used for. Digests are hex 
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
 import importlib.util
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -68,6 +71,63 @@ def fingerprint_code(places: Iterable[Path | str]) -> str:
             digest.update(f"{label}/{file.relative_to(base).as_posix()} {len(content)}\n".encode())
             digest.update(content)
     return digest.hexdigest()
+
+
+def imports_of(module: str, ours: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(our modules, foreign top-level names) that a module imports, directly or through ours, anywhere in the code.
+
+    Read from source, nothing is imported. `ours`: packages whose modules are followed. What a package's `__init__`
+    imports counts only where the package itself is imported by name: ours hold no code but what they pass on.
+    """
+    found, foreign, waiting = set(), set(), [module]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        for imported in _imported(name):
+            top = imported.partition(".")[0]
+            if top not in ours:
+                foreign.add(top)
+            else:
+                waiting.append(imported)
+    return sorted(found), sorted(foreign - set(sys.stdlib_module_names))
+
+
+def fingerprint_imports(module: str, ours: Sequence[str]) -> str:
+    """Digest of a module's source and of all it imports from our packages."""
+    digest = hashlib.sha256(f"{RULES}\n".encode())
+    for name in imports_of(module, ours)[0]:
+        content = _file_of(name).read_bytes().replace(b"\r\n", b"\n")
+        digest.update(f"{name} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _imported(module: str) -> Iterator[str]:
+    file = _file_of(module)
+    if file is None:
+        raise ThroughlineError(f"Module {module} is not installed: correct its name.")
+    for node in ast.walk(ast.parse(file.read_text(), str(file))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                # a name in a package may be a module of it, or an object of its __init__
+                within = f"{node.module}.{alias.name}"
+                yield within if _file_of(within) else node.module
+
+
+@functools.cache
+def _file_of(module: str) -> Path | None:
+    """The source of a module. Only its top package is asked of the import system, which would import all above it."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or not spec.submodule_search_locations:
+        return Path(spec.origin) if spec and spec.origin and not rest else None
+    path = Path(next(iter(spec.submodule_search_locations))).joinpath(*rest)
+    candidates = [path / "__init__.py", path.with_suffix(".py")] if rest else [path / "__init__.py"]
+    return next((file for file in candidates if file.is_file()), None)
 
 
 def combine(*parts: str) -> str:

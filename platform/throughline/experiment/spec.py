@@ -1,4 +1,4 @@
-"""What a training is told and what it reports: the two JSON files between the platform and a training module.
+"""What a training is told and what it reports: the JSON files between the platform and a trainer.
 
 Owns: their words. Does not own: how workers are started (`launch/`) or what they do (`training/`).
 """
@@ -6,11 +6,11 @@ Owns: their words. Does not own: how workers are started (`launch/`) or what the
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
-from throughline.records import DatasetRecord, Record
+from throughline.records import Record
 
 SPEC_FILE, MODEL_FILE, REPORT_FILE = "spec.json", "model.onnx", "report.json"
 
@@ -22,24 +22,47 @@ class Tracking(Record):
     run_id: str
 
 
+class Member(Record):
+    """A trained model that an ensemble is made of."""
+
+    name: str
+    output: str = Field(description="Folder with its model.onnx and report.json.")
+
+
 class TrainingSpec(Record):
     """Everything one training needs; a file of this is all a worker gets."""
 
-    dataset: DatasetRecord
+    data: str = Field(description="Folder of prepared rows, see `prepared.py`.")
     parameters: dict[str, Any]
     output: str = Field(description="Folder that will hold model.onnx and report.json, all or nothing.")
+    checkpoint: str | None = Field(None, description="Folder from which a restarted training goes on.")
+    checkpoint_s: float = Field(5.0, ge=0, description="Seconds between two checkpoints, at least.")
     tracking: Tracking | None = None
     threads: int = Field(1, ge=1, description="CPU threads per worker.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Of the forward pass; weights and sums stay float32."
+    )
+    members: list[Member] = Field(default_factory=list)
 
 
 class Epoch(Record):
-    """Means over all rows and workers; losses are log losses in nats."""
+    """Means over all rows and workers; losses are log losses in nats. An epoch may be a round of boosting."""
 
     epoch: int
     train_loss: float
     validation_loss: float | None
     samples_per_s: float
     seconds: float
+    data_share: float | None = Field(None, description="Part of the time that went into fetching rows.")
+
+
+class Interruption(Record):
+    """Workers were lost or came back: where the training stood, and what it cost."""
+
+    epoch: int
+    workers: int = Field(description="How many there were afterwards.")
+    seconds_lost: float = Field(description="From the last commit until training went on, work thrown away included.")
 
 
 class TrainingReport(Record):
@@ -53,5 +76,11 @@ class TrainingReport(Record):
     trained_until: datetime = Field(description="Latest prediction time among the rows trained on.")
     world_size: int
     epochs: list[Epoch]
+    validation_log_loss: float | None = Field(description="Of the exported model; None without validation rows.")
+    validation_auc: float | None
     onnx_difference: float = Field(description="Largest difference between ONNX and framework on real rows.")
     seconds: float
+    device: str = "cpu"
+    resumed_at: float | None = Field(None, description="Epochs already done when a checkpoint was taken up.")
+    interruptions: list[Interruption] = Field(default_factory=list)
+    notes: dict[str, Any] = Field(default_factory=dict, description="What the trainer itself found worth telling.")

@@ -42,18 +42,30 @@ def client_of(settings: Settings) -> MlflowClient:
 
 @contextmanager
 def tracked_run(
-    client: MlflowClient, experiment: str, tags: Mapping[str, str], parameters: Mapping[str, Any]
+    client: MlflowClient,
+    experiment: str,
+    tags: Mapping[str, str],
+    parameters: Mapping[str, Any],
+    resume: str | None = None,
 ) -> Iterator[str]:
     """A run for the time of the block: FINISHED after it, FAILED (with the reason as a tag) when it raises.
 
-    First, runs of this experiment whose process is gone from this machine are marked FAILED.
+    `resume`: the run to go on with instead of a new one. First, runs of this experiment whose process is gone from
+    this machine are marked FAILED.
     """
+    from mlflow.entities import Param
+
     experiment_id = _experiment(client, experiment)
     close_abandoned(client, experiment_id)
-    run_id = client.create_run(experiment_id, tags={**tags, _OWNER: _me()}).info.run_id
+    if resume is None:
+        run_id = client.create_run(experiment_id, tags={**tags, _OWNER: _me()}).info.run_id
+    else:
+        run_id = resume
+        client.set_tag(run_id, _OWNER, _me())
+        client.update_run(run_id, status="RUNNING")
     try:
-        for name, value in sorted(parameters.items()):
-            client.log_param(run_id, name, value)
+        if resume is None:
+            client.log_batch(run_id, params=[Param(name, str(value)) for name, value in sorted(parameters.items())])
         yield run_id
     except BaseException as error:  # also an interrupt: the run must not stand as RUNNING for ever
         client.set_tag(run_id, "throughline.error", str(error) or type(error).__name__)

@@ -1,21 +1,37 @@
-"""From a training dataset to a registered model version: run, launch, register.
+"""From a training dataset to a registered model version: prepare, launch, register; once for the same recipe and rows.
 
-Owns: the order of these steps and what is recorded about them. Does not own: any one of them.
+Owns: the order of these steps, what is tried again, and what is recorded about them. Does not own: any one of them.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from throughline.errors import ThroughlineError
-from throughline.experiment.fingerprint import combine, fingerprint_code
-from throughline.experiment.spec import MODEL_FILE, REPORT_FILE, SPEC_FILE, Tracking, TrainingReport, TrainingSpec
+from throughline.experiment.prepare import prepare
+from throughline.experiment.recipe import Recipe, flat
+from throughline.experiment.revision import Revision, current_revision
+from throughline.experiment.spec import (
+    MODEL_FILE,
+    REPORT_FILE,
+    SPEC_FILE,
+    Member,
+    Tracking,
+    TrainingReport,
+    TrainingSpec,
+)
 from throughline.experiment.tracking import client_of, tracked_run
-from throughline.launch.protocol import Launcher, LaunchSpec, OnEvent
+from throughline.launch.local import LAUNCHERS
+from throughline.launch.protocol import RETRIED, Launcher, LaunchFailed, LaunchSpec, OnEvent
 from throughline.records import DatasetRecord, ModelRecord
 from throughline.registry import models
 from throughline.settings import PROJECT_ROOT, Settings
@@ -24,102 +40,214 @@ from throughline.usecase import UseCase
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-
-def training_parameters(settings: Settings, usecase: UseCase, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The declaration's parameters, the settings' epochs, then `overrides`. Raises for a name nobody declared."""
-    declared = dict(usecase.trainer.parameters)
-    if unknown := sorted(set(overrides) - set(declared)):
-        raise ThroughlineError(
-            f"Parameter(s) {', '.join(unknown)} unknown to {usecase.trainer.module}: known are {', '.join(declared)}."
-        )
-    if settings.training_epochs is not None and "epochs" in declared:
-        declared["epochs"] = settings.training_epochs
-    return {**declared, **overrides}
+ATTEMPTS = 3
+PREPARED_KEPT = 8
+RECIPE_TAG = "throughline.recipe_fingerprint"
+DATASET_FILE, RECIPE_FILE = "dataset.json", "recipe.json"
 
 
-def code_fingerprint(usecase: UseCase) -> str:
-    """Digest of what a training runs: the trainer's package, the common part, the graph put in front of the model."""
-    package = usecase.trainer.module.split(".")[0]
-    return fingerprint_code([package, "throughline.registry.onnx_graph"])
+@dataclass(frozen=True)
+class Run:
+    """What a training meets on its way: where workers run, who is told, who may stop it."""
+
+    settings: Settings
+    on_event: OnEvent | None = None
+    cancelled: Callable[[], bool] | None = None
+    launchers: Mapping[str, Launcher] = field(default_factory=lambda: LAUNCHERS)
+    checkpoint_s: float = 5.0
+
+    def tell(self, event: str, **values: Any) -> None:
+        if self.on_event:
+            self.on_event({"event": event, **values})
+
+    @property
+    def folder(self) -> Path:
+        return self.settings.home / "training"
 
 
 def train_and_register(
-    settings: Settings,
+    run: Run,
     usecase: UseCase,
     dataset: DatasetRecord,
-    launcher: Launcher,
-    on_event: OnEvent | None = None,
+    recipe: Recipe,
     tags: Mapping[str, str] | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    cancelled: Callable[[], bool] | None = None,
+    force: bool = False,
 ) -> ModelRecord:
-    """Train on `dataset` and register the result. Raises `LaunchFailed` when a worker fails, with the run FAILED.
+    """Train and register the result, or return the version that the same recipe on the same rows already gave.
 
-    `tags` go to run and version (the cause of a retraining, the orchestrator's run id); no secrets.
+    `tags` go to run and version (the cause of a retraining, the orchestrator's run id); no secrets. Raises
+    `LaunchFailed` when a worker fails for good, with the run FAILED and nothing registered.
     """
-    parameters = training_parameters(settings, usecase, overrides or {})
-    processes = settings.training_processes or usecase.trainer.processes
-    code = code_fingerprint(usecase)
+    client = client_of(run.settings)
+    identity = recipe.on(dataset.fingerprint)
+    with alone(run, identity):
+        if not force and (known := models.with_tag(run.settings, usecase.name, RECIPE_TAG, identity)):
+            run.tell("reused", model=known.reference, note="same data, code and parameters; --force trains again")
+            return known
+        return _train(run, client, usecase, dataset, recipe, identity, tags or {})
+
+
+def _train(
+    run: Run,
+    client: MlflowClient,
+    usecase: UseCase,
+    dataset: DatasetRecord,
+    recipe: Recipe,
+    identity: str,
+    tags: Mapping[str, str],
+) -> ModelRecord:
+    revision = current_revision(PROJECT_ROOT)
     described = {
-        **(tags or {}),
+        **tags,
         "throughline.usecase": usecase.name,
         "throughline.dataset_fingerprint": dataset.fingerprint,
         "throughline.dataset_table": str(dataset.table),
-        "throughline.code_fingerprint": code,
-        "throughline.recipe_fingerprint": combine(
-            dataset.fingerprint, code, json.dumps(parameters, sort_keys=True), str(processes)
-        ),
+        "throughline.code_fingerprint": recipe.code,
+        "throughline.revision": str(revision),
+        "throughline.lock": revision.lock,
+        "throughline.trainer": recipe.trainer,
+        RECIPE_TAG: identity,
     }
-    client = client_of(settings)
-    logged = {**parameters, "processes": processes, "trainer": usecase.trainer.module}
-    with tracked_run(client, usecase.name, described, logged) as run_id:
-        folder = settings.home / "training" / run_id
-        folder.mkdir(parents=True)
+    with tracked_run(client, usecase.name, described, flat(recipe)) as run_id:
+        work = run.folder / "runs" / run_id
+        work.mkdir(parents=True)
         try:
-            spec = LaunchSpec(
-                module=usecase.trainer.module,
-                parameters=folder / SPEC_FILE,
-                processes=processes,
-                timeout_s=settings.step_timeout_s,
-                log=settings.logs / "training" / f"{run_id}.log",
-                workdir=PROJECT_ROOT,
-            )
-            output = folder / "output"
-            tracking = Tracking(uri=settings.url("mlflow"), run_id=run_id)
-            told = TrainingSpec(dataset=dataset, parameters=parameters, output=str(output), tracking=tracking)
-            spec.parameters.write_text(told.model_dump_json(indent=2))
+            _record(client, run_id, work, dataset, recipe, revision)
             try:
-                launcher.run(spec, on_event, cancelled)
+                report = fit(run, dataset, recipe, work / "output", run_id=run_id)
             finally:
-                _keep(client, run_id, spec.log, spec.parameters)
-            report = _report(output)
-            _keep(client, run_id, output / REPORT_FILE)
+                for log in sorted((run.settings.logs / "training").glob(f"{run_id}*.log")):
+                    client.log_artifact(run_id, str(log), "training")
+            client.log_artifact(run_id, str(work / "output" / REPORT_FILE), "training")
             return models.register(
-                settings,
+                run.settings,
                 name=usecase.name,
                 run_id=run_id,
-                file=output / MODEL_FILE,
+                file=work / "output" / MODEL_FILE,
                 dataset_fingerprint=dataset.fingerprint,
                 trained_until=report.trained_until,
-                trainer=usecase.trainer.module,
-                # The spec's numbers and what else decides them, so that a version can be rebuilt from its record.
-                parameters={**parameters, "processes": processes},
+                trainer=recipe.trainer,
+                parameters=recipe.parameters,
                 tags={**described, "throughline.base_rate": repr(report.base_rate)},
             )
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def fit(
+    run: Run,
+    dataset: DatasetRecord,
+    recipe: Recipe,
+    output: Path,
+    *,
+    run_id: str | None = None,
+    validation_from: datetime | None = None,
+    name: str = "",
+) -> TrainingReport:
+    """Train without registering: leaves model.onnx and report.json in `output`.
+
+    `run_id`: the MLflow run that is told of metrics. `validation_from`: see `prepare.py`. A training that loses a
+    worker is started again and goes on from its last checkpoint.
+    """
+    members = []
+    for member in recipe.members:
+        place = output.with_name(f"{output.name}-{member.trainer}")
+        told = replace(run, on_event=_named(run.on_event, member.trainer))
+        fit(told, dataset, member, place, run_id=run_id, validation_from=validation_from, name=member.trainer)
+        members.append(Member(name=member.trainer, output=str(place)))
+    data = prepare(run.folder / "prepared", dataset, recipe.seed, validation_from)
+    _forget_oldest(run.folder / "prepared", data)
+    checkpoint = run.folder / "checkpoints" / f"{recipe.on(dataset.fingerprint)[:32]}-{data.name}"
+    spec = output.with_name(f"{output.name}-{SPEC_FILE}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # Members share the run's metrics; under one name they would overwrite each other's.
+    tracking = Tracking(uri=run.settings.url("mlflow"), run_id=run_id) if run_id and not name else None
+    told = TrainingSpec(
+        data=str(data),
+        parameters=recipe.parameters,
+        output=str(output),
+        checkpoint=str(checkpoint),
+        checkpoint_s=run.checkpoint_s,
+        tracking=tracking,
+        threads=recipe.threads,
+        precision=recipe.precision,
+        members=members,
+    )
+    spec.write_text(told.model_dump_json(indent=2))
+    suffix = "-".join(part for part in (run_id or output.parent.name, name) if part)
+    launch = LaunchSpec(
+        module=recipe.module,
+        parameters=spec,
+        processes=recipe.processes,
+        min_processes=recipe.min_processes,
+        timeout_s=run.settings.step_timeout_s,
+        log=run.settings.logs / "training" / f"{suffix}.log",
+        workdir=PROJECT_ROOT,
+    )
+    _launch(run, recipe, launch)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    return _report(output)
+
+
+def _launch(run: Run, recipe: Recipe, launch: LaunchSpec) -> None:
+    launcher = run.launchers[recipe.launcher]
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            launcher.run(launch, run.on_event, run.cancelled)
+            return
+        except LaunchFailed as failure:
+            if failure.reason not in RETRIED or attempt == ATTEMPTS:
+                raise
+            run.tell("retry", attempt=attempt + 1, of=ATTEMPTS, reason=failure.reason)
+
+
+def _named(on_event: OnEvent | None, name: str) -> OnEvent | None:
+    return on_event and (lambda event: on_event({"event": event["event"], "member": name, **event}))
+
+
+@contextmanager
+def alone(run: Run, identity: str) -> Iterator[None]:
+    """Of two that want the same thing the second waits, and then finds what the first has made."""
+    folder = run.folder / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / identity).open("w") as lock:
+        told = False
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if run.cancelled is not None and run.cancelled():
+                    raise ThroughlineError("Cancelled while waiting for a training of the same recipe.") from None
+                if not told:
+                    run.tell("waiting", note="somebody else is at the very same thing")
+                told = True
+                time.sleep(0.5)
+        yield
+
+
+def _forget_oldest(folder: Path, used: Path) -> None:
+    """Prepared rows can be made again; what was used last stays."""
+    used.touch()
+    by_age = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    for path in by_age[:-PREPARED_KEPT]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _record(
+    client: MlflowClient, run_id: str, work: Path, dataset: DatasetRecord, recipe: Recipe, revision: Revision
+) -> None:
+    """What a version is rebuilt from (`reproduce.py`), kept with the run before anything is started."""
+    for name, content in ((DATASET_FILE, dataset), (RECIPE_FILE, recipe)):
+        (work / name).write_text(content.model_dump_json(indent=2))
+        client.log_artifact(run_id, str(work / name), "training")
+    client.set_tag(run_id, "mlflow.source.git.commit", revision.commit or "unknown")
 
 
 def _report(output: Path) -> TrainingReport:
     try:
-        return TrainingReport.model_validate_json((output / REPORT_FILE).read_text())
+        return TrainingReport.model_validate(json.loads((output / REPORT_FILE).read_text()))
     except (OSError, ValueError) as error:
         raise ThroughlineError(
-            f"The trainer ended well but left no valid {REPORT_FILE}: `training.loop` shows what a trainer writes."
+            f"The trainer ended well but left no valid {REPORT_FILE}: `training.worker` shows what a trainer writes."
         ) from error
-
-
-def _keep(client: MlflowClient, run_id: str, *files: Path) -> None:
-    for file in files:
-        if file.exists():
-            client.log_artifact(run_id, str(file), "training")

@@ -17,7 +17,7 @@ from throughline.errors import ThroughlineError
 from throughline.experiment.fingerprint import combine, fingerprint_frame
 from throughline.featurestore.spine import as_known
 from throughline.featurestore.store import historical
-from throughline.lakehouse.table import read, replace_all
+from throughline.lakehouse.table import history, read, replace_all, scan
 from throughline.records import DatasetRecord, FeatureStoreRecord, TableVersion
 from throughline.requests import row_keys
 from throughline.settings import Settings
@@ -25,6 +25,7 @@ from throughline.usecase import UseCase, load_object
 
 LAYER, TABLE = "training", "dataset"
 KEY, TIME = "row_key", "prediction_time"
+NOTE = "throughline.dataset"  # in the notes of a commit: the record, without the version that the commit itself is
 PART_ROWS = 2_000_000
 
 
@@ -90,26 +91,55 @@ def _written(
     fixed = [KEY, TIME, "label_available_at", "label", *categorical]
     numeric = [name for name in dataset.collect_schema() if name not in fixed]
     holdout_from = as_of - usecase.evaluation.holdout
-    identity = combine(
-        fingerprint_frame(dataset, [KEY]),
-        *numeric,
-        "|",
-        *categorical,
-        holdout_from.isoformat(),
-        usecase.features.service,
-    )
+    service = usecase.features.service
     path = settings.table_path(usecase.name, LAYER, TABLE)
     inputs = [*store.sources, store.spine]
-    version = replace_all(path, dataset, {"fingerprint": identity}, inputs=inputs)
-    return DatasetRecord(
+    said = DatasetRecord(
         usecase=usecase.name,
-        table=TableVersion(table=f"{usecase.name}/{LAYER}/{TABLE}", version=version),
+        table=TableVersion(table=f"{usecase.name}/{LAYER}/{TABLE}", version=-1),  # what it will be, the commit says
         path=str(path),
-        fingerprint=identity,
+        fingerprint=identity(dataset, numeric, categorical, holdout_from, service),
         as_of=as_of,
         rows=dataset.select(pl.len()).collect().item(),
         numeric=numeric,
         categorical=categorical,
+        service=service,
         inputs=inputs,
         holdout_from=holdout_from,
     )
+    notes = {"fingerprint": said.fingerprint, NOTE: said.model_dump_json()}
+    version = replace_all(path, dataset, notes, inputs=inputs)
+    return said.at(version)
+
+
+def identity(
+    rows: pl.LazyFrame, numeric: list[str], categorical: list[str], holdout_from: datetime, service: str
+) -> str:
+    """Fingerprint of a dataset: its rows, which columns are features, what is held out, and the feature service."""
+    return combine(fingerprint_frame(rows, [KEY]), *numeric, "|", *categorical, holdout_from.isoformat(), service)
+
+
+def identity_of(record: DatasetRecord) -> str:
+    """The fingerprint of what stands at the recorded version now, of the columns that the record names."""
+    fixed = [KEY, TIME, "label_available_at", "label"]
+    rows = scan(record.path, record.table.version).select(*fixed, *record.numeric, *record.categorical)
+    return identity(rows, record.numeric, record.categorical, record.holdout_from, record.service)
+
+
+def find_dataset(
+    settings: Settings, usecase: UseCase, fingerprint: str | None = None, version: int | None = None
+) -> DatasetRecord:
+    """An earlier dataset of the use case by its fingerprint (or how that begins), or by its table's version."""
+    path = settings.table_path(usecase.name, LAYER, TABLE)
+    wanted = fingerprint or f"{usecase.name}/{LAYER}/{TABLE}@{version}"
+    found = {}
+    for commit in history(path):
+        if NOTE not in commit.notes:
+            continue
+        record = DatasetRecord.model_validate_json(commit.notes[NOTE]).at(commit.version)
+        if commit.version == version or (fingerprint and record.fingerprint.startswith(fingerprint)):
+            found.setdefault(record.fingerprint, record)
+    if len(found) != 1:
+        problem = "is not known" if not found else f"is the beginning of {len(found)} fingerprints"
+        raise ThroughlineError(f"Dataset {wanted} {problem}: `throughline train` without it makes one as of now.")
+    return next(iter(found.values()))

@@ -126,7 +126,7 @@ def read_origin(path: Location) -> Origin | None:
 
 
 def model_code(manifest: Mapping[str, Any], unique_id: str) -> str:
-    """Digest of a dbt model's SQL with all the project's own macros that it uses, directly or not."""
+    """Digest of a dbt model's SQL and meta with all the project's own macros that it uses, directly or not."""
     node = manifest["nodes"][unique_id]
     project, macros = node["package_name"], manifest["macros"]
     used: set[str] = set()
@@ -138,7 +138,8 @@ def model_code(manifest: Mapping[str, Any], unique_id: str) -> str:
             continue
         used.add(name)
         following += macros[name]["depends_on"]["macros"]
-    return combine(node["raw_code"], *(macros[name]["macro_sql"] for name in sorted(used)))
+    meta = json.dumps(node["config"].get("meta", {}), sort_keys=True)
+    return combine(node["raw_code"], meta, *(macros[name]["macro_sql"] for name in sorted(used)))
 
 
 def plan_builds(

@@ -105,6 +105,17 @@ def versions(settings: Settings, name: str) -> list[ModelRecord]:
     return sorted((_record(v) for v in found if _TAG + "sha256" in v.tags), key=lambda record: record.version)
 
 
+def with_tag(settings: Settings, name: str, tag: str, value: str) -> ModelRecord | None:
+    """The newest version whose tag has this value, or None."""
+    found = client_of(settings).search_model_versions(f"name = '{name}' and tag.`{tag}` = '{value}'")
+    return _record(max(found, key=lambda version: int(version.version))) if found else None
+
+
+def tags_of(settings: Settings, record: ModelRecord) -> dict[str, str]:
+    """What was said of a version when it was registered."""
+    return dict(client_of(settings).get_model_version(record.name, str(record.version)).tags)
+
+
 def dataset_tables(settings: Settings, name: str) -> dict[str, str]:
     """NAME/VERSION -> TABLE@VERSION of the dataset it was trained on. Raises when a version does not say it."""
     tags = {

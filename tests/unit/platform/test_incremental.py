@@ -139,9 +139,16 @@ def test_an_origin_survives_the_commit_it_stands_in() -> None:
     assert Origin.from_json(origin.to_json()) == origin
 
 
-def test_the_code_of_a_model_is_its_sql_and_every_macro_behind_it() -> None:
+def test_the_code_of_a_model_is_its_sql_its_meta_and_every_macro_behind_it() -> None:
     def manifest(**sql: str) -> dict[str, Any]:
-        text = {"model": "m", "near": "n", "far": "f", "other": "o", "materialization_days_spark": "d", **sql}
+        text = {
+            "model": "m",
+            "near": "n",
+            "far": "f",
+            "other": "o",
+            "materialization_days_spark": "d",
+            "grid": "g",
+        } | sql
         uses = {"near": ["macro.p.far"], "far": ["macro.dbt.builtin"]}
         macros = {
             f"macro.p.{name}": {
@@ -152,12 +159,12 @@ def test_the_code_of_a_model_is_its_sql_and_every_macro_behind_it() -> None:
         node = {
             "package_name": "p",
             "raw_code": text["model"],
-            "config": {"materialized": "days"},
+            "config": {"materialized": "days", "meta": {"grid": text["grid"]}},
             "depends_on": {"macros": ["macro.p.near"]},
         }
         return {"nodes": {"model.p.m": node}, "macros": macros}
 
     code = model_code(manifest(), "model.p.m")
     assert code == model_code(manifest(other="changed"), "model.p.m")
-    for part in ("model", "near", "far", "materialization_days_spark"):
+    for part in ("model", "grid", "near", "far", "materialization_days_spark"):
         assert model_code(manifest(**{part: "changed"}), "model.p.m") != code

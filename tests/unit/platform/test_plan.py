@@ -48,6 +48,12 @@ def test_missing_days_are_brought_and_only_those() -> None:
     )
 
 
+def test_an_experiment_is_never_planned_whatever_changed() -> None:
+    features = asset("features", status="STALE")
+    experiment = replace(asset("experiment", "features", status="MISSING"), group="experiments")
+    assert planned(features, experiment, asset("model", "features"))[0] == ["features", "model"]
+
+
 def test_a_gap_is_closed_by_the_range_around_it() -> None:
     assert planned(asset("raw", days=[DAYS[0], DAYS[2], DAYS[4]]))[1] == (date(2013, 1, 2), date(2013, 1, 4))
 

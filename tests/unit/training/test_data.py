@@ -1,109 +1,75 @@
-"""Which rows are trained on, and that workers share them fairly and repeatably."""
+"""Workers share the rows fairly and repeatably: equal steps, different rows, the same order in every run."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-
 import numpy as np
-import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from throughline.errors import ThroughlineError
-from throughline.records import DatasetRecord, TableVersion
-from training.data import shard, split_rows
+from throughline.launch.protocol import WorkerFailed
+from training.data import order_of, share_of, steps_of
 
-HOLDOUT = datetime(2013, 3, 1, tzinfo=UTC)
-DATASET = DatasetRecord(
-    usecase="u",
-    table=TableVersion(table="u/training/dataset", version=3),
-    path="",
-    fingerprint="f",
-    as_of=HOLDOUT + timedelta(days=14),
-    rows=0,
-    numeric=["x"],
-    categorical=["c"],
-    inputs=[],
-    holdout_from=HOLDOUT,
-)
+COUNTS = st.integers(0, 300)
+WORLDS = st.integers(1, 8)
+BATCHES = st.integers(1, 64)
+SEEDS = st.integers(0, 2**31 - 1)
 
 
-def frame(days: int = 50, per_day: int = 10, label_after: timedelta = timedelta(hours=3)) -> pl.DataFrame:
-    """Rows up to ten days into the holdout."""
-    count = days * per_day
-    times = [
-        HOLDOUT + timedelta(days=10) - timedelta(minutes=number * 1440 / per_day) for number in range(1, count + 1)
-    ]
-    return pl.DataFrame(
-        {
-            "row_key": [f"{number:04d}" for number in range(count)],
-            "prediction_time": times,
-            "label_available_at": [time + label_after for time in times],
-            "label": [number % 2 for number in range(count)],
-            "x": [float(number) for number in range(count)],
-            "c": ["a"] * count,
-        }
-    )
+@settings(max_examples=200, deadline=None)
+@given(COUNTS, WORLDS)
+def test_shares_are_equal_and_disjoint_and_leave_out_fewer_rows_than_there_are_workers(rows, world):
+    assume(rows >= world)
+    parts = [range(rows)[share_of(rows, rank, world)] for rank in range(world)]
+    assert len({len(part) for part in parts}) == 1
+    taken = [row for part in parts for row in part]
+    assert len(set(taken)) == len(taken)
+    assert rows - world < len(taken) <= rows
 
 
-def test_no_row_of_the_holdout_and_no_label_from_then_is_trained_on():
-    rows = split_rows(frame(label_after=timedelta(hours=30)), DATASET, seed=1)
-    for part in (rows.train, rows.validation):
-        assert part["prediction_time"].max() < HOLDOUT
-        assert part["label_available_at"].max() < HOLDOUT
-    assert rows.trained_until < HOLDOUT - timedelta(hours=30)
-
-
-def test_validation_is_whole_days_one_in_twenty():
-    rows = split_rows(frame(), DATASET, seed=1)
-    days = [set(part["prediction_time"].dt.date()) for part in (rows.train, rows.validation)]
-    assert not days[0] & days[1]
-    assert len(days[1]) == 2
-    assert set(split_rows(frame(), DATASET, seed=2).validation["prediction_time"].dt.date()) != days[1]
-
-
-def test_the_order_of_the_table_does_not_matter():
-    rows, again = (split_rows(table, DATASET, seed=1) for table in (frame(), frame().sample(fraction=1, shuffle=True)))
-    assert rows.train.equals(again.train)
-    assert rows.validation.equals(again.validation)
-
-
-@pytest.mark.parametrize(
-    ("table", "problem"),
-    [
-        (frame().head(0), "no row with a known label before the holdout"),
-        (frame().filter(pl.col("prediction_time") >= HOLDOUT), "no row with a known label before the holdout"),
-        (frame().with_columns(label=pl.lit(1)), "nothing to tell apart"),
-        (frame().with_columns(label=pl.lit(2)), "other than 0 and 1"),
-        (frame().with_columns(label=pl.lit(None, dtype=pl.Int64)), "other than 0 and 1"),
-        (frame().drop("x", "c"), r"lacks column\(s\) x, c"),
-    ],
-)
-def test_a_table_to_learn_nothing_from_is_refused_in_one_line(table, problem):
-    with pytest.raises(ThroughlineError, match=problem) as refusal:
-        split_rows(table, DATASET, seed=1)
-    assert "u/training/dataset@3" in str(refusal.value)
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 7), WORLDS)
+def test_more_workers_than_rows_are_refused_in_one_line(rows, world):
+    assume(rows < world)
+    with pytest.raises(WorkerFailed, match="use fewer workers") as refusal:
+        share_of(rows, 0, world)
+    assert refusal.value.reason == "bad_data"
     assert "\n" not in str(refusal.value)
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.integers(1, 300), st.integers(1, 5), st.integers(1, 64), st.integers(0, 3), st.integers(0, 2))
+@settings(max_examples=200, deadline=None)
+@given(COUNTS, WORLDS, BATCHES, SEEDS, st.integers(0, 50))
 def test_workers_take_equal_steps_of_different_rows(rows, world, batch, seed, epoch):
-    if rows < world:
-        with pytest.raises(ThroughlineError, match="fewer workers"):
-            shard(rows, seed, epoch, 0, world, batch)
-        return
-    shares = [shard(rows, seed, epoch, rank, world, batch) for rank in range(world)]
-    assert len({share.shape for share in shares}) == 1
-    assert shares[0].size > 0
-    taken = np.concatenate([share.ravel() for share in shares])
+    assume(rows >= world)
+    taken, shapes = [], set()
+    for rank in range(world):
+        part = share_of(rows, rank, world)
+        share = part.stop - part.start
+        order = order_of(share, batch, seed, epoch, rank)
+        shapes.add(order.shape)
+        assert order.shape == steps_of(share, batch)
+        taken.extend(np.arange(rows)[part][order.ravel()])
+    assert len(shapes) == 1
+    assert 0 not in shapes.pop()
     assert len(set(taken)) == len(taken)
     assert set(taken) <= set(range(rows))
     assert len(taken) > rows - world * min(batch, rows // world) - world  # less than one step is left out
 
 
-def test_a_row_has_the_same_place_in_every_run_and_another_in_every_epoch():
-    np.testing.assert_array_equal(shard(100, 7, 1, 0, 2, 8), shard(100, 7, 1, 0, 2, 8))
-    assert not np.array_equal(shard(100, 7, 1, 0, 2, 8), shard(100, 7, 2, 0, 2, 8))
-    assert not np.array_equal(shard(100, 7, 1, 0, 2, 8), shard(100, 8, 1, 0, 2, 8))
+@settings(max_examples=100, deadline=None)
+@given(st.integers(64, 300), BATCHES, SEEDS, st.integers(0, 50), st.integers(0, 7))
+def test_a_rows_place_follows_from_seed_epoch_and_rank_and_from_nothing_else(share, batch, seed, epoch, rank):
+    order = order_of(share, batch, seed, epoch, rank)
+    np.random.default_rng().random(3)
+    np.random.seed(epoch)
+    np.testing.assert_array_equal(order, order_of(share, batch, seed, epoch, rank))
+    for other in ((seed + 1, epoch, rank), (seed, epoch + 1, rank), (seed, epoch, rank + 1)):
+        assert not np.array_equal(order, order_of(share, batch, *other))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 300), BATCHES, BATCHES, SEEDS)
+def test_the_size_of_a_batch_does_not_change_the_order(share, batch, another, seed):
+    orders = [order_of(share, size, seed, 1, 0).ravel() for size in (batch, another)]
+    common = min(map(len, orders))
+    np.testing.assert_array_equal(orders[0][:common], orders[1][:common])

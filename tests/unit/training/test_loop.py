@@ -1,79 +1,119 @@
-"""A training leaves a checked model or nothing. One worker, in this process: Horovod needs no launcher for that."""
+"""A training leaves a checked model or nothing. One worker, in this process: no launcher is needed for that."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from safetensors import safe_open
 
+from throughline.experiment.parameters import CommonParameters, checked
+from throughline.experiment.prepare import prepare
+from throughline.experiment.prepared import open_prepared
 from throughline.experiment.spec import TrainingReport, TrainingSpec
 from throughline.records import DatasetRecord, TableVersion
 from throughline.registry.served_model import ServedModel
-from training import worker
-from training.flight_delay.train import Parameters, train
+from training import checkpoint, loop, worker
+from training.trainers.mlp import Parameters, train
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
+HOLDOUT = START + timedelta(days=50)
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> DatasetRecord:
+def rows(tmp_path_factory) -> Path:
+    """The folder of prepared rows: a number and a category that tell something, gaps, unknown words."""
     draw = np.random.default_rng(3)
-    rows = 3000
-    x, c = draw.normal(size=rows), draw.integers(0, 5, rows)
-    times = [START + timedelta(minutes=30 * number) for number in range(rows)]
-    path = tmp_path_factory.mktemp("data") / "table"
+    count = 3000
+    x, c = draw.normal(size=count), draw.integers(0, 5, count)
+    times = [START + timedelta(minutes=30 * number) for number in range(count)]
+    folder = tmp_path_factory.mktemp("data")
     pl.DataFrame(
         {
-            "row_key": [f"{number:05d}" for number in range(rows)],
+            "row_key": [f"{number:05d}" for number in range(count)],
             "prediction_time": times,
             "label_available_at": [time + timedelta(hours=3) for time in times],
-            "label": (draw.random(rows) < 1 / (1 + np.exp(1.5 - x - 0.5 * (c == 2)))).astype(np.int64),
+            "label": (draw.random(count) < 1 / (1 + np.exp(1.5 - x - 0.5 * (c == 2)))).astype(np.int64),
             "x": x,
-            "gap": [None if missing else 1.0 for missing in draw.random(rows) < 0.5],
+            "gap": [None if missing else 1.0 for missing in draw.random(count) < 0.5],
             "c": [None if place == 4 else f"c{place}" for place in c],
         }
-    ).write_delta(str(path))
-    return DatasetRecord(
+    ).write_delta(str(folder / "table"))
+    dataset = DatasetRecord(
         usecase="u",
         table=TableVersion(table="u/training/dataset", version=0),
-        path=str(path),
+        path=str(folder / "table"),
         fingerprint="f",
         as_of=START + timedelta(days=62),
-        rows=rows,
+        rows=count,
         numeric=["x", "gap"],
         categorical=["c"],
         inputs=[],
-        holdout_from=START + timedelta(days=50),
+        holdout_from=HOLDOUT,
     )
+    return prepare(folder / "prepared", dataset, seed=1)
 
 
-def run(dataset: DatasetRecord, folder: Path, **parameters) -> tuple[int, Path]:
-    """Exit code, as `python -m training.flight_delay.train` would have it, and the output folder."""
+def run(rows: Path, folder: Path, spec: dict | None = None, **parameters) -> tuple[int, Path]:
+    """Exit code, as `python -m training.trainers.mlp` would have it, and the output folder."""
     output = folder / "output"
-    spec = TrainingSpec(dataset=dataset, parameters={"epochs": 2, "seed": 1, **parameters}, output=str(output))
-    (folder / "spec.json").write_text(spec.model_dump_json())
-    return worker.main(train, [str(folder / "spec.json")]), output
+    told = TrainingSpec(
+        data=str(rows), parameters={"epochs": 2, "seed": 1, **parameters}, output=str(output), **(spec or {})
+    )
+    folder.mkdir(exist_ok=True)
+    (folder / "spec.json").write_text(told.model_dump_json())
+    return worker.main(Parameters, train, [str(folder / "spec.json")]), output
 
 
-def error_of(capsys) -> str:
-    events = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
-    (message,) = [event["message"] for event in events if event["event"] == "error"]
-    return message
+def events_of(text: str, kind: str | None = None) -> list[dict]:
+    events = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    return [event for event in events if kind in (None, event["event"])]
 
 
-def test_it_learns_and_writes_a_model_that_can_be_served(dataset, tmp_path, capsys):
-    code, output = run(dataset, tmp_path, epochs=4, learning_rate=0.01)
+def error_of(capsys) -> dict:
+    (error,) = events_of(capsys.readouterr().out, "error")
+    assert "\n" not in error["message"]
+    return error
+
+
+def report_of(output: Path) -> TrainingReport:
+    return TrainingReport.model_validate_json((output / "report.json").read_text())
+
+
+@contextmanager
+def stopped_at(checkpoints: int) -> Iterator[None]:
+    """A training in here fails right after its n-th checkpoint."""
+    emit, seen = loop.emit, []
+
+    def emit_or_fail(event: str, **values) -> None:
+        emit(event, **values)
+        seen.append(event)
+        if event == "checkpoint" and seen.count(event) == checkpoints:
+            raise RuntimeError("stopped by the test")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop, "emit", emit_or_fail)
+        yield
+
+
+# -- what is left -----------------------------------------------------------------------------------------------------
+
+
+def test_it_learns_and_writes_a_model_that_can_be_served(rows, tmp_path, capsys):
+    code, output = run(rows, tmp_path, epochs=4, learning_rate=0.01)
     assert code == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["event"] for event in events] == ["start", *["epoch"] * 4, "done"]
     assert events[4]["train_loss"] < events[1]["train_loss"]
-    report = TrainingReport.model_validate_json((output / "report.json").read_text())
+    report = report_of(output)
     assert report.world_size == 1
-    assert report.trained_until < dataset.holdout_from
+    assert report.trained_until < HOLDOUT
     assert report.onnx_difference <= 1e-5
     model = ServedModel.load(output / "model.onnx", report.sha256)
     frame = pl.DataFrame({"x": [-3.0, 3.0], "gap": [None, 1.0], "c": ["c0", None]})
@@ -82,37 +122,188 @@ def test_it_learns_and_writes_a_model_that_can_be_served(dataset, tmp_path, caps
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(dataset, tmp_path):
-    files = []
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        (tmp_path / name).mkdir()
-        files.append((run(dataset, tmp_path / name, seed=seed)[1] / "model.onnx").read_bytes())
+def test_the_report_says_what_was_trained_on_and_how_it_went(rows, tmp_path, capsys):
+    _, output = run(rows, tmp_path, epochs=3)
+    report, facts = report_of(output), open_prepared(rows).facts
+    assert (report.rows_trained, report.rows_validation) == (facts.rows, facts.validation_rows)
+    assert (report.base_rate, report.trained_from, report.trained_until) == (
+        facts.base_rate,
+        facts.trained_from,
+        facts.trained_until,
+    )
+    assert (report.device, report.resumed_at, report.interruptions) in [("cpu", None, []), ("cuda", None, [])]
+    assert report.validation_log_loss == pytest.approx(report.epochs[-1].validation_loss, abs=1e-5)
+    assert 0.5 < report.validation_auc < 1
+    assert report.seconds >= sum(epoch.seconds for epoch in report.epochs)
+    told = events_of(capsys.readouterr().out)
+    assert told[0] == {"event": "start", "rows": facts.rows, "validation_rows": facts.validation_rows, "workers": 1}
+    assert [{"event": "epoch", **epoch.model_dump()} for epoch in report.epochs] == told[1:-1]
+    assert [epoch.epoch for epoch in report.epochs] == [1, 2, 3]
+    for epoch in report.epochs:
+        assert epoch.samples_per_s > 0
+        assert 0 <= epoch.data_share < 1
+    assert told[-1]["sha256"] == report.sha256
+
+
+def test_a_long_epoch_tells_where_it_stands(rows, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loop, "PROGRESS_S", 0.0)
+    run(rows, tmp_path, epochs=2, batch_size=16)
+    told = events_of(capsys.readouterr().out)
+    progress = [event for event in told if event["event"] == "progress"]
+    steps = open_prepared(rows).facts.rows // 16
+    assert [event["share"] for event in progress] == 2 * [round(step / steps, 3) for step in range(50, steps, 50)]
+    assert {event["epoch"] for event in progress} == {1, 2}
+    for event in progress:
+        assert 0 < event["train_loss"] < 1
+        assert event["samples_per_s"] > 0
+
+
+def test_an_epochs_loss_is_the_mean_over_its_steps(rows, tmp_path, monkeypatch):
+    losses = []
+    bce = loop.binary_cross_entropy_with_logits
+
+    def remembered(*arguments, **more):
+        loss = bce(*arguments, **more)
+        if not more:
+            losses.append(float(loss.detach()))
+        return loss
+
+    monkeypatch.setattr(loop, "binary_cross_entropy_with_logits", remembered)
+    _, output = run(rows, tmp_path, epochs=2, batch_size=16)
+    per_epoch = np.array(losses).reshape(2, -1).mean(axis=1)
+    assert [epoch.train_loss for epoch in report_of(output).epochs] == pytest.approx(per_epoch.tolist(), rel=1e-5)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(rows, tmp_path):
+    files = [
+        (run(rows, tmp_path / name, seed=seed)[1] / "model.onnx").read_bytes()
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
     assert files[0] == files[1] != files[2]
 
 
-def test_a_loss_that_is_no_number_is_one_line_and_leaves_nothing(dataset, tmp_path, capsys):
-    code, output = run(dataset, tmp_path, learning_rate=1e30)
-    message = error_of(capsys)
+def test_dropout_is_the_same_in_every_run_and_none_is_another_model(rows, tmp_path):
+    import torch
+
+    files = []
+    for name, dropout in (("a", 0.5), ("b", 0.5), ("c", 0.0)):
+        torch.rand(len(files) * 17)  # whoever drew before: a step's numbers are its own
+        files.append((run(rows, tmp_path / name, dropout=dropout)[1] / "model.onnx").read_bytes())
+    assert files[0] == files[1] != files[2]
+
+
+# -- going on ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("commits", [1, 3, 4, 6, 9])
+def test_a_training_that_goes_on_from_a_checkpoint_is_bit_by_bit_the_undisturbed_one(
+    rows, tmp_path, capsys, monkeypatch, commits
+):
+    """Within an epoch, between two, and at the last commit of all."""
+    settings = {"epochs": 3, "batch_size": 16, "dropout": 0.3}
+    monkeypatch.setattr(loop, "COMMIT_STEPS", 40)
+    _, undisturbed = run(rows, tmp_path / "undisturbed", **settings)
+    spec = {"checkpoint": str(tmp_path / "checkpoint"), "checkpoint_s": 0}
+    with stopped_at(commits):
+        code, output = run(rows, tmp_path / "stopped", spec, **settings)
     assert code == 1
-    assert "training loss became" in message
-    assert "learning_rate" in message
     assert not output.exists()
+    capsys.readouterr()
+    code, output = run(rows, tmp_path / "stopped", spec, **settings)
+    assert code == 0
+    assert (output / "model.onnx").read_bytes() == (undisturbed / "model.onnx").read_bytes()
+    report, before = report_of(output), report_of(undisturbed)
+    steps = report.rows_trained // 16
+    per_epoch = len(range(40, steps, 40)) + 1  # the last commit of an epoch stands at its end
+    expected = commits // per_epoch + (commits % per_epoch) * 40 / steps
+    assert report.resumed_at == pytest.approx(expected)
+    assert before.resumed_at is None
+    assert [(e.epoch, e.train_loss, e.validation_loss) for e in report.epochs] == [
+        (e.epoch, pytest.approx(e.train_loss, rel=1e-9), e.validation_loss) for e in before.epochs
+    ]
+    told = events_of(capsys.readouterr().out, "epoch")
+    assert [event["epoch"] for event in told] == list(range(commits // per_epoch + 1, 4))
 
 
-def test_an_export_that_differs_is_refused_and_leaves_nothing(dataset, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ServedModel, "score", lambda self, features: np.full(features.height, 0.5))
-    code, output = run(dataset, tmp_path)
-    message = error_of(capsys)
+def test_horovods_optimizer_goes_on_where_ours_stood():
+    """It makes a new one, and would fill it by a step that counts and decays weights."""
+    import torch
+
+    from training.world import HorovodWorld
+
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    before = {number: dict(state) for number, state in optimizer.state_dict()["state"].items()}
+    world = HorovodWorld(elastic=False)
+    try:
+        shared, stepped = world.share(model, optimizer)
+    finally:
+        world.close()
+    torch.testing.assert_close(shared.state_dict(), weights, rtol=0, atol=0)
+    assert before[0]["step"] == 1
+    torch.testing.assert_close(stepped.state_dict()["state"], before, rtol=0, atol=0)
+
+
+def test_a_checkpoint_runs_no_code_when_it_is_read_and_is_replaced_whole(rows, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "checkpoint"
+    run(rows, tmp_path / "a", {"checkpoint": str(folder), "checkpoint_s": 0}, epochs=2)
+    assert [file.name for file in folder.iterdir()] == [checkpoint.FILE] == ["checkpoint.safetensors"]
+    with safe_open(folder / checkpoint.FILE, framework="np") as file:
+        progress = json.loads(file.metadata()["progress"])
+        kinds = {key.split("/")[0] for key in file.keys()}  # noqa: SIM118 - not a mapping
+    assert (progress["epoch"], progress["step"]) == (2, 0)
+    assert kinds == {"model", "optimizer"}
+    assert len(progress["epochs"]) == 2
+    told = events_of(capsys.readouterr().out, "checkpoint")
+    assert (told[-1]["epoch"], told[-1]["step"]) == (2, 0)
+    before = (folder / checkpoint.FILE).read_bytes()
+
+    def half(tensors, path, **_):
+        path.write_bytes(before[: len(before) // 2])
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save_file", half)
+        assert run(rows, tmp_path / "b", {"checkpoint": str(folder), "checkpoint_s": 0}, epochs=3)[0] == 1
+    assert (folder / checkpoint.FILE).read_bytes() == before
+
+
+def test_checkpoints_are_as_far_apart_as_asked(rows, tmp_path, capsys):
+    run(rows, tmp_path, {"checkpoint": str(tmp_path / "checkpoint"), "checkpoint_s": 3600}, epochs=2)
+    assert events_of(capsys.readouterr().out, "checkpoint") == []
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_is_one_line_and_leaves_nothing(rows, tmp_path, capsys):
+    code, output = run(rows, tmp_path, learning_rate=1e30)
+    error = error_of(capsys)
     assert code == 1
-    assert "differs from the trained one" in message
+    assert error["reason"] == "bad_parameters"
+    assert "training loss became" in error["message"]
+    assert "learning rate" in error["message"]
     assert not output.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["spec.json"]
 
 
-def test_an_earlier_model_stays_when_a_training_fails(dataset, tmp_path):
-    _, output = run(dataset, tmp_path)
+def test_an_export_that_differs_is_refused_and_leaves_nothing(rows, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ServedModel, "score", lambda self, features: np.full(features.height, 0.5))
+    code, output = run(rows, tmp_path)
+    error = error_of(capsys)
+    assert code == 1
+    assert "differs from the trained one" in error["message"]
+    assert not output.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["spec.json"]
+
+
+def test_an_earlier_model_stays_when_a_training_fails(rows, tmp_path):
+    _, output = run(rows, tmp_path)
     before = (output / "model.onnx").read_bytes()
-    assert run(dataset, tmp_path, learning_rate=1e30)[0] == 1
+    assert run(rows, tmp_path, learning_rate=1e30)[0] == 1
     assert (output / "model.onnx").read_bytes() == before
 
 
@@ -120,34 +311,51 @@ def test_an_earlier_model_stays_when_a_training_fails(dataset, tmp_path):
     ("parameters", "problem"),
     [({"layers": 3}, "layers"), ({"epochs": 0}, "epochs"), ({"learning_rate": "fast"}, "learning_rate")],
 )
-def test_a_wrong_parameter_is_named(dataset, tmp_path, capsys, parameters, problem):
-    code, _ = run(dataset, tmp_path, **parameters)
+def test_a_wrong_parameter_is_named(rows, tmp_path, capsys, parameters, problem):
+    code, _ = run(rows, tmp_path, **parameters)
+    error = error_of(capsys)
     assert code == 1
-    assert problem in error_of(capsys)
+    assert problem in error["message"]
+    assert error["reason"] == "bad_parameters"
 
 
 def test_a_missing_or_broken_spec_is_one_line(tmp_path, capsys):
-    assert worker.main(train, []) == 1
-    assert "one argument" in error_of(capsys)
-    assert worker.main(train, [str(tmp_path / "no.json")]) == 1
-    assert "cannot be read" in error_of(capsys)
-    (tmp_path / "spec.json").write_text('{"dataset": 1}')
-    assert worker.main(train, [str(tmp_path / "spec.json")]) == 1
-    assert "dataset" in error_of(capsys)
+    assert worker.main(Parameters, train, []) == 1
+    assert "one argument" in error_of(capsys)["message"]
+    assert worker.main(Parameters, train, [str(tmp_path / "no.json")]) == 1
+    assert "cannot be read" in error_of(capsys)["message"]
+    (tmp_path / "spec.json").write_text('{"data": 1}')
+    assert worker.main(Parameters, train, [str(tmp_path / "spec.json")]) == 1
+    assert "data" in error_of(capsys)["message"]
 
 
-def test_whatever_else_goes_wrong_is_one_line_with_the_traceback_in_the_log(tmp_path, dataset, capsys):
-    def fail(spec):
+def test_rows_that_are_not_there_are_one_line(tmp_path, capsys):
+    assert run(tmp_path / "nowhere", tmp_path)[0] == 1
+    error = error_of(capsys)
+    assert "nowhere cannot be read" in error["message"]
+    assert error["reason"] == "bad_data"
+
+
+def test_whatever_else_goes_wrong_is_one_line_with_the_traceback_in_the_log(rows, tmp_path, capsys):
+    def fail(task, parameters):
         raise RuntimeError("first line\nsecond line")
 
-    (tmp_path / "spec.json").write_text(TrainingSpec(dataset=dataset, parameters={}, output="x").model_dump_json())
-    assert worker.main(fail, [str(tmp_path / "spec.json")]) == 1
+    (tmp_path / "spec.json").write_text(TrainingSpec(data=str(rows), parameters={}, output="x").model_dump_json())
+    assert worker.main(CommonParameters, fail, [str(tmp_path / "spec.json")]) == 1
     out, err = capsys.readouterr()
-    assert json.loads(out)["message"] == "RuntimeError: first line"
+    assert json.loads(out) == {
+        "event": "error",
+        "message": "RuntimeError: first line second line",
+        "reason": "bad_code",
+    }
     assert "Traceback" in err
 
 
 def test_the_declared_parameters_are_the_trainers_own():
-    from throughline.usecase import get_usecase
+    from throughline.usecase import load_usecases
 
-    Parameters.model_validate(get_usecase("flight_delay").trainer.parameters)
+    declared = [trainer for usecase in load_usecases().values() for trainer in usecase.trainers.values()]
+    ours = [trainer for trainer in declared if trainer.module == "training.trainers.mlp"]
+    assert ours
+    for trainer in ours:
+        checked(Parameters, trainer.parameters)

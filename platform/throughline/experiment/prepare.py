@@ -1,0 +1,137 @@
+"""Preparing a training dataset: which of its rows are trained on, and what is learned from them once for all workers.
+
+Owns: the time rule, the validation rows, the order of the file, the name under which prepared rows are kept.
+Does not own: how the dataset was made (`featurestore/dataset.py`), the files' format (`prepared.py`).
+
+Trained on are rows whose prediction time *and* label time are before the holdout begins: what could have been trained
+on at that instant, and no row's label shares hours with the holdout. Validation is whole UTC days drawn by seed, one
+in twenty: it shows whether the fit goes well and is no forecast of quality, because days around it are trained on. A
+search, which must choose by later weeks, names an instant instead, from which on all rows are validation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+from datetime import date, datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from throughline.errors import ThroughlineError
+from throughline.experiment.fingerprint import combine
+from throughline.experiment.prepared import FACTS, SAMPLE, TRAIN, VALIDATION, Facts, write_arrays
+from throughline.lakehouse.table import scan
+from throughline.records import DatasetRecord
+from throughline.registry.onnx_graph import Preprocessing, learn_preprocessing, numeric_matrix
+
+VALIDATION_ONE_DAY_IN = 20
+SAMPLE_ROWS = 2000
+
+
+def prepare(root: Path, dataset: DatasetRecord, seed: int, validation_from: datetime | None = None) -> Path:
+    """The folder under `root` with the dataset's prepared rows, made if it is not there; several may ask at once.
+
+    Raises `ThroughlineError` when there is nothing to learn from.
+    """
+    folder = root / _name(dataset, seed, validation_from)
+    if (folder / FACTS).exists():
+        return folder
+    columns = ["row_key", "prediction_time", "label_available_at", "label", *dataset.numeric, *dataset.categorical]
+    table = scan(dataset.path, dataset.table.version)
+    if absent := [name for name in columns if name not in table.collect_schema()]:
+        raise ThroughlineError(
+            f"Dataset {dataset.table} lacks column(s) {', '.join(absent)}: build the training dataset again."
+        )
+    train, validation = split_rows(table.select(columns).collect(), dataset, seed, validation_from)
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}.{threading.get_ident()}")
+    draft.mkdir(parents=True, exist_ok=True)
+    try:
+        _write(draft, train, validation, dataset, seed)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not (folder / FACTS).exists():  # otherwise somebody else was faster with the same content
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def split_rows(
+    frame: pl.DataFrame, dataset: DatasetRecord, seed: int, validation_from: datetime | None = None
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Training and validation rows, each ordered by `row_key`."""
+    where = f"Dataset {dataset.table}"
+    usable = frame.filter(
+        (pl.col("prediction_time") < dataset.holdout_from) & (pl.col("label_available_at") < dataset.holdout_from)
+    ).sort("row_key")
+    if usable.is_empty():
+        raise ThroughlineError(
+            f"{where} has no row with a known label before the holdout ({dataset.holdout_from.isoformat()}): "
+            "take an earlier data_from or a shorter holdout."
+        )
+    if not usable["label"].is_in([0, 1]).all() or usable["label"].has_nulls():
+        raise ThroughlineError(f"{where} has labels other than 0 and 1: build the training dataset again.")
+    if validation_from is None:
+        held = pl.col("prediction_time").dt.date().is_in(validation_days(usable, seed))
+        train, validation = usable.filter(~held), usable.filter(held)
+    else:
+        early = (pl.col("prediction_time") < validation_from) & (pl.col("label_available_at") < validation_from)
+        train, validation = usable.filter(early), usable.filter(pl.col("prediction_time") >= validation_from)
+    if train["label"].n_unique() < 2:
+        found = f"all {train.height} training rows have the label {train['label'][0]}" if train.height else "no row"
+        raise ThroughlineError(f"{where}: {found}: there is nothing to tell apart; take more days.")
+    return train, validation
+
+
+def validation_days(rows: pl.DataFrame, seed: int) -> list[date]:
+    """One in twenty of the UTC days on which rows are predicted."""
+    days = rows["prediction_time"].dt.date().unique().to_list()
+    drawn = sorted(days, key=lambda day: hashlib.sha256(f"{seed}/{day}".encode()).digest())
+    return drawn[: len(days) // VALIDATION_ONE_DAY_IN]
+
+
+def _name(dataset: DatasetRecord, seed: int, validation_from: datetime | None) -> str:
+    parts = [
+        dataset.fingerprint,
+        dataset.holdout_from.isoformat(),
+        # a search trains on fewer columns of the same dataset
+        *dataset.numeric,
+        "|",
+        *dataset.categorical,
+        str(seed),
+        str(validation_from and validation_from.isoformat()),
+    ]
+    return combine(*parts)[:32]
+
+
+def _write(folder: Path, train: pl.DataFrame, validation: pl.DataFrame, dataset: DatasetRecord, seed: int) -> None:
+    learned = learn_preprocessing(train, dataset.numeric, dataset.categorical)
+    order = np.random.default_rng(seed).permutation(train.height)
+    for name, rows in ((TRAIN, train[order]), (VALIDATION, validation)):
+        write_arrays(folder / name, _arrays(rows, learned))
+    sample = train.gather_every(max(1, train.height // SAMPLE_ROWS))
+    sample = sample.select(*dataset.numeric, *dataset.categorical)
+    # Made anew: under a null a column of texts keeps whatever the table's order has put there.
+    pl.DataFrame(sample.to_dict(as_series=False), schema=sample.schema).write_ipc(folder / SAMPLE)
+    facts = Facts(
+        rows=train.height,
+        validation_rows=validation.height,
+        base_rate=float(train["label"].mean()),
+        trained_from=train["prediction_time"].min(),
+        trained_until=train["prediction_time"].max(),
+        preprocessing=learned,
+    )
+    (folder / FACTS).write_text(facts.model_dump_json())
+
+
+def _arrays(rows: pl.DataFrame, learned: Preprocessing) -> dict[str, np.ndarray]:
+    return {
+        "numbers": learned.numbers(numeric_matrix(rows, learned.numeric)),
+        "codes": learned.codes(rows).astype(np.int32),
+        "label": rows["label"].cast(pl.Float32).to_numpy(),
+    }

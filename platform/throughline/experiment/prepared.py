@@ -1,0 +1,103 @@
+"""Prepared rows: a training dataset as workers read it, arrays mapped into memory of which each takes its own share.
+
+Owns: the files and how they are read. Does not own: which rows are in them (`prepare.py`), the order in which a
+worker goes through its share (`training/data.py`).
+
+A folder holds `train.arrow` and `validation.arrow` (numbers float32 [K], codes int32 [M], label float32; one record
+batch each, so that a column is one array), `sample.arrow` (raw features of some training rows, to check an exported
+model on) and `facts.json`. The training rows stand in an order drawn by the seed: whoever takes the r-th of W equal
+parts of the file has a random share, and reads no other part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from throughline.errors import ThroughlineError
+from throughline.records import Record
+from throughline.registry.onnx_graph import Preprocessing
+
+TRAIN, VALIDATION, SAMPLE, FACTS = "train.arrow", "validation.arrow", "sample.arrow", "facts.json"
+
+
+class Facts(Record):
+    """What is said of prepared rows; times are UTC prediction times of training rows."""
+
+    rows: int
+    validation_rows: int
+    base_rate: float
+    trained_from: datetime
+    trained_until: datetime
+    preprocessing: Preprocessing
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Rows as a model's core takes them: numbers float32 [rows, K], codes int32 [rows, M], labels float32 [rows]."""
+
+    numbers: np.ndarray
+    codes: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Arrays:
+        """A view for a slice; a copy of just these rows for an array of places."""
+        return Arrays(self.numbers[rows], self.codes[rows], self.labels[rows])
+
+
+@dataclass(frozen=True)
+class PreparedRows:
+    facts: Facts
+    train: Arrays
+    validation: Arrays
+    folder: Path
+
+    def sample(self) -> pl.DataFrame:
+        """Raw features of some training rows, as serving would be given them."""
+        return pl.read_ipc(self.folder / SAMPLE)
+
+
+def open_prepared(folder: Path) -> PreparedRows:
+    """Map the files; nothing is read before it is used. Raises `ThroughlineError` when they are not there."""
+    try:
+        facts = Facts.model_validate_json((folder / FACTS).read_text())
+        train, validation = (_mapped(folder / name) for name in (TRAIN, VALIDATION))
+    except (OSError, ValueError) as error:
+        raise ThroughlineError(f"Prepared rows {folder} cannot be read ({error}): start the training again.") from error
+    return PreparedRows(facts, train, validation, folder)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """`numbers`, `codes` and `label` as one record batch."""
+    batch = pa.record_batch({name: _column(values) for name, values in arrays.items()})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def _mapped(path: Path) -> Arrays:
+    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    numbers, codes = _matrix(batch.column("numbers"), np.float32), _matrix(batch.column("codes"), np.int32)
+    return Arrays(numbers, codes, batch.column("label").to_numpy())
+
+
+def _column(values: np.ndarray) -> pa.Array:
+    if values.ndim == 1:
+        return pa.array(values)
+    if values.shape[1] == 0:  # Arrow has no lists of nothing
+        return pa.nulls(len(values))
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+
+
+def _matrix(column: pa.Array, kind: type) -> np.ndarray:
+    if pa.types.is_null(column.type):
+        return np.empty((len(column), 0), kind)
+    return column.values.to_numpy().reshape(len(column), column.type.list_size)

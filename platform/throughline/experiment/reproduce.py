@@ -1,0 +1,119 @@
+"""Rebuilding a model version from its number alone, and saying how alike it came out.
+
+Owns: what is compared, and when two models count as the same. Does not own: training (`train.py`), worktrees.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import Field
+
+from throughline.errors import ThroughlineError
+from throughline.experiment.job import Job, JobResult, run_job_at
+from throughline.experiment.recipe import Recipe
+from throughline.experiment.revision import committed, lock_of
+from throughline.experiment.spec import MODEL_FILE, REPORT_FILE, TrainingReport
+from throughline.experiment.tracking import client_of
+from throughline.experiment.train import DATASET_FILE, RECIPE_FILE, Run
+from throughline.featurestore.dataset import identity_of
+from throughline.records import DatasetRecord, Record
+from throughline.registry import models
+from throughline.registry.served_model import sha256_of
+from throughline.settings import PROJECT_ROOT
+
+# Of validation log loss, for a training whose number of workers changed on its way; any other must be bit-equal.
+ELASTIC_TOLERANCE = 0.01
+R = TypeVar("R", bound=Record)
+
+
+class Compared(Record):
+    registered: float | None
+    rebuilt: float | None
+
+
+class Reproduction(Record):
+    """`identical`: the very bytes. `agrees`: identical, or within the tolerance where an elastic run changed size."""
+
+    model: str
+    identical: bool
+    agrees: bool
+    digest: str = Field(description="SHA-256 of the rebuilt ONNX file.")
+    registered_digest: str
+    metrics: dict[str, Compared]
+    revision: str
+    lock: str = Field(description="same, or differs: the packages installed here against those of the version.")
+    notes: list[str] = Field(default_factory=list)
+
+
+def reproduce(run: Run, name: str, version: int) -> Reproduction:
+    """Rebuild NAME/VERSION in a clean worktree of its revision, from the registry's record alone; registers nothing.
+
+    Raises one line when the record is not enough: data gone or changed, code never committed or changed.
+    """
+    record = models.get(run.settings, name, version)
+    tags = models.tags_of(run.settings, record)
+    with tempfile.TemporaryDirectory(prefix="throughline-") as folder:
+        work = Path(folder)
+        dataset = _kept(run, record.run_id, DATASET_FILE, DatasetRecord, work)
+        recipe = _kept(run, record.run_id, RECIPE_FILE, Recipe, work)
+        before = _kept(run, record.run_id, REPORT_FILE, TrainingReport, work)
+        revision = committed(tags.get("throughline.revision", "unknown"))
+        if (found := identity_of(dataset)) != record.dataset_fingerprint:
+            raise ThroughlineError(
+                f"{dataset.table} has fingerprint {found[:12]}, {record.reference} was trained on "
+                f"{record.dataset_fingerprint[:12]}: the table was changed; build that dataset again."
+            )
+        run.tell("reproduce", model=record.reference, revision=revision[:12], trainer=recipe.trainer)
+        output = work / "rebuilt" / "output"
+        job = Job(usecase=name, dataset=dataset, recipe=recipe, output=str(output))
+        _require_same_code(recipe, run_job_at(run, job, revision), record.reference)
+        after = TrainingReport.model_validate_json((output / REPORT_FILE).read_text())
+        digest = sha256_of(output / MODEL_FILE)
+    changed_size = bool(before.interruptions)
+    notes = [f"{len(before.interruptions)} changes of the number of workers in the first run"] if changed_size else []
+    same_lock = lock_of(PROJECT_ROOT) == tags.get("throughline.lock")
+    notes += [] if same_lock else ["the packages installed here are not those of the version: see its lock"]
+    identical = digest == record.sha256
+    return Reproduction(
+        model=record.reference,
+        identical=identical,
+        agrees=identical or (changed_size and _close(before.validation_log_loss, after.validation_log_loss)),
+        digest=digest,
+        registered_digest=record.sha256,
+        metrics={
+            key: Compared(registered=getattr(before, key), rebuilt=getattr(after, key))
+            for key in ("validation_log_loss", "validation_auc")
+        },
+        revision=revision,
+        lock="same" if same_lock else "differs",
+        notes=notes,
+    )
+
+
+def _require_same_code(recipe: Recipe, found: JobResult, reference: str) -> None:
+    changed = [part.module for part in (recipe, *recipe.members) if found.code.get(part.module) != part.code]
+    if changed:
+        raise ThroughlineError(
+            f"{', '.join(changed)} at the revision of {reference} is not the code it was trained with: "
+            "files that git ignores, or a revision that was rewritten."
+        )
+
+
+def _close(one: float | None, other: float | None) -> bool:
+    return one is not None and other is not None and abs(one - other) <= ELASTIC_TOLERANCE
+
+
+def _kept(run: Run, run_id: str, name: str, kind: type[R], folder: Path) -> R:
+    """A file that was kept with the version's run."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        file = client_of(run.settings).download_artifacts(run_id, f"training/{name}", str(folder))
+        return kind.model_validate_json(Path(file).read_text())
+    except (MlflowException, OSError) as error:
+        raise ThroughlineError(
+            f"Run {run_id} has no training/{name}: the version was registered before this could be rebuilt."
+        ) from error

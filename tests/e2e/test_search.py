@@ -1,0 +1,136 @@
+"""A search as it runs in production: trials as runs in MLflow, a study that goes on, features that are left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.training_home import write_dataset
+from throughline.errors import ThroughlineError
+from throughline.experiment import search as searching
+from throughline.experiment.recipe import recipe_of
+from throughline.experiment.request import SearchRequest
+from throughline.experiment.search import search
+from throughline.experiment.tracking import client_of
+from throughline.experiment.train import Run
+from throughline.records import DatasetRecord
+from throughline.settings import Settings
+from throughline.usecase import UseCase, get_usecase
+
+pytestmark = pytest.mark.e2e
+
+RANDOM = SearchRequest(trials=3, sampler="random", pruner="none")
+
+
+@pytest.fixture(scope="module")
+def settings(home_with_mlflow: Settings) -> Settings:
+    return home_with_mlflow
+
+
+@pytest.fixture(scope="module")
+def usecase() -> UseCase:
+    return get_usecase("flight_delay")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> DatasetRecord:
+    return write_dataset(tmp_path_factory.mktemp("data"), rows=3000)
+
+
+def children(settings: Settings, usecase: UseCase, run_id: str) -> list:
+    client = client_of(settings)
+    experiment = client.get_experiment_by_name(usecase.name).experiment_id
+    return client.search_runs([experiment], f"tags.mlflow.parentRunId = '{run_id}'", order_by=["attribute.start_time"])
+
+
+def test_a_search_leaves_its_trials_and_a_plot_and_goes_on_where_it_was_left(settings, usecase, dataset, tmp_path):
+    told = []
+    run = Run(settings, told.append)
+    bases = {"logistic": recipe_of(settings, usecase, "logistic")}
+    found = search(run, usecase, bases, dataset, RANDOM)
+    trials = children(settings, usecase, found.run_id)
+    assert [trial.info.status for trial in trials] == ["FINISHED"] * 3
+    # the first is what is declared, the others are not
+    declared = str(bases["logistic"].parameters["C"])
+    assert [trial.data.params["C"] == declared for trial in trials] == [True, False, False]
+    losses = [trial.data.metrics["validation_log_loss"] for trial in trials]
+    best = trials[losses.index(min(losses))]
+    assert str(found.recipe.parameters["C"]) == best.data.params["C"]
+    client = client_of(settings)
+    kept = {Path(file.path).name for file in client.list_artifacts(found.run_id, "search")}
+    assert kept == {"search.html", "trials.csv"}
+    page = Path(client.download_artifacts(found.run_id, "search/search.html", str(tmp_path))).read_text()
+    assert "Optimization History" in page
+
+    # a crash leaves a trial that nobody ends; more trials go on with the same study in the same run
+    spaces = searching.spaces_of(usecase, ["logistic"])
+    name = trials[0].data.tags.get("throughline.search") or client.get_run(found.run_id).data.tags["throughline.search"]
+    searching._study(run, name, spaces, RANDOM, seed=1).ask()
+    again = search(run, usecase, bases, dataset, RANDOM.model_copy(update={"trials": 5}))
+    assert again.run_id == found.run_id
+    assert len(children(settings, usecase, found.run_id)) == 5
+    assert client.get_run(found.run_id).info.status == "FINISHED"
+    assert any(event.get("note") == "goes on after 3 trials" for event in told)
+
+
+def test_a_search_never_sees_the_weeks_of_the_evaluation(settings, usecase, dataset, monkeypatch):
+    seen = []
+
+    def fit(run, rows, recipe, output, **told):
+        seen.append((rows.holdout_from, told["validation_from"]))
+        raise ThroughlineError("enough")
+
+    monkeypatch.setattr(searching, "fit", fit)
+    with pytest.raises(ThroughlineError, match="enough"):
+        search(
+            Run(settings), usecase, {"logistic": recipe_of(settings, usecase, "logistic", {"seed": 5})}, dataset, RANDOM
+        )
+    assert seen == [(dataset.holdout_from, dataset.holdout_from - usecase.evaluation.holdout)]
+
+
+def test_trials_that_do_worse_than_others_are_ended_and_none_that_ends_well_is_one_error(
+    settings, usecase, dataset, monkeypatch
+):
+    import optuna
+
+    monkeypatch.setattr(searching, "_pruner", lambda name: optuna.pruners.ThresholdPruner(upper=0.0))
+    base = {"mlp": recipe_of(settings, usecase, "mlp", {"epochs": 40, "seed": 9})}
+    small = usecase.model_copy(
+        update={
+            "trainers": {
+                **usecase.trainers,
+                "mlp": usecase.trainers["mlp"].model_copy(update={"launcher": "single", "processes": 1}),
+            }
+        }
+    )
+    told = []
+    with pytest.raises(ThroughlineError, match="None of 2 trials"):
+        search(Run(settings, told.append), small, base, dataset, SearchRequest(trials=2, sampler="random"))
+    assert [event["state"] for event in told if event["event"] == "trial"] == ["pruned", "pruned"]
+
+
+def test_several_trainers_compete_with_several_trials_at_once(settings, usecase, dataset):
+    bases = {name: recipe_of(settings, usecase, name) for name in ("logistic", "lightgbm")}
+    asked = SearchRequest(trials=4, sampler="tpe", pruner="median", parallel=2)
+    found = search(Run(settings), usecase, bases, dataset, asked)
+    trained = {trial.data.params["trainer"] for trial in children(settings, usecase, found.run_id)}
+    assert trained == {"logistic", "lightgbm"}  # at least what is declared of each
+    assert found.recipe.trainer in trained
+
+
+def test_features_that_later_weeks_do_not_need_are_left_out(settings, usecase, dataset):
+    told = []
+    asked = RANDOM.model_copy(update={"trials": 1, "select_features": True})
+    found = search(
+        Run(settings, told.append), usecase, {"lightgbm": recipe_of(settings, usecase, "lightgbm")}, dataset, asked
+    )
+    (selection,) = [event for event in told if event["event"] == "selection"]
+    rises = client_of(settings).download_artifacts(found.run_id, "search/importances.json")
+    assert next(iter(json.loads(Path(rises).read_text()))) == "queue"  # what the rows were made with
+    if selection["taken"]:
+        assert found.dataset.fingerprint != dataset.fingerprint
+        assert len(found.dataset.numeric) + len(found.dataset.categorical) == selection["kept"] < selection["of"]
+    else:
+        assert found.dataset == dataset

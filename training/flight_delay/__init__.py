@@ -1,1 +1,0 @@
-"""The built-in use case's trainer."""
