@@ -1,6 +1,7 @@
 """`python -m throughline.launch.guard PARENT TELL COMMAND...`: runs a command and leaves none of its processes behind.
 
-PARENT: who must be alive, 0 for anybody. TELL: 1 for an event line with the command's exit code, as soon as it ended.
+PARENT: who must be alive, 0 for anybody. TELL: 1 for an event line with the command's exit code, as soon as it ended;
+its standard error then joins standard output.
 Owns: ending a whole tree of processes, also those that moved to a session of their own or lost their parent (as
 horovodrun's workers do), also when the caller was killed. Standard library and psutil only: it starts in 0.1 s.
 Does not own: what the command is, or what its end means. Linux only (prctl).
@@ -33,7 +34,8 @@ def main(command: list[str], parent: int, tell: bool) -> int:
     try:
         if parent and os.getppid() != parent:  # it died before prctl could watch it
             return 128 + signal.SIGTERM
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        # Of a worker both streams as one: torchrun brings two in any order, and the last line must be the last.
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT if tell else None)
         code = child.wait()
         code = code if code >= 0 else 128 - code
         if tell:

@@ -36,7 +36,7 @@ _INHERITED = re.compile(
     r"|AWS_(PROFILE|REGION|ENDPOINT_URL|ALLOW_HTTP|CONFIG_FILE|SHARED_CREDENTIALS_FILE)"
 )
 # How horovodrun and torchrun say whose line it is.
-_PREFIX = re.compile(r"^\[(?:default)?(\d+)\](?:<(stdout|stderr)>)?:")
+_PREFIX = re.compile(r"^\[(?:default)?(\d+)\](?:<stdout>|<stderr>)?:")
 # A worker's place may be used again soon after it was lost; by default Horovod would never use it again.
 _COOL_DOWN_S = ("3", "10")
 _TICK_S = 0.2
@@ -78,7 +78,8 @@ class TorchrunLauncher:
     def run(
         self, spec: LaunchSpec, on_event: OnEvent | None = None, cancelled: Callable[[], bool] | None = None
     ) -> LaunchResult:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--no-python", "--nproc-per-node"]
+        # Unbuffered: it passes on what workers tell and would keep it back until there is much of it.
+        torchrun = [sys.executable, "-u", "-m", "torch.distributed.run", "--no-python", "--nproc-per-node"]
         with tempfile.TemporaryDirectory(prefix="throughline-") as folder:
             # Each rendezvous at a free port of its own; every line of a worker comes with its number in front.
             where = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
@@ -137,7 +138,7 @@ class _Output:
         self.events: list[dict[str, Any]] = []
         self.errors: list[tuple[int, str, str]] = []
         self.exits: list[tuple[int, int]] = []
-        self._last_lines: dict[tuple[int, str], str] = {}
+        self.last_lines: dict[int, str] = {}  # of each worker
 
     def feed(self, chunk: bytes) -> None:
         *lines, self._rest = (self._rest + chunk).split(b"\n")
@@ -148,11 +149,6 @@ class _Output:
         if self._rest:
             self._line(self._rest.decode(errors="replace"))
             self._rest = b""
-
-    def last_lines(self) -> dict[int, str]:
-        """Per worker the last line it wrote, on standard error if there is one."""
-        stdout_first = sorted(self._last_lines.items(), key=lambda item: item[0][1] == "stderr")
-        return {worker: line for (worker, _), line in stdout_first}
 
     @property
     def hopeless(self) -> bool:
@@ -167,7 +163,7 @@ class _Output:
         event = parse_event(text.lstrip())
         if event is None:
             if text.strip() and not (self.exits and prefix is None):  # not the epilogue of whatever runs the workers
-                self._last_lines[worker, (prefix and prefix[2]) or "stdout"] = text.strip()
+                self.last_lines[worker] = text.strip()
         elif event["event"] == "exit":
             self.exits.append((int(event["worker"]), int(event["code"])))
         elif event["event"] == "error":
@@ -209,7 +205,7 @@ def _run(
         output.close()
     if process.returncode != 0:
         exits = output.exits or [(0, process.returncode)]
-        raise explain(exits, output.errors, output.last_lines(), _memory_kills() - memory_kills, spec)
+        raise explain(exits, output.errors, output.last_lines, _memory_kills() - memory_kills, spec)
     return LaunchResult(time.monotonic() - started, spec.log, output.events)
 
 
