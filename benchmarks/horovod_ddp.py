@@ -27,7 +27,7 @@ ABOUT = """
 `training.trainers.mlp` on made rows, started by horovodrun and by torchrun in turn, with two workers and with one;
 Gloo on CPUs. Samples per second are the trainer's own, the median over the epochs after the first. The ratio is
 Horovod's samples per second to those of DDP (`ddp`: two workers, `ddp_1`: one). `single` is the same loop in one
-process without any engine, `data_share` the part of the time that goes into fetching rows.
+process without any engine, `data_share` the part of the time that goes into fetching rows. Quick: two workers only.
 """
 MODULE = "training.trainers.mlp"
 NUMERIC, CATEGORICAL = 20, 4
@@ -90,17 +90,19 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     rounds = chosen.rounds or (1 if chosen.quick else 5)
     epochs, batch = (2 if chosen.quick else 3), chosen.batch
     taken: dict[tuple[str, int], list[dict[str, float]]] = {}
+    engines = {"ddp": ENGINES["ddp"]} if chosen.quick else ENGINES
     with tempfile.TemporaryDirectory(prefix="bench-") as made:
         folder = Path(made)
         rows = make_rows(folder, count)
         for number in range(rounds):
-            for ours, peer, workers in ENGINES.values():
+            for ours, peer, workers in engines.values():
                 # Who begins takes turns, so that neither always finds the machine as the other left it.
                 for launcher in (ours, peer) if number % 2 == 0 else (peer, ours):
                     found = train(launcher, workers, rows, folder, epochs, batch)
                     taken.setdefault((launcher, workers), []).append(found)
                     report.progress(f"{number + 1}/{rounds} {launcher}, {workers}: {found['samples_per_s']:,.0f} /s")
-            taken.setdefault(("single", 1), []).append(train("single", 1, rows, folder, epochs, batch))
+            if not chosen.quick:
+                taken.setdefault(("single", 1), []).append(train("single", 1, rows, folder, epochs, batch))
     setup = {"rows": count, "numeric": NUMERIC, "categorical": CATEGORICAL, "batch_per_worker": batch, "epochs": epochs}
     return summary(taken, chosen.quick, setup)
 
@@ -111,8 +113,9 @@ def summary(taken: dict[tuple[str, int], list[dict[str, float]]], quick: bool, s
     def all_of(launcher: str, workers: int, figure: str = "samples_per_s") -> list[float]:
         return [each[figure] for each in taken[launcher, workers]]
 
-    names = {("single", 1): "single"}
-    for peer, (ours, theirs, workers) in ENGINES.items():
+    names = {("single", 1): "single"} if ("single", 1) in taken else {}
+    engines = {peer: engine for peer, engine in ENGINES.items() if (engine[0], engine[2]) in taken}
+    for peer, (ours, theirs, workers) in engines.items():
         names |= {(ours, workers): f"{report.OURS}, {workers}", (theirs, workers): peer}
     figures = {
         name: {
@@ -123,15 +126,12 @@ def summary(taken: dict[tuple[str, int], list[dict[str, float]]], quick: bool, s
     }
     ratios = {
         peer: report.ratio(all_of(ours, workers), all_of(theirs, workers), higher_is_better=True)
-        for peer, (ours, theirs, workers) in ENGINES.items()
+        for peer, (ours, theirs, workers) in engines.items()
     }
     measured = report.result("horovod_ddp", quick, setup, figures, ratios, "samples per second")
     shares = [each["data_share"] for each in taken[ENGINES["ddp"][0], 2]]
-    return measured | {
-        "spread": measured["ratio_spread"],
-        "single": figures["single"]["samples_per_s"]["median"],
-        "data_share": report.spread(shares)["median"],
-    }
+    alone = {"single": figures["single"]["samples_per_s"]["median"]} if "single" in figures else {}
+    return measured | {"spread": measured["ratio_spread"], "data_share": report.spread(shares)["median"]} | alone
 
 
 def main() -> int:

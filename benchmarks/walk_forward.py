@@ -3,7 +3,9 @@
 For each local month and trainer: train on all rows that were known when the month began, score every row predicted in
 it. Rows come from the home's newest training dataset, whose features are point in time whatever month they are of; it
 must reach to the end of the last month (a home made with THROUGHLINE_DATA_UNTIL set to its end).
-Owns: the months, the table. Does not own: training, the metrics. Nothing is registered; no service is needed.
+With `--search N` each trainer is there twice, as declared and with what N trials found on the weeks before the month;
+trials are kept in MLflow, which must run then.
+Owns: the months, the table. Does not own: training, the metrics. Nothing is registered; else no service is needed.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import tempfile
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -23,7 +24,10 @@ from benchmarks.report import progress
 from throughline import recordstore
 from throughline.errors import ThroughlineError
 from throughline.evaluation.metrics import metrics_of
-from throughline.experiment.recipe import Recipe, recipe_of
+from throughline.experiment.fingerprint import combine
+from throughline.experiment.recipe import recipe_of
+from throughline.experiment.request import SearchRequest
+from throughline.experiment.search import search
 from throughline.experiment.spec import MODEL_FILE, REPORT_FILE, TrainingReport
 from throughline.experiment.train import Run, fit
 from throughline.lakehouse.table import scan
@@ -45,26 +49,36 @@ def months(first: date, until: date) -> Iterator[tuple[date, date]]:
         first = following
 
 
-def measure(run: Run, usecase: UseCase, dataset: DatasetRecord, trainers: list[str], first: date, until: date) -> Any:
-    """trainer -> month -> {auc, log_loss, brier, ece, rows, seconds}, and their mean over the months."""
+def measure(
+    run: Run, usecase: UseCase, dataset: DatasetRecord, trainers: list[str], first: date, until: date, trials: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """trainer -> month -> {auc, log_loss, brier, ece, rows, seconds}, and their mean over the months.
+
+    A trainer whose parameters `trials` trials have found is there as `TRAINER, searched`; with 0 there is none.
+    """
     rows = scan(dataset.path, dataset.table.version)
-    found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in trainers}
+    found: dict[str, dict[str, dict[str, float]]] = {}
     # An ensemble leaves its members' models beside its own: they need not be trained a second time.
     order = sorted(trainers, key=lambda name: not usecase.trainers[name].members)
     for begin, end in months(first, until):
         start, stop = usecase.day_start(begin), usecase.day_start(end)
-        known = dataset.model_copy(update={"holdout_from": start})
+        identity = combine(dataset.fingerprint, str(begin))
+        known = dataset.model_copy(update={"holdout_from": start, "fingerprint": identity})
         month = rows.filter(pl.col("prediction_time").is_between(start, stop, closed="left")).collect()
         with tempfile.TemporaryDirectory() as folder:
-            for name in order:
-                recipe = recipe_of(run.settings, usecase, name)
-                output = _made(Path(folder), recipe) or Path(folder) / name
+            recipes = {name: recipe_of(run.settings, usecase, name) for name in order}
+            for name in order if trials else ():
+                searched = search(run, usecase, [name], known, SearchRequest(trials=trials))
+                recipes[f"{name}, searched"] = searched.recipe
+            for name, recipe in recipes.items():
+                output = _made(Path(folder), name) or Path(folder) / name
                 if not output.exists():
                     fit(run, known, recipe, output)
                 report = TrainingReport.model_validate_json((output / REPORT_FILE).read_text())
                 scores = ServedModel.load(output / MODEL_FILE, report.sha256, threads=2).score(month)
                 metrics = metrics_of(scores, month["label"].to_numpy())
-                found[name][f"{begin:%Y-%m}"] = {**metrics.model_dump(), "seconds": round(report.seconds, 1)}
+                told = {**metrics.model_dump(), "seconds": round(report.seconds, 1)}
+                found.setdefault(name, {})[f"{begin:%Y-%m}"] = told
                 progress(f"{begin:%Y-%m} {name}: AUC {metrics.auc:.4f}, log loss {metrics.log_loss:.4f}")
     for by_month in found.values():
         each = list(by_month.values())
@@ -72,8 +86,8 @@ def measure(run: Run, usecase: UseCase, dataset: DatasetRecord, trainers: list[s
     return found
 
 
-def _made(folder: Path, recipe: Recipe) -> Path | None:
-    return next(iter(folder.glob(f"*-{recipe.trainer}/")), None)
+def _made(folder: Path, trainer: str) -> Path | None:
+    return next(iter(folder.glob(f"*-{trainer}/")), None)
 
 
 def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
@@ -94,6 +108,7 @@ def main() -> int:
     )
     parser.add_argument("--until", type=date.fromisoformat, help="exclusive; else the end of the replay")
     parser.add_argument("--trainers", nargs="*", help="else all that are declared")
+    parser.add_argument("--search", type=int, default=0, metavar="TRIALS", help="also with searched parameters")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     asked = parser.parse_args()
     settings, usecase = load_settings(), get_usecase(asked.usecase)
@@ -106,7 +121,7 @@ def main() -> int:
         )
     trainers = asked.trainers or list(usecase.trainers)
     began = datetime.now(UTC)
-    found = measure(Run(settings), usecase, dataset, trainers, asked.first or usecase.replay.until, until)
+    found = measure(Run(settings), usecase, dataset, trainers, asked.first or usecase.replay.until, until, asked.search)
     sys.stdout.write(table(found) + "\n")
     if asked.json:
         seconds = (datetime.now(UTC) - began).total_seconds()

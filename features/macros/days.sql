@@ -9,16 +9,17 @@
   {%- set target_relation = this.incorporate(type='table') -%}
   {{ run_hooks(pre_hooks) }}
   {%- if build.ranges -%}
-    {%- call statement() -%}
-      set spark.databricks.delta.commitInfo.userMetadata = {{ build.origin }}
-    {%- endcall -%}
+    {#- said in the statement, not set for the session, which models that are built at the same time share -#}
+    {%- set origin = build.origin | replace('\\', '\\\\') | replace("'", "\\'") -%}
     {%- call statement('main') -%}
       {%- if build.whole -%}
-        {{ create_table_as(false, target_relation, compiled_code) }}
+        create or replace table {{ target_relation }} {{ file_format_clause() }} options (userMetadata = '{{ origin }}')
+        {{ partition_cols(label="partitioned by") }} {{ location_clause() }} as
       {%- else -%}
-        insert into {{ target_relation }} replace where {{ in_days('day', build.ranges) }}
-        {{ compiled_code }}
-      {%- endif -%}
+        insert into {{ target_relation }} with (userMetadata = '{{ origin }}')
+        replace where {{ in_days('day', build.ranges) }}
+      {%- endif %}
+      {{ compiled_code }}
     {%- endcall -%}
   {%- else -%}
     {%- call noop_statement('main', 'UNCHANGED') -%} {%- endcall -%}

@@ -22,52 +22,111 @@
 
 {#
   One row per entity and hour in which any window's content changes: when a row enters a window, and when it leaves.
-    entity    column that identifies the entity
-    events    relation or CTE with that column, `available_at` and the measured columns
+    entity    column that identifies the entity, or a list of columns that do so together
+    events    relation or CTE with these columns, `available_at` and the measured columns
     measures  {name: SQL aggregate input}; sums are taken, `n` counts rows
     windows   hours, ascending; the result has NAME_WINDOWh per measure and n_WINDOWh
+    newest    {name: SQL input} of which the result has the value of the newest row within the longest window
+    marks     relation or CTE with the entity and `hour`: further hours that are to have a row
 #}
-{% macro window_ticks(entity, events, measures, windows) %}
+{% macro window_ticks(entity, events, measures, windows, newest={}, marks=none) %}
+  {%- set keys = entity_columns(entity) %}
   per_hour as (
     select
-      {{ entity }},
+      {{ keys }},
       {{ tick_hour('available_at') }} as hour,
       count(*) as n
       {%- for name, input in measures.items() %},
       sum({{ input }}) as {{ name }}
       {%- endfor %}
+      {%- for name, input in newest.items() %},
+      max(struct(available_at as at, {{ input }} as value)) as {{ name }}
+      {%- endfor %}
     from {{ events }}
-    where {{ entity }} is not null and available_at < {{ as_of() }}
-    group by 1, 2
+    where {{ keys | replace(', ', ' is not null and ') }} is not null and available_at < {{ as_of() }}
+    group by {{ keys }}, hour
   ),
   marks as (
-    select {{ entity }}, hour from per_hour
+    select {{ keys }}, hour from per_hour
     {%- for window in windows %}
     union
-    select {{ entity }}, hour + {{ window }} from per_hour
+    select {{ keys }}, hour + {{ window }} from per_hour
     {%- endfor %}
+    {%- if marks %}
+    union
+    select {{ keys }}, hour from {{ marks }}
+    {%- endif %}
   ),
   summed as (
     select
-      {{ entity }},
+      {{ keys }},
       hour
       {%- for window in windows %}
       {%- for name in ['n'] + measures.keys() | list %},
       coalesce(sum({{ name }}) over (
-        partition by {{ entity }} order by hour range between {{ window - 1 }} preceding and current row
+        partition by {{ keys }} order by hour range between {{ window - 1 }} preceding and current row
       ), 0) as {{ name }}_{{ window }}h
       {%- endfor %}
       {%- endfor %}
-    from marks left join per_hour using ({{ entity }}, hour)
+      {%- for name in newest %},
+      if(
+        count(n) over (
+          partition by {{ keys }} order by hour range between {{ windows[-1] - 1 }} preceding and current row
+        ) > 0,
+        last_value({{ name }}) ignore nulls over (partition by {{ keys }} order by hour).value,
+        null
+      ) as {{ name }}
+      {%- endfor %}
+    from marks left join per_hour using ({{ keys }}, hour)
   ),
   ticks as (
     {{ due_ticks('summed') }}
   )
 {% endmacro %}
 
+{#
+  `window_ticks` over the grid that the model declares in schema.yml, meta.grid:
+    entity   [columns]
+    prefix   what the features' names begin with
+    count    the statistic that counts rows; any other is the mean of the measure of its name (_share left out)
+    windows  {HOURSh: [statistics]}, ascending
+  `grid_columns` are then the features PREFIX_STATISTIC_HOURSh; their Feast fields are named from the same words.
+#}
+{% macro feature_grid(events, measures, newest={}, marks=none) -%}
+  {%- set grid = declared_grid() -%}
+  {%- set windows = [] -%}
+  {%- for window in grid.windows -%} {%- do windows.append(window[:-1] | int) -%} {%- endfor -%}
+  {{ window_ticks(grid.entity, events, measures, windows, newest, marks) }}
+{%- endmacro %}
+
+{% macro grid_columns() -%}
+  {%- set grid = declared_grid() -%}
+  {%- for window, statistics in grid.windows.items() -%}
+  {%- set outer = loop -%}
+  {%- for statistic in statistics -%}
+  {%- if statistic == grid.get('count') -%}
+  cast(n_{{ window }} as double)
+  {%- else -%}
+  {{ statistic | replace('_share', '') }}_{{ window }} / nullif(n_{{ window }}, 0)
+  {%- endif %} as {{ grid.prefix }}_{{ statistic }}_{{ window }}
+  {%- if not (outer.last and loop.last) %},
+  {% endif -%}
+  {%- endfor -%}
+  {%- endfor -%}
+{%- endmacro %}
+
+{# What schema.yml says is there when a model is compiled, but not yet when it is parsed. #}
+{% macro declared_grid() -%}
+  {{ return(model.config.get('meta', {}).get('grid', {'entity': ['unknown'], 'prefix': 'unknown', 'windows': {'1h': ['unknown']}})) }}
+{%- endmacro %}
+
+{% macro entity_columns(entity) -%}
+  {{ return(entity if entity is string else entity | join(', ')) }}
+{%- endmacro %}
+
 {# The columns every table carries. #}
-{% macro tick_columns(entity) -%}
-  {{ entity }},
+{% macro tick_columns(entity=none) -%}
+  {{ entity_columns(entity or declared_grid().entity) }},
   event_timestamp,
   event_timestamp as available_at,
   '{{ invocation_id }}' as ingestion_run_id,

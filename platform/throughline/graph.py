@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,7 +18,7 @@ import httpx
 
 from throughline.errors import ThroughlineError
 from throughline.settings import Settings
-from throughline.tags import RANGE_END, RANGE_START
+from throughline.tags import RANGE_END, RANGE_START, REQUEST
 
 LOCATION, REPOSITORY, IMPLICIT_JOB = "throughline", "__repository__", "__ASSET_JOB"
 
@@ -83,14 +84,20 @@ class JobRun:
 
 
 ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
+ANSWER_S, ATTEMPTS = 60.0, 5  # a busy machine's webserver takes its time; one that is down says so at once
+
+
+class NoAnswerYet(ThroughlineError):
+    """The webserver took the question and did not answer in time: what was asked for may be done or not."""
 
 
 class Graph:
     """The webserver of this home. Each method raises `ThroughlineError` when it does not answer."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, answer_s: float = ANSWER_S) -> None:
         self._url = settings.url("dagster")
-        self._client = httpx.Client(timeout=60)
+        self._answer_s = answer_s
+        self._client = httpx.Client(timeout=answer_s)
 
     def states(self) -> list[AssetState]:
         """Every asset of the location, with the partitions it has."""
@@ -143,7 +150,8 @@ class Graph:
 
         `config`: of the run, as in the launchpad.
         """
-        all_tags = dict(tags or {})
+        request = uuid.uuid4().hex
+        all_tags = {**(tags or {}), REQUEST: request}
         if partitions:
             all_tags[RANGE_START], all_tags[RANGE_END] = partitions
         selector: dict[str, Any] = {
@@ -153,15 +161,21 @@ class Graph:
         }
         if assets:
             selector["assetSelection"] = [{"path": list(key)} for key in assets]
-        answer = self._ask(
-            _LAUNCH,
-            params={
-                "selector": selector,
-                "mode": "default",
-                "runConfigData": config or {},
-                "executionMetadata": {"tags": [{"key": k, "value": v} for k, v in sorted(all_tags.items())]},
-            },
-        )["launchPipelineExecution"]
+        params = {
+            "selector": selector,
+            "mode": "default",
+            "runConfigData": config or {},
+            "executionMetadata": {"tags": [{"key": k, "value": v} for k, v in sorted(all_tags.items())]},
+        }
+        try:
+            answer = self._ask(_LAUNCH, params=params)["launchPipelineExecution"]
+        except NoAnswerYet:
+            # Launched a second time it might run twice: the run that there may be is looked for instead.
+            for _ in range(ATTEMPTS):
+                if started := self.runs({REQUEST: request}, limit=1):
+                    return started[0]["run_id"]
+                time.sleep(self._answer_s / ATTEMPTS)
+            raise
         if answer["__typename"] != "LaunchRunSuccess":
             raise ThroughlineError(f"Dagster refused the run: {answer.get('message') or answer['__typename']}")
         return answer["run"]["runId"]
@@ -229,14 +243,19 @@ class Graph:
         return cursor
 
     def _ask(self, query: str, **variables: Any) -> dict[str, Any]:
-        try:
-            answer = self._client.post(f"{self._url}/graphql", json={"query": query, "variables": variables})
-            content = answer.raise_for_status().json()
-        except (httpx.HTTPError, ValueError) as error:
-            problem = _first_line(str(error))
-            raise ThroughlineError(
-                f"The Dagster webserver at {self._url} does not answer ({problem}): see `throughline status`."
-            ) from error
+        """The answer's data. What only asks is asked again when no answer comes in time, what changes things is not."""
+        asked = {"query": query, "variables": variables}
+        for left in reversed(range(1 if query.lstrip().startswith("mutation") else ATTEMPTS)):
+            try:
+                content = self._client.post(f"{self._url}/graphql", json=asked).raise_for_status().json()
+                break
+            except (httpx.HTTPError, ValueError) as error:
+                late = isinstance(error, httpx.ReadTimeout)
+                if not (late and left):
+                    problem = _first_line(str(error))
+                    raise (NoAnswerYet if late else ThroughlineError)(
+                        f"The Dagster webserver at {self._url} does not answer ({problem}): see `throughline status`."
+                    ) from error
         if content.get("errors"):
             raise ThroughlineError(f"Dagster refused a question: {content['errors'][0]['message'].splitlines()[0]}")
         return content["data"]

@@ -5,6 +5,7 @@ AS_OF = "throughline/as_of"  # the instant up to which the run may know anything
 CAUSE = "throughline/cause"  # why a retraining was requested
 CLOCK = "throughline/data_clock"  # what the data clock showed then
 LATE_ROWS = "throughline/late_rows"  # the source versions whose late rows a run builds, the same for all attempts
+REQUEST = "throughline/request"  # one launch by a client, to find its run when the answer did not come
 RETRAIN = "throughline/retrain"  # the use case that is retrained
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"  # inclusive
 WINDOW = "throughline/window"  # the judgement that asked for it, the same for all attempts

@@ -25,12 +25,15 @@ from throughline.lakehouse.table import pin, read, replace_days
 from throughline.settings import Settings, load_settings
 from throughline.usecase import UseCase, get_usecase
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1500)  # against hangs: two of these builds side by side take minutes
 
 # nine days around the night in which the clocks go forward
 FIRST, LAST = date(2013, 3, 5), date(2013, 3, 13)
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
-MODELS = ("aircraft_ticks", "carrier_ticks", "destination_ticks", "labelled_flights", "origin_ticks", "weather_ticks")
+MODELS = (
+    *("aircraft_ticks", "carrier_ticks", "destination_ticks", "flight_ticks", "labelled_flights", "origin_ticks"),
+    *("route_ticks", "weather_ticks"),
+)
 Features = Callable[..., dict[str, Build]]
 
 
@@ -107,14 +110,16 @@ def in_pieces(spark_server: Settings, usecase: UseCase, one_batch: dict[str, str
     assert ranges(builds)["origin_ticks"] == [(hourly, LAST)]
     bring(settings, usecase, late, late)
     builds = build(settings, usecase, usecase.day_start(LAST + DAY))
-    # a departure is seen at its origin for 24 hours, of a carrier for 168, which reach past the last day
+    # an arrival is seen on its route for 24 hours, weather for 12, all else for 168 or more: past the last day
     assert ranges(builds) == {
-        "origin_ticks": [(late, late + DAY)],
+        "origin_ticks": [(late, LAST)],
         "carrier_ticks": [(late, LAST)],
         "destination_ticks": [(late, LAST)],
+        "route_ticks": [(late, late + DAY)],
+        "flight_ticks": [(late, LAST)],
         "aircraft_ticks": [(late, LAST)],
         "labelled_flights": [(late, late)],
-        "weather_ticks": [(late, late)],
+        "weather_ticks": [(late, late + DAY)],
     }
     return settings
 
@@ -123,6 +128,52 @@ def test_batch_day_by_day_by_the_hour_and_out_of_order_give_the_same(
     one_batch: dict[str, str], in_pieces: Settings, usecase: UseCase
 ) -> None:
     assert identities(in_pieces, usecase) == one_batch
+
+
+def held(settings: Settings, usecase: UseCase, table: str) -> pl.DataFrame:
+    return read(settings, pin(settings, f"{usecase.name}/{table}")).collect()
+
+
+def test_what_is_overdue_or_due_at_a_tick_is_what_was_known_by_then(in_pieces: Settings, usecase: UseCase) -> None:
+    """Against brute force: at each tick, only the schedules published and the departures that had happened."""
+    ticks = held(in_pieces, usecase, "features/origin_ticks").sort("origin", "event_timestamp")
+    planned = held(in_pieces, usecase, "raw/flight_schedules").select("flight_id", "origin", "scheduled_departure")
+    left = held(in_pieces, usecase, "raw/flight_departures").select("flight_id", "available_at", "dep_delay")
+    flights = planned.join(left, on="flight_id", how="left")
+    assert ticks.height > 500
+    for tick in ticks.gather_every(7).to_dicts():
+        at = tick["event_timestamp"]
+        gone = (pl.col("available_at") < at).fill_null(False)
+        so_far = pl.when(gone).then("dep_delay").otherwise((at - pl.col("scheduled_departure")).dt.total_minutes())
+        here = flights.with_columns(gone=gone, so_far=so_far).filter(origin=tick["origin"])
+        scheduled = pl.col("scheduled_departure")
+        overdue = here.filter(scheduled >= at - 5 * HOUR, scheduled < at, ~pl.col("gone"))
+        due = here.filter(scheduled >= at, scheduled < at + 3 * HOUR)
+        newest = here.filter(scheduled >= at - 2 * HOUR, scheduled < at)
+        assert (tick["origin_overdue_5h"], tick["origin_scheduled_3h"]) == (overdue.height, due.height), tick
+        assert tick["origin_so_far_2h"] == pytest.approx(newest["so_far"].mean()), tick
+        share = (~newest["gone"]).mean()
+        assert tick["origin_overdue_share_2h"] == pytest.approx(share), tick
+
+
+def test_the_spare_time_of_an_aircraft_is_that_of_its_newest_departure(in_pieces: Settings, usecase: UseCase) -> None:
+    ticks = held(in_pieces, usecase, "features/aircraft_ticks").filter(pl.col("aircraft_departures_168h") > 0)
+    planned = held(in_pieces, usecase, "raw/flight_schedules").drop_nulls("tailnum")
+    left = held(in_pieces, usecase, "raw/flight_departures")
+    told = 0
+    for tick in ticks.sort("tailnum", "event_timestamp").gather_every(40).to_dicts():
+        mine = pl.col("tailnum") == tick["tailnum"]
+        last = left.filter(mine, pl.col("available_at") < tick["event_timestamp"]).sort("available_at").to_dicts()[-1]
+        after = last["scheduled_departure"]
+        later = planned.filter(mine, pl.col("scheduled_departure") > after)["scheduled_departure"].min()
+        if later is None or later - 7 * DAY >= last["available_at"]:
+            assert tick["aircraft_spare_minutes"] is None
+            continue
+        back = last["scheduled_arrival"] + (last["scheduled_arrival"] - after) + timedelta(minutes=last["dep_delay"])
+        spare = min(1440, (later - back) / timedelta(minutes=1))
+        assert tick["aircraft_spare_minutes"] == pytest.approx(spare), tick
+        told += 1
+    assert told > 50
 
 
 def test_in_a_bucket_they_are_the_same(
@@ -168,12 +219,19 @@ def test_one_changed_value_changes_what_follows_from_it_and_nothing_else(in_piec
     first = pl.int_range(pl.len()) == 0
     replace_days(path, rows.with_columns(arr_delay=pl.when(first).then(500.0).otherwise("arr_delay")), day, day)
     builds = build(in_pieces, usecase, usecase.day_start(LAST + DAY))
-    assert ranges(builds) == {"destination_ticks": [(day, LAST)], "labelled_flights": [(day, day)]}
+    assert ranges(builds) == {
+        "destination_ticks": [(day, LAST)],
+        "route_ticks": [(day, day + DAY)],
+        "flight_ticks": [(day, LAST)],
+        "labelled_flights": [(day, day)],
+    }
     after = identities(in_pieces, usecase)
     assert {table for table in before if before[table] != after[table]} == {
         "raw/flight_arrivals",
         "features/destination_ticks",
+        "features/flight_ticks",
         "features/labelled_flights",
+        "features/route_ticks",
     }
 
 

@@ -48,12 +48,11 @@ def children(settings: Settings, usecase: UseCase, run_id: str) -> list:
 def test_a_search_leaves_its_trials_and_a_plot_and_goes_on_where_it_was_left(settings, usecase, dataset, tmp_path):
     told = []
     run = Run(settings, told.append)
-    bases = {"logistic": recipe_of(settings, usecase, "logistic")}
-    found = search(run, usecase, bases, dataset, RANDOM)
+    found = search(run, usecase, ["logistic"], dataset, RANDOM)
     trials = children(settings, usecase, found.run_id)
     assert [trial.info.status for trial in trials] == ["FINISHED"] * 3
     # the first is what is declared, the others are not
-    declared = str(bases["logistic"].parameters["C"])
+    declared = str(recipe_of(settings, usecase, "logistic").parameters["C"])
     assert [trial.data.params["C"] == declared for trial in trials] == [True, False, False]
     losses = [trial.data.metrics["validation_log_loss"] for trial in trials]
     best = trials[losses.index(min(losses))]
@@ -68,7 +67,7 @@ def test_a_search_leaves_its_trials_and_a_plot_and_goes_on_where_it_was_left(set
     spaces = searching.spaces_of(usecase, ["logistic"])
     name = trials[0].data.tags.get("throughline.search") or client.get_run(found.run_id).data.tags["throughline.search"]
     searching._study(run, name, spaces, RANDOM, seed=1).ask()
-    again = search(run, usecase, bases, dataset, RANDOM.model_copy(update={"trials": 5}))
+    again = search(run, usecase, ["logistic"], dataset, RANDOM.model_copy(update={"trials": 5}))
     assert again.run_id == found.run_id
     assert len(children(settings, usecase, found.run_id)) == 5
     assert client.get_run(found.run_id).info.status == "FINISHED"
@@ -84,9 +83,7 @@ def test_a_search_never_sees_the_weeks_of_the_evaluation(settings, usecase, data
 
     monkeypatch.setattr(searching, "fit", fit)
     with pytest.raises(ThroughlineError, match="enough"):
-        search(
-            Run(settings), usecase, {"logistic": recipe_of(settings, usecase, "logistic", {"seed": 5})}, dataset, RANDOM
-        )
+        search(Run(settings), usecase, ["logistic"], dataset, RANDOM, {"seed": 5})
     assert seen == [(dataset.holdout_from, dataset.holdout_from - usecase.evaluation.holdout)]
 
 
@@ -96,7 +93,6 @@ def test_trials_that_do_worse_than_others_are_ended_and_none_that_ends_well_is_o
     import optuna
 
     monkeypatch.setattr(searching, "_pruner", lambda name: optuna.pruners.ThresholdPruner(upper=0.0))
-    base = {"mlp": recipe_of(settings, usecase, "mlp", {"epochs": 40, "seed": 9})}
     small = usecase.model_copy(
         update={
             "trainers": {
@@ -106,15 +102,16 @@ def test_trials_that_do_worse_than_others_are_ended_and_none_that_ends_well_is_o
         }
     )
     told = []
+    asked = SearchRequest(trials=2, sampler="random")
     with pytest.raises(ThroughlineError, match="None of 2 trials"):
-        search(Run(settings, told.append), small, base, dataset, SearchRequest(trials=2, sampler="random"))
+        search(Run(settings, told.append), small, ["mlp"], dataset, asked, {"epochs": 40, "seed": 9})
     assert [event["state"] for event in told if event["event"] == "trial"] == ["pruned", "pruned"]
 
 
 def test_several_trainers_compete_with_several_trials_at_once(settings, usecase, dataset):
-    bases = {name: recipe_of(settings, usecase, name) for name in ("logistic", "lightgbm")}
+    names = ["logistic", "lightgbm"]
     asked = SearchRequest(trials=4, sampler="tpe", pruner="median", parallel=2)
-    found = search(Run(settings), usecase, bases, dataset, asked)
+    found = search(Run(settings), usecase, names, dataset, asked)
     trained = {trial.data.params["trainer"] for trial in children(settings, usecase, found.run_id)}
     assert trained == {"logistic", "lightgbm"}  # at least what is declared of each
     assert found.recipe.trainer in trained
@@ -123,9 +120,7 @@ def test_several_trainers_compete_with_several_trials_at_once(settings, usecase,
 def test_features_that_later_weeks_do_not_need_are_left_out(settings, usecase, dataset):
     told = []
     asked = RANDOM.model_copy(update={"trials": 1, "select_features": True})
-    found = search(
-        Run(settings, told.append), usecase, {"lightgbm": recipe_of(settings, usecase, "lightgbm")}, dataset, asked
-    )
+    found = search(Run(settings, told.append), usecase, ["lightgbm"], dataset, asked)
     (selection,) = [event for event in told if event["event"] == "selection"]
     rises = client_of(settings).download_artifacts(found.run_id, "search/importances.json")
     assert next(iter(json.loads(Path(rises).read_text()))) == "queue"  # what the rows were made with
@@ -134,3 +129,17 @@ def test_features_that_later_weeks_do_not_need_are_left_out(settings, usecase, d
         assert len(found.dataset.numeric) + len(found.dataset.categorical) == selection["kept"] < selection["of"]
     else:
         assert found.dataset == dataset
+
+    # what was found once holds for the study's later trials
+    again = search(Run(settings, told.append), usecase, ["lightgbm"], dataset, asked)
+    assert again == found
+    assert [event["event"] for event in told].count("selection") == 1
+
+
+def test_what_is_set_is_in_every_trial_and_in_what_is_found(settings, usecase, dataset):
+    fixed = {"num_leaves": 5, "seed": 3}
+    assert "num_leaves" in usecase.trainers["lightgbm"].search
+    found = search(Run(settings), usecase, ["lightgbm"], dataset, RANDOM, fixed)
+    trials = children(settings, usecase, found.run_id)
+    assert [(trial.data.params["num_leaves"], trial.data.params["seed"]) for trial in trials] == [("5", "3")] * 3
+    assert {name: found.recipe.parameters[name] for name in fixed} == fixed

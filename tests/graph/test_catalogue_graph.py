@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 import polars as pl
 import pytest
 from dagster import AssetKey, AssetSpec, Definitions, TableColumnLineage, TableSchema, materialize
+from feast import FeatureView
 
 from assets import catalogue as catalogue_assets
 from assets.columns import held_columns, lineage_metadata, model_lineage
@@ -15,6 +16,7 @@ from assets.features import feature_assets
 from assets.resources import RecordIOManager
 from features.flight_delay import definitions as feast_definitions
 from throughline import recordstore
+from throughline.featurestore.delta_source import DeltaSource
 from throughline.featurestore.lineage import Upstream
 from throughline.featurestore.profile_page import page_of
 from throughline.featurestore.store import EVENT_TIME
@@ -54,11 +56,16 @@ def columns_of(definitions: Definitions, table: str) -> dict[str, set[str]]:
 
 
 def test_window_features_come_from_what_is_averaged_its_entity_and_when_it_was_known(definitions: Definitions) -> None:
-    found = columns_of(definitions, "origin_ticks")
-    averaged = {f"raw/flight_departures.{name}" for name in ("dep_delay", "origin", "available_at")}
-    assert found["origin_delay_2h"] == found["origin_late_share_24h"] == averaged
-    assert found["origin_departures_2h"] == averaged - {"raw/flight_departures.dep_delay"}
+    found = columns_of(definitions, "aircraft_ticks")
+    averaged = {f"raw/flight_departures.{name}" for name in ("dep_delay", "tailnum", "available_at")}
+    assert found["aircraft_delay_12h"] == found["aircraft_delay_168h"] == averaged
+    assert found["aircraft_departures_168h"] == averaged - {"raw/flight_departures.dep_delay"}
     assert found["ingestion_run_id"] == set()
+
+
+def test_what_is_overdue_comes_from_what_was_planned_and_what_has_left(definitions: Definitions) -> None:
+    planned_and_gone = {"raw/flight_schedules.scheduled_departure", "raw/flight_departures.available_at"}
+    assert columns_of(definitions, "origin_ticks")["origin_overdue_5h"] == planned_and_gone
 
 
 def test_registers_weather_and_labels_are_traced_too(definitions: Definitions) -> None:
@@ -76,7 +83,7 @@ def test_every_traced_column_is_one_that_its_raw_table_has(definitions: Definiti
         for column in graph.get(key).metadata[SCHEMA].columns
     } | {f"raw/{name}.day" for name in get_usecase("flight_delay").sources.tables}
     tables = [key.path[2] for key in graph.get_all_asset_keys() if LINEAGE in graph.get(key).metadata]
-    assert len(tables) == 6
+    assert len(tables) == 8
     for table in tables:
         assert set().union(*columns_of(definitions, table).values()) <= held, table
 
@@ -170,13 +177,13 @@ def test_registering_tells_what_is_registered_and_warns_of_a_deprecated_feature_
     home: Settings, usecase: UseCase, definitions: Definitions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through the real registry: descriptions, tags and the service are what Feast gives back."""
-    described = feast_definitions._VIEWS
-    unit, said = described["weather_ticks"][2]["weather_temp"]
-    keys = feast_definitions._ENTITIES
-    for name, (entity, _, features) in described.items():
-        rows = pl.DataFrame({keys[entity]: ["x"], EVENT_TIME: [datetime(2013, 3, 31, tzinfo=UTC)]})
-        rows = rows.with_columns(pl.lit(1.0).alias(feature) for feature in features)
-        replace_all(home.table_path("flight_delay", "features", name), rows)
+    unit, said = feast_definitions._VIEWS["weather_ticks"][2]["weather_temp"]
+    for view in feast_definitions.build(lambda table: DeltaSource(name=table, path="", version=0, timestamp_field="t")):
+        if isinstance(view, FeatureView):
+            keys = {usecase.entities[entity]: [7 if entity == "flight" else "x"] for entity in view.entities}
+            rows = pl.DataFrame({**keys, EVENT_TIME: [datetime(2013, 3, 31, tzinfo=UTC)]})
+            rows = rows.with_columns(pl.lit(1.0).alias(feature.name) for feature in view.features)
+            replace_all(home.table_path("flight_delay", "features", view.name), rows)
     replace_all(home.table_path("flight_delay", "features", usecase.features.spine), rows)
     build_plain = feast_definitions.build
 
@@ -200,4 +207,4 @@ def test_registering_tells_what_is_registered_and_warns_of_a_deprecated_feature_
     (event,) = done.asset_materializations_for_node("flight_delay__features__feature_store")
     warning = "flight_delay_v1 has the deprecated weather_temp (a thermometer in the sun): use weather_dewpoint."
     assert event.metadata["deprecated"].value == [warning]
-    assert event.metadata["features"].value == 25
+    assert event.metadata["features"].value == 42

@@ -95,6 +95,7 @@ def test_only_assets_import_dagster() -> None:
 
 OF_THE_USE_CASE = (
     "features/flight_delay/",
+    "features/macros/flight_delay/",
     "features/models/flight_delay/",
     "training/flight_delay/",
     "usecases/",

@@ -1,16 +1,37 @@
--- The aircraft itself: a late one is often late again the same day.
-{{ config(meta={'seen_within_hours': 168}) }}
-with events as (
-  select tailnum, available_at, dep_delay, if(dep_delay > 15, 1, 0) as late
+-- The aircraft itself: a late one is often late again the same day, the more so with little time between its flights.
+{# seen for 168 hours after it left, at most 48 hours late, a flight published 168 hours ahead #}
+{{ config(meta={'seen_within_hours': 384}) }}
+with legs as (
+  select
+    flight_id,
+    lead(struct(scheduled_departure, available_at)) over (
+      partition by tailnum order by scheduled_departure, flight_id
+    ) as next
+  from {{ pinned('flight_delay_raw', 'flight_schedules') }}
+  where {{ seen_within() }} and available_at < {{ as_of() }} and tailnum is not null
+),
+departures as (
+  select flight_id, tailnum, available_at, dep_delay, if(dep_delay > 15, 1, 0) as late,
+    unix_seconds(scheduled_arrival) / 60 as lands,
+    (unix_seconds(scheduled_arrival) - unix_seconds(scheduled_departure)) / 60 as block
   from {{ pinned('flight_delay_raw', 'flight_departures') }}
   where {{ seen_within() }}
 ),
-{{ window_ticks('tailnum', 'events', {'delay': 'dep_delay', 'late': 'late'}, [12, 168]) }}
+events as (
+  -- to spare when it flies there and back before its next departure, at most a day; null when that is not yet known
+  select tailnum, departures.available_at, dep_delay, late,
+    if(
+      next.available_at < departures.available_at,
+      greatest(-600, least(1440, unix_seconds(next.scheduled_departure) / 60 - lands - block - dep_delay)),
+      null
+    ) as spare
+  from departures left join legs using (flight_id)
+),
+{{ feature_grid('events', {'delay': 'dep_delay', 'late': 'late'}, newest={'spare': 'spare'}) }}
 select
-  {{ tick_columns('tailnum') }},
-  delay_12h / nullif(n_12h, 0) as aircraft_delay_12h,
-  delay_168h / nullif(n_168h, 0) as aircraft_delay_168h,
-  cast(n_168h as double) as aircraft_departures_168h,
+  {{ tick_columns() }},
+  {{ grid_columns() }},
+  spare as aircraft_spare_minutes,
   cast(planes.seats as double) as aircraft_seats,
   cast(year(event_timestamp) - planes.year_built as double) as aircraft_age_years
 from ticks

@@ -1,15 +1,24 @@
--- How a carrier's flights have departed, over hours, a day and a week.
-{{ config(meta={'seen_within_hours': 168}) }}
+-- How a carrier's flights have departed, over hours, a day and a week, and which are overdue.
+{{ config(meta={'seen_within_hours': 172}) }}
 with events as (
   select carrier, available_at, dep_delay, if(dep_delay > 15, 1, 0) as late
   from {{ pinned('flight_delay_raw', 'flight_departures') }}
   where {{ seen_within() }}
 ),
-{{ window_ticks('carrier', 'events', {'delay': 'dep_delay', 'late': 'late'}, [3, 24, 168]) }}
+{{ planned_flights(before=0, after=4) }},
+plans as (
+  select
+    carrier,
+    hour,
+    avg(if(age < 4, if(so_far > 15, 1, 0), null)) as late_so_far_4h,
+    avg(if(age < 4, if(waiting, 1, 0), null)) as overdue_share_4h
+  from planned
+  group by carrier, hour
+),
+{{ feature_grid('events', {'delay': 'dep_delay', 'late': 'late'}, marks='plans') }}
 select
-  {{ tick_columns('carrier') }},
-  delay_3h / nullif(n_3h, 0) as carrier_delay_3h,
-  late_24h / nullif(n_24h, 0) as carrier_late_share_24h,
-  delay_24h / nullif(n_24h, 0) as carrier_delay_24h,
-  late_168h / nullif(n_168h, 0) as carrier_late_share_168h
-from ticks
+  {{ tick_columns() }},
+  {{ grid_columns() }},
+  late_so_far_4h as carrier_late_so_far_4h,
+  overdue_share_4h as carrier_overdue_share_4h
+from ticks left join plans using (carrier, hour)

@@ -5,11 +5,8 @@ with events as (
   from {{ pinned('flight_delay_raw', 'flight_arrivals') }}
   where {{ seen_within() }}
 ),
-{{ window_ticks('dest', 'events', {'delay': 'arr_delay', 'late': 'late'}, [6, 24, 168]) }}
+{{ feature_grid('events', {'delay': 'arr_delay', 'late': 'late'}) }}
 select
-  {{ tick_columns('dest') }},
-  delay_6h / nullif(n_6h, 0) as dest_delay_6h,
-  delay_24h / nullif(n_24h, 0) as dest_delay_24h,
-  late_24h / nullif(n_24h, 0) as dest_late_share_24h,
-  late_168h / nullif(n_168h, 0) as dest_late_share_168h
+  {{ tick_columns() }},
+  {{ grid_columns() }}
 from ticks

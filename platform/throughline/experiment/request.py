@@ -49,6 +49,8 @@ class TrainingRequest(Record):
             raise ValueError("give one of as_of, dataset and table")
         if self.trainer == AUTO and self.search is None:
             raise ValueError("trainer auto is for a search: say how many trials")
+        if self.trainer == AUTO and self.parameters:
+            raise ValueError("trainer auto chooses among trainers, each with parameters of its own: set none of them")
         if self.search and self.revision:
             raise ValueError("a search runs the code that stands here: search first, then train at the revision")
         return self

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -30,7 +30,7 @@ from throughline.errors import ThroughlineError
 from throughline.experiment.fingerprint import combine
 from throughline.experiment.recipe import Recipe, flat, recipe_of
 from throughline.experiment.request import SearchRequest
-from throughline.experiment.selection import select_features
+from throughline.experiment.selection import select_features, with_features
 from throughline.experiment.tracking import client_of, tracked_run
 from throughline.experiment.train import Run, alone, fit
 from throughline.launch.protocol import LaunchFailed
@@ -69,31 +69,39 @@ def window_of(usecase: UseCase, dataset: DatasetRecord) -> Window:
     return Window(dataset.holdout_from - length, dataset.holdout_from)
 
 
-def spaces_of(usecase: UseCase, trainers: list[str]) -> dict[str, Space]:
-    """Per trainer what may be changed; a member's parameter as MEMBER.NAME. Raises when nothing is declared."""
+def spaces_of(usecase: UseCase, trainers: Iterable[str], fixed: Iterable[str] = ()) -> dict[str, Space]:
+    """Per trainer what may change and is not `fixed`; a member's parameter as MEMBER.NAME. Raises when nothing may."""
     spaces: dict[str, dict[str, Choices | Range]] = {}
     for name in trainers:
         declared = usecase.trainers[name]
         space = dict(declared.search)
         for member in declared.members:
             space |= {f"{member}.{key}": value for key, value in usecase.trainers[member].search.items()}
-        if space:
-            spaces[name] = space
+        if free := {key: value for key, value in space.items() if key not in set(fixed)}:
+            spaces[name] = free
     if not spaces:
         raise ThroughlineError(
-            f"{', '.join(trainers)} of {usecase.name}: no `search` is declared; declare what may vary."
+            f"{', '.join(trainers)} of {usecase.name}: no `search` is declared of what is not set; "
+            "declare what may vary."
         )
     return spaces
 
 
 def search(
-    run: Run, usecase: UseCase, bases: Mapping[str, Recipe], dataset: DatasetRecord, request: SearchRequest
+    run: Run,
+    usecase: UseCase,
+    trainers: Iterable[str],
+    dataset: DatasetRecord,
+    request: SearchRequest,
+    fixed: Mapping[str, Any] | None = None,
 ) -> Found:
-    """Search over `bases`, the recipes of the trainers that compete. Raises when no trial came to its end."""
+    """Search over the trainers that compete, with parameters that are `fixed`. Raises when no trial came to its end."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    spaces = spaces_of(usecase, list(bases))
+    fixed = fixed or {}
+    bases = {name: recipe_of(run.settings, usecase, name, fixed) for name in trainers}
+    spaces = spaces_of(usecase, bases, fixed)
     window = window_of(usecase, dataset)
     client = client_of(run.settings)
     study_name = combine(
@@ -110,8 +118,11 @@ def search(
                 for name, space in spaces.items():
                     study.enqueue_trial(_as_declared(bases[name], name, space, spaces))
             if request.select_features:
-                dataset = select_features(run, next(iter(bases.values())), dataset, window.validation_from, run_id)
-            trials = _Trials(run, usecase, study, spaces, dataset, window, run_id, prunes=len(spaces) == 1)
+                if (kept := study.user_attrs.get("features")) is None:
+                    kept = select_features(run, next(iter(bases.values())), dataset, window.validation_from, run_id)
+                    study.set_user_attr("features", sorted(kept))
+                dataset = with_features(dataset, set(kept))
+            trials = _Trials(run, usecase, study, spaces, fixed, dataset, window, run_id)
             cores = os.cpu_count() or 1
             workers = max(base.processes * base.threads for base in bases.values())
             trials.run_all(request.trials, min(request.parallel, max(1, cores // workers)))
@@ -123,7 +134,7 @@ def search(
             best = study.best_trial
             trainer, overrides = _said(best.params, spaces)
             run.tell("search", best=best.number, validation_log_loss=best.value, trials=len(study.trials))
-            return Found(recipe_of(run.settings, usecase, trainer, overrides), dataset, run_id)
+            return Found(recipe_of(run.settings, usecase, trainer, {**fixed, **overrides}), dataset, run_id)
 
 
 class _Trials:
@@ -135,13 +146,14 @@ class _Trials:
         usecase: UseCase,
         study: optuna.Study,
         spaces: Mapping[str, Space],
+        fixed: Mapping[str, Any],
         dataset: DatasetRecord,
         window: Window,
         parent: str,
-        prunes: bool,
     ) -> None:
-        self.run, self.usecase, self.study, self.spaces = run, usecase, study, spaces
-        self.dataset, self.window, self.parent, self.prunes = dataset, window, parent, prunes
+        self.run, self.usecase, self.study, self.spaces, self.fixed = run, usecase, study, spaces, fixed
+        self.dataset, self.window, self.parent = dataset, window, parent
+        self.prunes = len(spaces) == 1  # trainers' epochs do not compare
         self._stop = threading.Event()
 
     def run_all(self, wanted: int, parallel: int) -> None:
@@ -166,7 +178,7 @@ class _Trials:
         from optuna.trial import TrialState
 
         trainer, overrides = _suggested(trial, self.spaces)
-        recipe = recipe_of(self.run.settings, self.usecase, trainer, overrides)
+        recipe = recipe_of(self.run.settings, self.usecase, trainer, {**self.fixed, **overrides})
         pruned = threading.Event()
 
         def on_event(event: dict[str, Any]) -> None:

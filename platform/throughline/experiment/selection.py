@@ -54,8 +54,8 @@ def needed(rises: dict[str, float]) -> set[str]:
 
 def select_features(
     run: Run, recipe: Recipe, dataset: DatasetRecord, validation_from: datetime, run_id: str
-) -> DatasetRecord:
-    """The dataset with the features that are needed, or as it is when fewer do worse on rows from `validation_from`."""
+) -> set[str]:
+    """The features that are needed, or all when fewer do worse on rows from `validation_from`."""
     folder = Path(tempfile.mkdtemp(prefix="throughline-"))
     try:
         report = fit(run, dataset, recipe, folder / "all", validation_from=validation_from)
@@ -64,8 +64,8 @@ def select_features(
         rows = scan(dataset.path, dataset.table.version).filter(later).sort("row_key").collect()
         rows = rows.gather_every(max(1, rows.height // ROWS))
         rises = importances(model.score, rows, [*dataset.numeric, *dataset.categorical], recipe.seed)
-        smaller = _with(dataset, needed(rises))
-        again = fit(run, smaller, recipe, folder / "fewer", validation_from=validation_from)
+        kept = needed(rises)
+        again = fit(run, with_features(dataset, kept), recipe, folder / "fewer", validation_from=validation_from)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     client = client_of(run.settings)
@@ -73,17 +73,19 @@ def select_features(
     better = again.validation_log_loss <= report.validation_log_loss + NO_WORSE
     run.tell(
         "selection",
-        kept=len(smaller.numeric) + len(smaller.categorical),
+        kept=len(kept),
         of=len(rises),
         log_loss_all=report.validation_log_loss,
         log_loss_kept=again.validation_log_loss,
         taken=better,
     )
-    return smaller if better else dataset
+    return kept if better else set(rises)
 
 
-def _with(dataset: DatasetRecord, features: set[str]) -> DatasetRecord:
-    """The same rows with fewer features: another dataset, under its own fingerprint."""
+def with_features(dataset: DatasetRecord, features: set[str]) -> DatasetRecord:
+    """The same rows with these features; fewer of them are another dataset, under its own fingerprint."""
+    if features >= {*dataset.numeric, *dataset.categorical}:
+        return dataset
     numeric = [name for name in dataset.numeric if name in features]
     categorical = [name for name in dataset.categorical if name in features]
     rows = scan(dataset.path, dataset.table.version).select(

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from throughline.experiment.job import Job, run_job, run_job_at
-from throughline.experiment.recipe import recipe_of
 from throughline.experiment.request import AUTO, TrainingRequest
 from throughline.experiment.search import search
 from throughline.experiment.train import Run
@@ -24,8 +23,7 @@ def carry_out(
     told = dict(tags)
     if request.search:
         names = list(usecase.trainers) if trainer == AUTO else [trainer or usecase.trainer]
-        bases = {name: recipe_of(run.settings, usecase, name, {} if trainer == AUTO else parameters) for name in names}
-        found = search(run, usecase, bases, dataset, request.search)
+        found = search(run, usecase, names, dataset, request.search, parameters)
         dataset, recipe = found.dataset, found.recipe
         told["throughline.search"] = found.run_id
         job = Job(usecase=usecase.name, dataset=dataset, recipe=recipe, force=request.force, tags=told)

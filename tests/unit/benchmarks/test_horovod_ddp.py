@@ -34,6 +34,9 @@ def test_ratios_are_horovods_samples_to_those_of_ddp_round_by_round():
     assert (measured["single"], measured["data_share"]) == (65.0, 0.04)
     assert set(measured["figures"]) == {"single", "throughline, 2", "throughline, 1", "ddp", "ddp_1"}
 
+    quick = {engine: told for engine, told in taken.items() if engine[1] == 2}
+    assert horovod_ddp.summary(quick, True, {})["ratio"] == {"ddp": 0.9}
+
 
 @pytest.mark.parametrize("rows", [2_000])
 def test_a_training_of_the_made_rows_has_figures(tmp_path, rows):

@@ -25,7 +25,7 @@ from throughline.usecase import UseCase, get_usecase
 START = datetime(2013, 1, 1, 5, tzinfo=UTC)
 HOUR, DAY, TICK = timedelta(hours=1), timedelta(days=1), timedelta(microseconds=1)
 TIME = pl.Datetime("us", "UTC")
-KEYS = {"origin": "JFK", "carrier": "B6", "destination": "BOS", "aircraft": "N1"}
+KEYS = {"origin": "JFK", "carrier": "B6", "destination": "BOS", "aircraft": "N1", "flight": 1}
 COUNT = 60
 
 
@@ -64,9 +64,8 @@ def home(tmp_path: Path, usecase: UseCase) -> Settings:
     settings = Settings(home=tmp_path)
     for one in build(lambda table: DeltaSource(name=table, path="", version=0, timestamp_field="event_timestamp")):
         if isinstance(one, FeatureView):
-            entity = one.entities[0]
             ticks = pl.DataFrame({"hour": pl.int_range(0, 24 * 31, 5, eager=True)}).select(
-                pl.lit(KEYS[entity]).alias(usecase.entities[entity]),
+                *(pl.lit(KEYS[entity]).alias(usecase.entities[entity]) for entity in one.entities),
                 (pl.lit(START) + pl.duration(hours="hour")).cast(TIME).alias("event_timestamp"),
                 *(pl.col("hour").cast(pl.Float64).alias(field.name) for field in one.features),
             )
@@ -76,7 +75,10 @@ def home(tmp_path: Path, usecase: UseCase) -> Settings:
 
 
 def registered(settings: Settings, usecase: UseCase, as_of: datetime) -> FeatureStoreRecord:
-    tables = ["origin_ticks", "carrier_ticks", "destination_ticks", "aircraft_ticks", "weather_ticks"]
+    tables = [
+        *("origin_ticks", "carrier_ticks", "destination_ticks", "route_ticks", "flight_ticks"),
+        *("aircraft_ticks", "weather_ticks"),
+    ]
     sources = [pin(settings, f"{usecase.name}/features/{table}") for table in tables]
     feature_store.register(settings, usecase, sources)
     spine = pin(settings, f"{usecase.name}/features/labelled_flights")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -271,12 +272,15 @@ def test_a_source_without_its_time_column_is_refused(tmp_path: Path) -> None:
 
 # The use case's own store: offline and online agree, tick by tick
 
-VIEWS = {
-    "origin_ticks": ("origin", ["JFK", "LGA"]),
-    "carrier_ticks": ("carrier", ["B6", "UA"]),
-    "destination_ticks": ("dest", ["BOS", "MIA"]),
-    "aircraft_ticks": ("tailnum", ["N1", "N2", "N3"]),
-    "weather_ticks": ("origin", ["JFK", "LGA"]),
+# view -> the keys of the entities that have ticks
+VIEWS: dict[str, dict[str, list[Any]]] = {
+    "origin_ticks": {"origin": ["JFK", "LGA"]},
+    "carrier_ticks": {"carrier": ["B6", "UA"]},
+    "destination_ticks": {"dest": ["BOS", "MIA"]},
+    "route_ticks": {"origin": ["JFK", "LGA"], "dest": ["BOS", "MIA"]},
+    "flight_ticks": {"carrier": ["B6", "UA"], "flight": [0, 1, 2], "origin": ["JFK", "LGA"]},
+    "aircraft_ticks": {"tailnum": ["N1", "N2", "N3"]},
+    "weather_ticks": {"origin": ["JFK", "LGA"]},
 }
 
 
@@ -295,17 +299,21 @@ def tick_tables(settings: Settings, usecase: UseCase, seed: int, hours: int = 12
     for one in built:
         if not isinstance(one, FeatureView):
             continue
-        key, known = VIEWS[one.name]
+        known = VIEWS[one.name]
         names = [field.name for field in one.features]
         frame = pl.DataFrame(
             [
-                {key: entity, "event_timestamp": START + hour * HOUR}
+                {**dict(zip(known, entity, strict=True)), "event_timestamp": START + hour * HOUR}
                 | {name: chance.choice([None, round(chance.uniform(-9, 99), 3)]) for name in names}
-                for entity in known
+                for entity in itertools.product(*known.values())
                 for hour in range(hours)
                 if chance.random() < 0.5
             ],
-            schema={key: pl.String, "event_timestamp": TIME, **dict.fromkeys(names, pl.Float64)},
+            schema={
+                **{key: pl.Int64 if key == "flight" else pl.String for key in known},
+                "event_timestamp": TIME,
+                **dict.fromkeys(names, pl.Float64),
+            },
         )
         table = f"{usecase.name}/features/{one.name}"
         pins.append(TableVersion(table=table, version=write(settings.lakehouse / table, frame)))
@@ -435,7 +443,7 @@ def test_a_batch_is_answered_in_its_order_as_one_by_one(reader: FeatureReader) -
 
 def test_an_unknown_entity_is_named_and_has_no_values(reader: FeatureReader) -> None:
     read = reader.read(requests({}, {"tailnum": "N999"}, {"carrier": "ZZ", "dest": "NOWHERE"}, {"tailnum": None}))
-    assert read.unknown == [[], ["aircraft"], ["carrier", "destination"], ["aircraft"]]
+    assert read.unknown == [[], ["aircraft"], ["carrier", "destination", "flight"], ["aircraft"]]
     assert read.values["carrier_delay_3h"][2] is None
     assert read.event_times["aircraft_ticks"][1] is None
     assert read.event_times["origin_ticks"][1] is not None
@@ -461,10 +469,11 @@ def test_values_come_with_the_instant_of_the_row_they_were_read_from(
     home: Settings, usecase: UseCase, reader: FeatureReader
 ) -> None:
     read = reader.read(requests({}))
-    for name, (key, _) in VIEWS.items():
+    for name, known in VIEWS.items():
         rows = pl.read_delta(str(home.lakehouse / usecase.name / "features" / name), version=0)
-        asked = requests({})[key][0]
-        used = rows.filter(pl.col(key) == asked, pl.col("event_timestamp") <= START + 11 * HOUR)
+        asked = requests({}).row(0, named=True)
+        mine = [pl.col(key) == asked[key] for key in known]
+        used = rows.filter(*mine, pl.col("event_timestamp") <= START + 11 * HOUR)
         assert read.event_times[name] == [used["event_timestamp"].max()]
 
 

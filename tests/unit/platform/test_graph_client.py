@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,7 +27,7 @@ def webserver(tmp_path: Path) -> Iterator[Callable[[Answer], Graph]]:
     """Starts a server that answers each GraphQL question as told, and gives the client of it."""
     started: list[ThreadingHTTPServer] = []
 
-    def start(answer: Answer) -> Graph:
+    def start(answer: Answer, **more: Any) -> Graph:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -44,7 +45,7 @@ def webserver(tmp_path: Path) -> Iterator[Callable[[Answer], Graph]]:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         started.append(server)
         base = server.server_port - list(DEFAULT_PORTS).index("dagster")
-        return Graph(Settings(home=tmp_path, port_base=base))
+        return Graph(Settings(home=tmp_path, port_base=base), **more)
 
     yield start
     for server in started:
@@ -310,7 +311,9 @@ def test_a_launch_names_its_assets_and_its_range_of_days(webserver: Callable[[An
     run = webserver(answer).launch([("u", "raw")], partitions=("2013-01-01", "2013-01-05"), tags={"a": "b"})
     assert run == "r1"
     assert asked[0]["selector"]["assetSelection"] == [{"path": ["u", "raw"]}]
-    assert {tag["key"]: tag["value"] for tag in asked[0]["executionMetadata"]["tags"]} == {
+    tags = {tag["key"]: tag["value"] for tag in asked[0]["executionMetadata"]["tags"]}
+    assert tags.pop("throughline/request")
+    assert tags == {
         "a": "b",
         "dagster/asset_partition_range_start": "2013-01-01",
         "dagster/asset_partition_range_end": "2013-01-05",
@@ -325,6 +328,41 @@ def test_a_refused_launch_says_why(webserver: Callable[[Answer], Graph]) -> None
 
 
 # A webserver that is not well
+
+
+class Slow:
+    """Answers the first `late` questions of a kind only when nobody waits any more."""
+
+    def __init__(self, late: int, answers: dict[str, Any]) -> None:
+        self.late, self.answers, self.asked = late, answers, []
+
+    def __call__(self, query: str, variables: dict[str, Any]) -> Any:
+        kind = next(kind for kind in self.answers if kind in query)
+        self.asked.append(kind)
+        if self.asked.count(kind) <= self.late:
+            time.sleep(0.5)
+        return {"data": self.answers[kind]}
+
+
+NO_RUNS = {"runsOrError": {"results": []}}
+A_RUN = {"runsOrError": {"results": [{"runId": "r", "status": "STARTED", "tags": []}]}}
+
+
+def test_a_question_is_asked_again_when_the_answer_is_late(webserver: Callable[..., Graph]) -> None:
+    slow = Slow(2, {"runsOrError": A_RUN})
+    assert [run["run_id"] for run in webserver(slow, answer_s=0.2).runs({"a": "b"})] == ["r"]
+    assert len(slow.asked) == 3
+
+
+def test_a_launch_whose_answer_is_late_is_looked_for_and_not_launched_again(webserver: Callable[..., Graph]) -> None:
+    launched = {"launchPipelineExecution": {"__typename": "LaunchRunSuccess", "run": {"runId": "other"}}}
+    slow = Slow(1, {"launchPipelineExecution": launched, "runsOrError": A_RUN})
+    assert webserver(slow, answer_s=0.2).launch(job="x") == "r"
+    assert slow.asked.count("launchPipelineExecution") == 1
+    nowhere = Slow(1, {"launchPipelineExecution": launched, "runsOrError": NO_RUNS})
+    with pytest.raises(ThroughlineError, match="does not answer"):
+        webserver(nowhere, answer_s=0.2).launch(job="x")
+    assert nowhere.asked.count("launchPipelineExecution") == 1
 
 
 def test_nobody_at_the_port_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ def request(**said: object) -> TrainingRequest:
     [
         ({"as_of": "2013-01-01", "dataset": "abc"}, "one of as_of, dataset and table"),
         ({"trainer": "auto"}, "say how many trials"),
+        ({"trainer": "auto", "search": {"trials": 2}, "parameters": {"seed": 1}}, "set none of them"),
         ({"search": SearchRequest(trials=2), "revision": "HEAD"}, "search first"),
     ],
 )
