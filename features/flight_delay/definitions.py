@@ -55,6 +55,21 @@ _VIEWS: dict[str, tuple[list[str], dict[str, str], dict[str, tuple[str, str]]]] 
             "carrier_overdue_share_4h": ("share", "Share overdue of the carrier's flights of the last 4 hours."),
         },
     ),
+    "station_ticks": (
+        ["origin", "carrier"],
+        {"topic": "punctuality"},
+        {
+            "delay": ("minutes", "Mean arrival delay of the carrier's flights from the origin over the last {span}."),
+            "station_late_so_far_4h": (
+                "share",
+                "Share late so far of the carrier's flights from the origin of the last 4 hours.",
+            ),
+            "station_overdue_share_4h": (
+                "share",
+                "Share overdue of the carrier's flights from the origin of the last 4 hours.",
+            ),
+        },
+    ),
     "destination_ticks": (
         ["destination"],
         {"topic": "punctuality"},

@@ -246,8 +246,8 @@ class Label(_Declared):
 class Resources(_Declared):
     """Of one worker. Threads follow from `cpu`; memory and GPUs are asked of a cluster."""
 
-    cpu: float = Field(1, gt=0)
-    memory: str = Field("2Gi", pattern=r"^\d+(Mi|Gi)$")
+    cpu: float = Field(1.0, ge=0.001, allow_inf_nan=False)
+    memory: str = Field("2Gi", pattern=r"^[1-9]\d*(Mi|Gi)$")
     gpu: int = Field(0, ge=0)
 
     @property

@@ -32,7 +32,7 @@ FIRST, LAST = date(2013, 3, 5), date(2013, 3, 13)
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 MODELS = (
     *("aircraft_ticks", "carrier_ticks", "destination_ticks", "flight_ticks", "labelled_flights", "origin_ticks"),
-    *("route_ticks", "weather_ticks"),
+    *("route_ticks", "station_ticks", "weather_ticks"),
 )
 Features = Callable[..., dict[str, Build]]
 
@@ -114,6 +114,7 @@ def in_pieces(spark_server: Settings, usecase: UseCase, one_batch: dict[str, str
     assert ranges(builds) == {
         "origin_ticks": [(late, LAST)],
         "carrier_ticks": [(late, LAST)],
+        "station_ticks": [(late, LAST)],
         "destination_ticks": [(late, LAST)],
         "route_ticks": [(late, late + DAY)],
         "flight_ticks": [(late, LAST)],
@@ -223,6 +224,7 @@ def test_one_changed_value_changes_what_follows_from_it_and_nothing_else(in_piec
         "destination_ticks": [(day, LAST)],
         "route_ticks": [(day, day + DAY)],
         "flight_ticks": [(day, LAST)],
+        "station_ticks": [(day, LAST)],
         "labelled_flights": [(day, day)],
     }
     after = identities(in_pieces, usecase)
@@ -232,6 +234,7 @@ def test_one_changed_value_changes_what_follows_from_it_and_nothing_else(in_piec
         "features/flight_ticks",
         "features/labelled_flights",
         "features/route_ticks",
+        "features/station_ticks",
     }
 
 

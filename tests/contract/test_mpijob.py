@@ -19,8 +19,9 @@ from kubernetes import client
 from kubernetes.config import new_client_from_config
 
 from throughline.launch import LaunchSpec
-from throughline.launch.kubernetes import Resources, mpijob, parameters_of
+from throughline.launch.kubernetes import mpijob, parameters_of
 from throughline.settings import PROJECT_ROOT
+from throughline.usecase import Resources
 
 TESTBED = Path(os.environ.get("K8S_TESTBED", PROJECT_ROOT.parent / "shared" / "k8s-testbed"))
 NAMESPACE, IMAGE = "ml", "registry.example/training:1"
@@ -65,7 +66,9 @@ def launched(api: client.ApiClient, name: str, at_least: int | None = None, **to
     """The job as the server took it, with its parameters sent after it; the server refuses fields it does not know."""
     env = {"TOLD": "a $(HOME) b"}
     spec = LaunchSpec("the_worker", Path("told.json"), 2, 90, Path("the.log"), Path(), env, at_least)
-    job = mpijob(spec, name, IMAGE, NAMESPACE, Resources("100m", "512Mi"), labels={"usecase": "u"}, interface="lo")
+    job = mpijob(
+        spec, name, IMAGE, NAMESPACE, Resources(cpu=0.1, memory="512Mi"), labels={"usecase": "u"}, interface="lo"
+    )
     created = client.CustomObjectsApi(api).create_namespaced_custom_object(*MPIJOBS, job, field_validation="Strict")
     parameters = parameters_of(created, json.dumps(told))
     client.CoreV1Api(api).create_namespaced_config_map(NAMESPACE, parameters, field_validation="Strict")

@@ -111,7 +111,7 @@ def state_of(settings: Settings, name: str) -> str:
 
 
 def test_run_takes_raw_flights_to_a_live_endpoint(settings: Settings, first_run: dict[str, Any]) -> None:
-    assert len(set(first_run["materialised"])) == 24
+    assert len(set(first_run["materialised"])) == 25
     assert 0.72 <= first_run["auc"] < 0.80
     assert first_run["gate"] == "release"
     assert first_run["days"] == ["2013-02-15", "2013-03-31"]
@@ -375,7 +375,7 @@ def test_what_was_served_is_what_the_offline_store_says_for_the_same_instant(
     offline = store.historical(settings, USECASE, asked, "prediction_time")
     online = pl.DataFrame([json.loads(features) for features in served["features"]], infer_schema_length=None)
     names = [name for name in offline.columns if name not in asked.columns]
-    assert len(names) == 42
+    assert len(names) == 45
     for name in names:
         assert online[name].cast(pl.Float64).to_list() == pytest.approx(offline[name].to_list(), nan_ok=True), name
 

@@ -83,7 +83,7 @@ def test_every_traced_column_is_one_that_its_raw_table_has(definitions: Definiti
         for column in graph.get(key).metadata[SCHEMA].columns
     } | {f"raw/{name}.day" for name in get_usecase("flight_delay").sources.tables}
     tables = [key.path[2] for key in graph.get_all_asset_keys() if LINEAGE in graph.get(key).metadata]
-    assert len(tables) == 8
+    assert len(tables) == 9
     for table in tables:
         assert set().union(*columns_of(definitions, table).values()) <= held, table
 
@@ -207,4 +207,4 @@ def test_registering_tells_what_is_registered_and_warns_of_a_deprecated_feature_
     (event,) = done.asset_materializations_for_node("flight_delay__features__feature_store")
     warning = "flight_delay_v1 has the deprecated weather_temp (a thermometer in the sun): use weather_dewpoint."
     assert event.metadata["deprecated"].value == [warning]
-    assert event.metadata["features"].value == 42
+    assert event.metadata["features"].value == 45

@@ -82,7 +82,7 @@ def build(settings: Settings, usecase: UseCase) -> None:
             mode="overwrite",
             commit_properties=CommitProperties(custom_metadata={"userMetadata": one.origin.to_json()}),
         )
-    assert len(models_of(manifest, usecase)) == 8
+    assert len(models_of(manifest, usecase)) == 9
 
 
 def correct(settings: Settings, usecase: UseCase, day: date, delay: float) -> None:

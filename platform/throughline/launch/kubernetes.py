@@ -17,11 +17,11 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from throughline.errors import ThroughlineError
 from throughline.launch.protocol import LaunchSpec
+from throughline.usecase import Resources
 
 API_VERSION, KIND = "kubeflow.org/v2beta1", "MPIJob"
 USER = 1000
@@ -36,35 +36,9 @@ _COOL_DOWN_S = ("3", "10")
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _LABEL_NAME = re.compile(r"[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?")
-_CPU = re.compile(r"[1-9][0-9]*m?|[0-9]+\.[0-9]{1,3}")
-_MEMORY = re.compile(r"[1-9][0-9]*(Ki|Mi|Gi|Ti|k|M|G|T)?")
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What one Pod is given, in Kubernetes' quantities. Of memory and GPUs that is all it gets; idle CPUs it may use.
-
-    A CPU limit would hold back a rank that is ahead for a moment, and all others wait for the slowest.
-    """
-
-    cpu: str = "1"
-    memory: str = "2Gi"
-    gpu: int = 0
-
-    def __post_init__(self) -> None:
-        if not _CPU.fullmatch(self.cpu) or not float(self.cpu.removesuffix("m")):
-            raise ThroughlineError(f"Resources: cpu {self.cpu!r} is no quantity of CPUs: give one such as 2 or 500m.")
-        if not _MEMORY.fullmatch(self.memory):
-            raise ThroughlineError(f"Resources: memory {self.memory!r} is no quantity: give one such as 4Gi.")
-        if self.gpu < 0:
-            raise ThroughlineError(f"Resources: {self.gpu} GPUs: ask for 0 or more.")
-
-    def manifest(self) -> dict[str, dict[str, str]]:
-        limits = {"memory": self.memory, **({"nvidia.com/gpu": str(self.gpu)} if self.gpu else {})}
-        return {"requests": {"cpu": self.cpu, **limits}, "limits": limits}
-
-
-LAUNCHER = Resources("100m", "512Mi")
+LAUNCHER = Resources(cpu=0.1, memory="512Mi")
 
 
 def job_name(text: str) -> str:
@@ -111,10 +85,10 @@ def mpijob(
     launching = {
         "command": _horovodrun(spec, interface),
         "env": env,
-        "resources": launcher.manifest(),
+        "resources": _resources(launcher),
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
-    working = {"command": _sshd(), "resources": worker.manifest()}
+    working = {"command": _sshd(), "resources": _resources(worker)}
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -262,3 +236,13 @@ def _replica(
             },
         },
     }
+
+
+def _resources(given: Resources) -> dict[str, dict[str, str]]:
+    """Of memory and GPUs that is all a Pod gets; idle CPUs it may use.
+
+    A CPU limit would hold back a rank that is ahead for a moment, and all others wait for the slowest.
+    """
+    cpu = f"{given.cpu:g}" if given.cpu.is_integer() else f"{round(given.cpu * 1000)}m"
+    limits = {"memory": given.memory, **({"nvidia.com/gpu": str(given.gpu)} if given.gpu else {})}
+    return {"requests": {"cpu": cpu, **limits}, "limits": limits}

@@ -35,7 +35,7 @@ def compiled(project: dict[str, Any]) -> dict[str, str]:
 
 def test_every_feature_says_what_it_is_and_its_unit(objects: list) -> None:
     features = [feature for view in objects if isinstance(view, FeatureView) for feature in view.features]
-    assert len(features) == 42
+    assert len(features) == 45
     for feature in features:
         assert feature.description.endswith("."), f"{feature.name} says nothing"
         assert 20 <= len(feature.description) <= 90, f"{feature.name}: one short sentence"

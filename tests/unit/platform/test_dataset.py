@@ -76,7 +76,7 @@ def home(tmp_path: Path, usecase: UseCase) -> Settings:
 
 def registered(settings: Settings, usecase: UseCase, as_of: datetime) -> FeatureStoreRecord:
     tables = [
-        *("origin_ticks", "carrier_ticks", "destination_ticks", "route_ticks", "flight_ticks"),
+        *("origin_ticks", "carrier_ticks", "station_ticks", "destination_ticks", "route_ticks", "flight_ticks"),
         *("aircraft_ticks", "weather_ticks"),
     ]
     sources = [pin(settings, f"{usecase.name}/features/{table}") for table in tables]

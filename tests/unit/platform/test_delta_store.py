@@ -276,6 +276,7 @@ def test_a_source_without_its_time_column_is_refused(tmp_path: Path) -> None:
 VIEWS: dict[str, dict[str, list[Any]]] = {
     "origin_ticks": {"origin": ["JFK", "LGA"]},
     "carrier_ticks": {"carrier": ["B6", "UA"]},
+    "station_ticks": {"origin": ["JFK", "LGA"], "carrier": ["B6", "UA"]},
     "destination_ticks": {"dest": ["BOS", "MIA"]},
     "route_ticks": {"origin": ["JFK", "LGA"], "dest": ["BOS", "MIA"]},
     "flight_ticks": {"carrier": ["B6", "UA"], "flight": [0, 1, 2], "origin": ["JFK", "LGA"]},

@@ -12,10 +12,19 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from throughline.errors import ThroughlineError
 from throughline.settings import PROJECT_ROOT, Settings
-from throughline.usecase import UseCase, get_usecase, load_object, load_usecase, load_usecases, parse_duration
+from throughline.usecase import (
+    Resources,
+    UseCase,
+    get_usecase,
+    load_object,
+    load_usecase,
+    load_usecases,
+    parse_duration,
+)
 
 GOOD = yaml.safe_load((PROJECT_ROOT / "usecases" / "flight_delay.yaml").read_text())
 
@@ -153,6 +162,15 @@ def test_no_text_is_taken_for_a_duration_by_chance(text: str) -> None:
     assert text[-1] in "smhd"
     assert text[:-1].isascii()
     assert parsed >= timedelta(0)
+
+
+@pytest.mark.parametrize(
+    "given_resources",
+    [{"cpu": 0}, {"cpu": "two"}, {"cpu": float("inf")}, {"memory": "1 GB"}, {"memory": "0Gi"}, {"gpu": -1}],
+)
+def test_resources_that_no_machine_has_are_refused(given_resources: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="validation error"):
+        Resources(**given_resources)
 
 
 def test_the_decision_costs_least_at_every_score() -> None:
