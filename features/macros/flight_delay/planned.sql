@@ -34,3 +34,18 @@
     where hour >= known
   )
 {% endmacro %}
+
+{# Of an entity's flights due within the last `ticks`, the shares late so far and overdue: CTE `plans`, a row per tick. #}
+{% macro plans_of_the_entity(ticks) %}
+  {%- set keys = declared_grid().entity | join(', ') %}
+  {{ planned_flights(before=0, after=ticks) }},
+  plans as (
+    select
+      {{ keys }},
+      hour,
+      avg(if(age < {{ ticks }}, if(so_far > 15, 1, 0), null)) as late_so_far_{{ ticks }}h,
+      avg(if(age < {{ ticks }}, if(waiting, 1, 0), null)) as overdue_share_{{ ticks }}h
+    from planned
+    group by {{ keys }}, hour
+  )
+{% endmacro %}

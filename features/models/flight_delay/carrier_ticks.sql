@@ -5,16 +5,7 @@ with events as (
   from {{ pinned('flight_delay_raw', 'flight_departures') }}
   where {{ seen_within() }}
 ),
-{{ planned_flights(before=0, after=4) }},
-plans as (
-  select
-    carrier,
-    hour,
-    avg(if(age < 4, if(so_far > 15, 1, 0), null)) as late_so_far_4h,
-    avg(if(age < 4, if(waiting, 1, 0), null)) as overdue_share_4h
-  from planned
-  group by carrier, hour
-),
+{{ plans_of_the_entity(ticks=4) }},
 {{ feature_grid('events', {'delay': 'dep_delay', 'late': 'late'}, marks='plans') }}
 select
   {{ tick_columns() }},

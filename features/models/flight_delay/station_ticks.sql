@@ -5,17 +5,7 @@ with events as (
   from {{ pinned('flight_delay_raw', 'flight_arrivals') }}
   where {{ seen_within() }}
 ),
-{{ planned_flights(before=0, after=4) }},
-plans as (
-  select
-    origin,
-    carrier,
-    hour,
-    avg(if(age < 4, if(so_far > 15, 1, 0), null)) as late_so_far_4h,
-    avg(if(age < 4, if(waiting, 1, 0), null)) as overdue_share_4h
-  from planned
-  group by origin, carrier, hour
-),
+{{ plans_of_the_entity(ticks=4) }},
 {{ feature_grid('events', {'delay': 'arr_delay'}, marks='plans') }}
 select
   {{ tick_columns() }},
