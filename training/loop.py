@@ -1,7 +1,8 @@
 """A training of a torch model by several workers, whatever the model and whatever connects them.
 
-Owns: epochs, the learning rate, commits and checkpoints, numbers averaged over workers, bit-equal repetition, the
-export of a torch module. Does not own: architecture (a trainer), rows (`data.py`), the other workers (`world.py`).
+Owns: epochs, the learning rate, commits and checkpoints, numbers averaged over workers, bit-equal repetition, which
+cores a worker keeps to, the export of a torch module. Does not own: architecture (a trainer), rows (`data.py`), the
+other workers (`world.py`).
 
 `batch_size` is per worker, as Horovod's documentation has it; the learning rate is taken as declared and falls to
 zero over the training along a cosine. What is random in a step follows from seed, epoch, step and rank, so that a
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import tempfile
 import time
 import warnings
@@ -60,13 +62,13 @@ def run(task: Task, parameters: LoopParameters, build: Callable[[Facts], torch.n
     )
     _initialise(optimizer)
     found = checkpoint.load(Path(task.spec.checkpoint), model, optimizer) if task.spec.checkpoint else None
-    called, stepped = world.share(model, optimizer)
-    loop = _Loop(task, parameters, world, model, called, stepped)
+    called = world.share(model, optimizer)
+    loop = _Loop(task, parameters, world, model, called, optimizer)
     begin = {"epoch": 0, "step": 0, "steps": 0, "loss": 0.0, "epochs": (), "interruptions": ()}
     begin |= {"begun": False, "resumed_at": None}
     if found:
         begin |= {**found, "resumed_at": found["epoch"] + found["step"] / max(1, found["steps"])}
-    world.run(loop.train, model=model, optimizer=stepped, **begin)
+    world.run(loop.train, model=model, optimizer=optimizer, **begin)
     world.close()
 
 
@@ -83,6 +85,7 @@ class _Loop:
         self.task, self.parameters, self.world = task, parameters, world
         self.model, self.called, self.optimizer = model, called, optimizer
         self.device = next(model.parameters()).device
+        self.cores = sorted(os.sched_getaffinity(0))
         self.saved = self.told = time.monotonic()
         self.committed: float | None = None
 
@@ -90,6 +93,7 @@ class _Loop:
         """From wherever `state` stands to the end; called again when the world has changed."""
         task, world, parameters = self.task, self.world, self.parameters
         task.leads, task.workers = world.rank == 0, world.size
+        self._keep_to_own_cores()
         self._account(state)
         rows = task.rows.train[share_of(len(task.rows.train), world.rank, world.size)]
         steps, _ = steps_of(len(rows), parameters.batch_size)
@@ -107,6 +111,13 @@ class _Loop:
         )
         # Nobody leaves before the model is written: a failure there must fail the launch of all.
         world.sum(torch.zeros(1), name="written")
+
+    def _keep_to_own_cores(self) -> None:
+        """Left to the scheduler, two workers that wake each other at every step end up sharing one core."""
+        of_all = len(self.cores) // self.world.local_size
+        if self.device.type == "cpu" and of_all:
+            first = self.world.local_rank * of_all
+            os.sched_setaffinity(0, self.cores[first : first + of_all])
 
     def _account(self, state: Any) -> None:
         if not state.begun:
@@ -140,6 +151,7 @@ class _Loop:
             with self._precision():
                 loss = binary_cross_entropy_with_logits(self.called(numbers, codes).float(), labels)
             loss.backward()
+            world.average(self.model)
             self.optimizer.step()
             total += loss.detach()
             state.step += 1

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 
 class World(Protocol):
@@ -30,9 +31,17 @@ class World(Protocol):
         """Which of a machine's devices is ours."""
         ...
 
-    def share(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
-        """(model to call, optimizer to step): from here on gradients are means over all workers, and when `run` calls,
-        all have the weights and the optimizer state of the first."""
+    @property
+    def local_size(self) -> int:
+        """Workers on this machine."""
+        ...
+
+    def share(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> torch.nn.Module:
+        """The module to call. When `run` calls, all have the weights and the optimizer state of the first."""
+        ...
+
+    def average(self, model: torch.nn.Module) -> None:
+        """Between `backward` and the step: each gradient becomes its mean over all workers."""
         ...
 
     def sum(self, values: torch.Tensor, name: str) -> torch.Tensor:
@@ -64,10 +73,13 @@ class Alone:
     """One worker that needs nobody."""
 
     elastic = False
-    rank, size, local_rank = 0, 1, 0
+    rank, size, local_rank, local_size = 0, 1, 0, 1
 
-    def share(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
-        return model, optimizer
+    def share(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> torch.nn.Module:
+        return model
+
+    def average(self, model: torch.nn.Module) -> None:
+        return
 
     def sum(self, values: torch.Tensor, name: str) -> torch.Tensor:
         return values
@@ -101,18 +113,25 @@ class HorovodWorld:
     def local_rank(self) -> int:
         return self._hvd.local_rank()
 
-    def share(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
-        # One group: all gradients are reduced as one block, so that sums are taken in the same order in every run.
-        # Not in an elastic world, where a group that was interrupted half-way is never whole again.
-        groups = None if self.elastic else 1
-        shared = self._hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters(), groups=groups)
-        # Horovod's is a new one that knows nothing yet: what a checkpoint brought must not be forgotten.
-        shared.load_state_dict(optimizer.state_dict())
+    @property
+    def local_size(self) -> int:
+        return self._hvd.local_size()
+
+    def share(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> torch.nn.Module:
         # In an elastic world `run` does so: one that comes later would speak here of what the others no longer hear.
         if not self.elastic:
             self._hvd.broadcast_parameters(model.state_dict(), root_rank=0)
-            self._hvd.broadcast_optimizer_state(shared, root_rank=0)
-        return model, shared
+            self._hvd.broadcast_optimizer_state(optimizer, root_rank=0)
+        return model
+
+    def average(self, model: torch.nn.Module) -> None:
+        if self.size == 1:
+            return
+        # Not by Horovod's own optimizer, which reduces gradients as they come: as one tensor they are summed in the
+        # same order in every run, after one agreement between the workers instead of many.
+        gradients = [each.grad for each in model.parameters() if each.grad is not None]
+        mean = self._hvd.allreduce_(parameters_to_vector(gradients), op=self._hvd.Average, name="gradients")
+        vector_to_parameters(mean, gradients)
 
     def sum(self, values: torch.Tensor, name: str) -> torch.Tensor:
         return self._hvd.allreduce(values, op=self._hvd.Sum, name=name)
@@ -152,8 +171,15 @@ class TorchWorld:
     def local_rank(self) -> int:
         return int(os.environ["LOCAL_RANK"])
 
-    def share(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
-        return torch.nn.parallel.DistributedDataParallel(model), optimizer
+    @property
+    def local_size(self) -> int:
+        return int(os.environ["LOCAL_WORLD_SIZE"])
+
+    def share(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> torch.nn.Module:
+        return torch.nn.parallel.DistributedDataParallel(model)
+
+    def average(self, model: torch.nn.Module) -> None:
+        """DDP did so within `backward`."""
 
     def sum(self, values: torch.Tensor, name: str) -> torch.Tensor:
         # NCCL has no sums of tensors in the memory of the CPU
