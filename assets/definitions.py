@@ -11,6 +11,7 @@
     arrivals     what brings raw days: a schedule, and a look at what arrived   arrivals.py
     automation   sensors that retrain for a reason                             automation.py
     maintenance  small tables, without losing a version that is pinned         maintenance.py
+    lineage      what each step read and wrote, told to whoever listens        lineage_events.py
 
 Each declaration in `usecases/` becomes one such graph (`pipeline.py`).
 """
@@ -19,6 +20,7 @@ import warnings
 
 from dagster import BetaWarning, Definitions, definitions, in_process_executor
 
+from assets.lineage_events import lineage_events
 from assets.maintenance import maintenance
 from assets.pipeline import pipeline
 from assets.resources import resources
@@ -34,6 +36,7 @@ def throughline() -> Definitions:
     return Definitions.merge(
         *(pipeline(usecase, settings) for usecase in usecases),
         maintenance(usecases),
+        lineage_events(settings),
         # a process per step costs seconds of imports each; on Kubernetes a run is a Pod of its own anyway
         Definitions(resources=resources(settings), executor=in_process_executor),
     )

@@ -1,4 +1,7 @@
-"""Deployment: the endpoint serves what the gate released, and nothing else."""
+"""Deployment: the endpoint serves what the gate released, and nothing else.
+
+Who is champion, and in which order that changes, is `throughline.rollout.promotion`.
+"""
 
 from collections.abc import Iterator
 
@@ -8,9 +11,10 @@ from assets.evaluation import GROUP as EVALUATION
 from assets.features import GROUP as FEATURES
 from assets.resources import record_of
 from assets.training import GROUP as TRAINING
+from throughline import tags
+from throughline.evaluation.gate import former_champion
 from throughline.records import EndpointRecord, GateDecision, ModelRecord, OnlineStoreRecord
-from throughline.registry.models import set_champion
-from throughline.rollout.local import deploy
+from throughline.rollout.promotion import release, settle
 from throughline.settings import Settings
 from throughline.usecase import UseCase
 
@@ -26,8 +30,8 @@ def _endpoint(usecase: UseCase) -> AssetsDefinition:
         key=[usecase.name, GROUP, "endpoint"],
         group_name=GROUP,
         kinds={"kserve", "onnx"},
-        description="The live endpoint: REST V1, V2 and gRPC. A rejected candidate leaves what serves in place.",
-        code_version="1",
+        description="The live endpoint: REST V1, V2 and gRPC. A candidate that is not released leaves it as it is.",
+        code_version="2",
         output_required=False,
         ins={
             "model": record_of(usecase, TRAINING, "model"),
@@ -42,11 +46,15 @@ def _endpoint(usecase: UseCase) -> AssetsDefinition:
         gate: GateDecision,
         online_store: OnlineStoreRecord,
     ) -> Iterator[Output[EndpointRecord]]:
-        if gate.decision == "reject" and gate.model == model.reference:
-            context.log.warning(f"{model.reference} is not released: {gate.failures}")
+        line = settle(settings, usecase)
+        if model.reference in line.former:
+            context.log.warning(f"{model.reference} is not released: {former_champion(model).bound}")
             return
-        record = deploy(settings, usecase, model, gate)
-        set_champion(settings, model)
+        if gate.decision != "release" and gate.model == model.reference:
+            context.log.warning(f"{model.reference} is not released, the gate says {gate.decision}: {gate.failures}")
+            return
+        reason = "; ".join(["released by the gate", *filter(None, [context.run.tags.get(tags.CAUSE)])])
+        record = release(settings, usecase, model, gate, reason)
         yield Output(
             record,
             data_version=DataVersion(record.sha256),

@@ -1,13 +1,21 @@
 """Evaluation: the candidate on the weeks held out by time, and the gate that decides on its release."""
 
+from typing import Any
+
 from dagster import AssetExecutionContext, AssetsDefinition, Definitions, MetadataValue, Output, ResourceParam, asset
 
 from assets.resources import record_of
 from assets.training import GROUP as TRAINING
 from throughline.clock import WallClock
 from throughline.evaluation.evaluate import evaluate_candidate
-from throughline.evaluation.gate import decide
+from throughline.evaluation.gate import decide, former_champion
+from throughline.evaluation.publish import publish
 from throughline.records import DatasetRecord, EvaluationRecord, GateDecision, ModelRecord
+from throughline.registry import decisions
+from throughline.registry.card import Card, render_markdown
+from throughline.registry.card_store import publish_card
+from throughline.registry.history import events
+from throughline.rollout.promotion import line_of
 from throughline.settings import Settings
 from throughline.usecase import UseCase
 
@@ -15,7 +23,7 @@ GROUP = "evaluation"
 
 
 def evaluation_assets(usecase: UseCase) -> Definitions:
-    return Definitions(assets=[_evaluation(usecase), _gate(usecase)])
+    return Definitions(assets=[_evaluation(usecase), _gate(usecase), _card(usecase)])
 
 
 def _evaluation(usecase: UseCase) -> AssetsDefinition:
@@ -23,8 +31,8 @@ def _evaluation(usecase: UseCase) -> AssetsDefinition:
         key=[usecase.name, GROUP, "evaluation"],
         group_name=GROUP,
         kinds={"onnx", "mlflow"},
-        description="Candidate, champion and constant on the same held-out rows.",
-        code_version="1",
+        description="Candidate, champion, constant and simple rule on the same held-out rows, in every slice.",
+        code_version="2",
         ins={
             "dataset": record_of(usecase, TRAINING, "dataset"),
             "model": record_of(usecase, TRAINING, "model"),
@@ -34,36 +42,50 @@ def _evaluation(usecase: UseCase) -> AssetsDefinition:
         context: AssetExecutionContext, settings: ResourceParam[Settings], dataset: DatasetRecord, model: ModelRecord
     ) -> Output[EvaluationRecord]:
         record = evaluate_candidate(settings, usecase, dataset, model)
-        return Output(
-            record,
-            metadata={
-                "model": record.model,
-                "auc": record.candidate.auc,
-                "log_loss": record.candidate.log_loss,
-                "brier": record.candidate.brier,
-                "ece": record.candidate.ece,
-                "constant_log_loss": record.constant.log_loss,
-                "champion": record.champion_model or "none yet",
-                "rows": record.candidate.rows,
-            },
-        )
+        report = MetadataValue.url(publish(settings, model, record))
+        return Output(record, metadata={"model": record.model, "report": report, **told_of_evaluation(record)})
 
     return evaluation
+
+
+def told_of_evaluation(record: EvaluationRecord) -> dict[str, Any]:
+    return {
+        "auc": record.candidate.auc,
+        "log_loss": record.candidate.log_loss,
+        "brier": record.candidate.brier,
+        "ece": record.candidate.ece,
+        "constant_log_loss": record.constant.log_loss,
+        "champion": record.champion_model or "none yet",
+        "held_out_rows": record.candidate.rows,
+        "slices": len(record.slices),
+    }
 
 
 def _gate(usecase: UseCase) -> AssetsDefinition:
     @asset(
         key=[usecase.name, GROUP, "gate"],
         group_name=GROUP,
-        description="Release or reject, with every rule's number and bound. What cannot be said fails.",
-        code_version="1",
+        description="Release, wait or reject, with every rule's number and bound. What cannot be said fails.",
+        code_version="2",
         ins={
             "model": record_of(usecase, TRAINING, "model"),
             "evaluation": record_of(usecase, GROUP, "evaluation"),
         },
     )
-    def gate(context: AssetExecutionContext, model: ModelRecord, evaluation: EvaluationRecord) -> Output[GateDecision]:
-        decision = decide(evaluation, model, usecase.gate, WallClock().now())
+    def gate(
+        context: AssetExecutionContext,
+        settings: ResourceParam[Settings],
+        model: ModelRecord,
+        evaluation: EvaluationRecord,
+    ) -> Output[GateDecision]:
+        line = line_of(events(settings, usecase.name))
+        said = [former_champion(model)] if model.reference in line.former else []
+        if usecase.release.policy == "manual":
+            said.append(decisions.approval_of(settings, usecase, model))
+        champion = line.champion or "not asked"  # before the first promotion there is nothing to hold against it
+        now = WallClock().now()
+        decision = decide(evaluation, model, usecase.gate, now, current_champion=champion, said=said)
+        decision = decisions.recorded(settings, usecase.name, decision)
         for rule in decision.rules:
             context.log.info(str(rule))
         context.log.info(f"{decision.model}: {decision.decision}")
@@ -82,3 +104,33 @@ def _gate(usecase: UseCase) -> AssetsDefinition:
         )
 
     return gate
+
+
+def _card(usecase: UseCase) -> AssetsDefinition:
+    @asset(
+        key=[usecase.name, GROUP, "card"],
+        group_name=GROUP,
+        kinds={"markdown", "mlflow"},
+        description="The model card of the candidate, signed: facts from the graph, statements from the declaration.",
+        code_version="1",
+        ins={
+            "dataset": record_of(usecase, TRAINING, "dataset"),
+            "model": record_of(usecase, TRAINING, "model"),
+            "evaluation": record_of(usecase, GROUP, "evaluation"),
+            "gate": record_of(usecase, GROUP, "gate"),
+        },
+    )
+    def card(
+        context: AssetExecutionContext,
+        settings: ResourceParam[Settings],
+        dataset: DatasetRecord,
+        model: ModelRecord,
+        evaluation: EvaluationRecord,
+        gate: GateDecision,
+    ) -> Output[Card]:
+        report = publish(settings, model, evaluation, gate)
+        made = publish_card(settings, usecase, model, dataset, evaluation, gate)
+        content = MetadataValue.md(render_markdown(made))
+        return Output(made, metadata={"model": made.model, "card": content, "report": MetadataValue.url(report)})
+
+    return card

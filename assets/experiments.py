@@ -12,6 +12,7 @@ from dagster import (
     AssetSelection,
     Config,
     Definitions,
+    MetadataValue,
     Output,
     ResourceParam,
     asset,
@@ -19,14 +20,17 @@ from dagster import (
 )
 from pydantic import Field
 
+from assets.evaluation import told_of_evaluation
 from assets.features import GROUP as FEATURES
 from assets.resources import Launchers, clock_now, record_of
 from assets.training import tags_of, tell_in, told_of_dataset, told_of_model
 from throughline.evaluation.evaluate import evaluate_candidate
+from throughline.evaluation.publish import publish
 from throughline.experiment.request import SearchRequest, TrainingRequest, check, dataset_for
 from throughline.experiment.submitted import carry_out
 from throughline.experiment.train import Run
 from throughline.records import FeatureStoreRecord, ModelRecord
+from throughline.registry.description import describe_version
 from throughline.settings import Settings
 from throughline.usecase import UseCase
 
@@ -90,11 +94,9 @@ def _model(usecase: UseCase) -> AssetsDefinition:
         run = Run(settings, tell_in(context), launchers=launchers)
         record = carry_out(run, usecase, request, dataset, tags_of(context))
         evaluation = evaluate_candidate(settings, usecase, dataset, record)
-        held_out = {
-            "auc": evaluation.candidate.auc,
-            "log_loss": evaluation.candidate.log_loss,
-            "constant_log_loss": evaluation.constant.log_loss,
-        }
-        return Output(record, metadata={**told_of_dataset(dataset), **told_of_model(record), **held_out})
+        report = {"report": MetadataValue.url(publish(settings, record, evaluation))}
+        describe_version(settings, usecase, record, dataset, evaluation, decision=None)
+        told = {**told_of_dataset(dataset), **told_of_model(record), **told_of_evaluation(evaluation)}
+        return Output(record, metadata=report | told)
 
     return model

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 
 from dagster import (
@@ -45,9 +45,12 @@ GROUP = "features"
 
 def feature_assets(usecase: UseCase, settings: Settings) -> Definitions:
     manifest = dbt.manifest(settings)
-    models = {node["name"]: node["description"] for node in models_of(manifest, usecase).values()}
+    nodes = models_of(manifest, usecase).values()
+    models = {node["name"]: node["description"] for node in nodes}
+    seen_within = {node["name"]: timedelta(hours=node["config"]["meta"]["seen_within_hours"]) for node in nodes}
     lineage = model_lineage(usecase, manifest)
-    return Definitions(assets=[_dbt_models(usecase, manifest, lineage), _feature_store(usecase, models, lineage)])
+    feature_store = _feature_store(usecase, models, lineage, seen_within)
+    return Definitions(assets=[_dbt_models(usecase, manifest, lineage), feature_store])
 
 
 class _Translator(DagsterDbtTranslator):
@@ -168,7 +171,9 @@ def _also_built(key: AssetKey, digests: Mapping[date, str]) -> Iterator[AssetMat
         )
 
 
-def _feature_store(usecase: UseCase, models: Mapping[str, str], lineage: Lineage) -> AssetsDefinition:
+def _feature_store(
+    usecase: UseCase, models: Mapping[str, str], lineage: Lineage, seen_within: Mapping[str, timedelta]
+) -> AssetsDefinition:
     spine = usecase.features.spine
     ticks = sorted(set(models) - {spine})
 
@@ -183,12 +188,16 @@ def _feature_store(usecase: UseCase, models: Mapping[str, str], lineage: Lineage
     def feature_store(context: AssetExecutionContext, settings: ResourceParam[Settings]) -> Output[FeatureStoreRecord]:
         sources = store.pin_sources(settings, usecase, ticks)
         store.register(settings, usecase, sources)
+        views = registered(settings, usecase, sources, lineage, models)
         record = FeatureStoreRecord(
             usecase=usecase.name,
             as_of=as_of(context, settings, usecase),
             sources=sources,
             spine=pin(settings, f"{usecase.name}/{GROUP}/{spine}"),
-            views=registered(settings, usecase, sources, lineage, models),
+            views=[
+                view.model_copy(update={"seen_within": seen_within.get(view.table.table.rpartition("/")[2])})
+                for view in views
+            ],
         )
         for line in (warnings := deprecations(record.views)):
             context.log.warning(line)

@@ -1,6 +1,7 @@
 """Maintenance: once a day the tables are compacted and what nothing needs any more is removed.
 
-What is pinned, and what removal means, is `throughline.lakehouse.maintenance`; here it meets the schedule.
+What is pinned, and what removal means, is `throughline.lakehouse.maintenance` and, for model versions,
+`throughline.registry.retention`; here they meet the schedule.
 """
 
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from dagster import (
 
 from throughline.errors import ThroughlineError
 from throughline.lakehouse.maintenance import collect_pins, maintain, remove_old_runs
+from throughline.registry.retention import apply as remove_old_versions
 from throughline.settings import Settings
 from throughline.usecase import UseCase
 
@@ -33,9 +35,12 @@ def maintenance(usecases: Iterable[UseCase]) -> Definitions:
 
 
 def maintenance_job(usecases: list[UseCase]) -> JobDefinition:
-    @op(description="Compact, then remove old files and folders; nothing at all when it is unknown what is pinned.")
+    @op(description="Remove old versions, files and folders, and compact; nothing when it is unknown what is pinned.")
     def tidy(context: OpExecutionContext, settings: ResourceParam[Settings]) -> None:
         retention, now = timedelta(days=settings.retention_days), datetime.now(UTC)
+        for usecase in usecases:  # first: a version that goes no longer pins what it was trained on
+            for line in remove_old_versions(settings, usecase.name, now):
+                context.log.info(line)
         pins = collect_pins(settings, usecases)
         done = maintain(settings, pins, retention, now, context.log.info)
         context.log.info(f"{remove_old_runs(settings, retention, now)} folders of past runs removed")

@@ -26,7 +26,9 @@ from throughline.experiment.fingerprint import fingerprint_code
 from throughline.experiment.recipe import pipeline_code, recipe_of
 from throughline.experiment.train import Run, train_and_register
 from throughline.featurestore.dataset import build_dataset
+from throughline.identity import GRAPH
 from throughline.records import DatasetRecord, FeatureStoreRecord, ModelRecord
+from throughline.registry.models import SUBMITTER_TAG
 from throughline.settings import PROJECT_ROOT, Settings
 from throughline.usecase import UseCase
 
@@ -97,7 +99,7 @@ def _model(usecase: UseCase) -> AssetsDefinition:
 
 def tags_of(context: AssetExecutionContext) -> dict[str, str]:
     """What a version should know of the run that made it."""
-    told = {"dagster_run_id": context.run.run_id}
+    told = {"dagster_run_id": context.run.run_id, SUBMITTER_TAG: context.run.tags.get(tags.SUBMITTER, GRAPH)}
     if cause := context.run.tags.get(tags.CAUSE):
         told["cause"] = cause
     return told

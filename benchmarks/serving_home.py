@@ -20,6 +20,7 @@ from throughline.featurestore.pushed import KNOWN
 from throughline.featurestore.store import EVENT_TIME, register
 from throughline.lakehouse.table import replace_all
 from throughline.records import TableVersion
+from throughline.registry.signing import sign
 from throughline.requests import example_instance, parse_instances
 from throughline.rollout.revision import Revision, write_revision
 from throughline.settings import Settings
@@ -42,6 +43,7 @@ def make_home(settings: Settings, usecase: UseCase) -> list[dict[str, Any]]:
     folder = settings.serving_home / usecase.name
     (folder / "1").mkdir(parents=True)
     (folder / "1" / "model.onnx").write_bytes(content)
+    sign(settings, folder / "1")
     write_revision(
         folder,
         Revision(

@@ -1,6 +1,7 @@
-"""From typed requests to predictions: features, score, decision, event.
+"""From typed requests to predictions: features, score, decision, event; or to why a score is what it is.
 
-Owns: that path for one revision of one use case. Does not own: protocols, where features come from, what is stored.
+Owns: that path for one revision of one use case. Does not own: protocols, where features come from, what is stored,
+how a score is taken apart (`throughline.evaluation.explain`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,10 +23,15 @@ import polars as pl
 from serving.protocol import Prediction
 from throughline.clock import Clock
 from throughline.errors import ThroughlineError
+from throughline.evaluation.background import frame_of
+from throughline.evaluation.explain import explain
 from throughline.events.schema import InferenceEvent, iso
+from throughline.records import Background
+from throughline.registry.models import verified
 from throughline.registry.served_model import ServedModel
 from throughline.requests import BadRequest, example_instance, parse_instances, row_keys
 from throughline.rollout.revision import Revision
+from throughline.settings import Settings
 from throughline.usecase import UseCase
 
 if TYPE_CHECKING:
@@ -102,6 +108,30 @@ class Predictor:
                 error = Unavailable(f"The features or the score of {self.usecase.name} cannot be had now.")
             return [error]
 
+    def explain(self, frame: pl.DataFrame, background: Background, until: float) -> list[dict[str, Any]]:
+        """Why each row scores as it does now; nothing is logged. `until`: on `time.monotonic`.
+
+        Raises `Unavailable` when the time is over, or the background is of another model.
+        """
+        try:
+            against = frame_of(background, self._served, self.revision.sha256)
+            values = self._reader.read(frame).values
+            explanations = [explain(self._served, values[row], against, until=until) for row in range(frame.height)]
+        except ThroughlineError as error:
+            raise Unavailable(str(error)) from error
+        except Exception as error:
+            log.exception("Explanation of %s failed", self.usecase.name)
+            raise Unavailable(f"The features or the score of {self.usecase.name} cannot be had now.") from error
+        return [
+            {
+                "model_name": self.revision.name,
+                "model_version": self.revision.version,
+                "decision": self.usecase.prediction.decision.decide(explanation.score),
+                **asdict(explanation),
+            }
+            for explanation in explanations
+        ]
+
     def _answer(self, jobs: Sequence[Job]) -> list[list[Prediction]]:
         """Read the features of all jobs at once, score each on its own: a score must not depend on its neighbours."""
         frame = jobs[0].frame if len(jobs) == 1 else pl.concat([job.frame for job in jobs])
@@ -164,9 +194,14 @@ class Predictor:
         )
 
 
-def load_served(folder: Path, revision: Revision) -> ServedModel:
-    """The model of a revision, digest checked on the bytes that are run. Raises `ThroughlineError`."""
-    return ServedModel.load(folder / revision.file, revision.sha256)
+def load_served(settings: Settings, folder: Path, revision: Revision) -> ServedModel:
+    """The model of a revision: its folder's signature verified, its digest checked on the bytes that are run.
+
+    Raises `ThroughlineError`; a signature that does not hold is told in the history, too.
+    """
+    place = (folder / revision.file).parent
+    file = verified(settings, revision.name, revision.version, revision.sha256, place)
+    return ServedModel.load(file, revision.sha256)
 
 
 def _is_probability(score: Any) -> bool:

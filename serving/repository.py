@@ -81,7 +81,7 @@ class Repository(ModelRepository):
                 predictor = Predictor(
                     usecase,
                     revision,
-                    load_served(folder, revision),
+                    load_served(self._settings, folder, revision),
                     self._reader(usecase),
                     data_clock(self._settings, usecase.clock_start(self._settings)),
                     self._publisher.publish,
@@ -92,7 +92,7 @@ class Repository(ModelRepository):
                 raise RevisionRefused(f"Revision of {name} refused: {error}") from error
             if name not in self._lanes:
                 self._lanes[name] = Lane(_answer)
-            self.update(UseCaseModel(predictor, self._lanes[name]))
+            self.update(UseCaseModel(predictor, self._lanes[name], folder))
         log.info("%s serves revision %s", name, revision.revision)
         return True
 

@@ -1,4 +1,4 @@
-"""A caller of the model server: examples from the schedule, predictions over REST V1."""
+"""A caller of the model server: examples from the schedule, predictions and explanations over REST V1."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import polars as pl
 
 from throughline.access import auth_headers
 from throughline.errors import ThroughlineError
+from throughline.evaluation.explain import AT_ONCE
 from throughline.featurestore.spine import as_known
 from throughline.lakehouse.table import pin, read
 from throughline.settings import Settings
@@ -54,12 +55,23 @@ def as_instances(usecase: UseCase, rows: pl.DataFrame) -> list[dict[str, Any]]:
 
 def predict(settings: Settings, usecase: UseCase, instances: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Predictions of the live endpoint, in order. Raises one line that repeats the server's own refusal."""
-    url = f"{settings.url('model_http')}/v1/models/{usecase.name}:predict"
+    return _ask(settings, usecase, "predict", instances, BATCH)
+
+
+def explain(settings: Settings, usecase: UseCase, instances: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the live endpoint would predict and why, in order; nothing is logged. Raises as `predict` does."""
+    return _ask(settings, usecase, "explain", instances, AT_ONCE)
+
+
+def _ask(
+    settings: Settings, usecase: UseCase, verb: str, instances: Sequence[dict[str, Any]], batch: int
+) -> list[dict[str, Any]]:
+    url = f"{settings.url('model_http')}/v1/models/{usecase.name}:{verb}"
     predictions: list[dict[str, Any]] = []
     with httpx.Client(headers=auth_headers(settings), timeout=60) as client:
-        for first in range(0, len(instances), BATCH):
+        for first in range(0, len(instances), batch):
             try:
-                answer = client.post(url, json={"instances": list(instances[first : first + BATCH])})
+                answer = client.post(url, json={"instances": list(instances[first : first + batch])})
             except httpx.HTTPError as error:
                 raise ThroughlineError(
                     f"The model server at {settings.url('model_http')} does not answer ({error}): "

@@ -6,6 +6,7 @@ Owns: the questions asked of the webserver and the shape of its answers. Does no
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -17,8 +18,9 @@ from typing import Any, Literal
 import httpx
 
 from throughline.errors import ThroughlineError
+from throughline.identity import whoami
 from throughline.settings import Settings
-from throughline.tags import RANGE_END, RANGE_START, REQUEST
+from throughline.tags import RANGE_END, RANGE_START, REQUEST, SUBMITTER
 
 LOCATION, REPOSITORY, IMPLICIT_JOB = "throughline", "__repository__", "__ASSET_JOB"
 
@@ -95,6 +97,7 @@ class Graph:
     """The webserver of this home. Each method raises `ThroughlineError` when it does not answer."""
 
     def __init__(self, settings: Settings, answer_s: float = ANSWER_S) -> None:
+        self._settings = settings
         self._url = settings.url("dagster")
         self._answer_s = answer_s
         self._client = httpx.Client(timeout=answer_s)
@@ -152,6 +155,8 @@ class Graph:
         """
         request = uuid.uuid4().hex
         all_tags = {**(tags or {}), REQUEST: request}
+        with contextlib.suppress(ThroughlineError):  # a token that is nobody's launches in nobody's name
+            all_tags[SUBMITTER] = whoami(self._settings).name
         if partitions:
             all_tags[RANGE_START], all_tags[RANGE_END] = partitions
         selector: dict[str, Any] = {

@@ -7,10 +7,10 @@ Instants are timezone-aware, in UTC.
 from __future__ import annotations
 
 import math
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Record(BaseModel):
@@ -49,6 +49,7 @@ class FeatureViewRecord(Record):
     entities: list[str]
     table: TableVersion
     features: list[FeatureRecord]
+    seen_within: timedelta | None = Field(None, description="How long a raw row is seen in it; None: not told.")
 
 
 class FeatureStoreRecord(Record):
@@ -85,6 +86,7 @@ class DatasetRecord(Record):
     numeric: list[str]
     categorical: list[str]
     service: str = Field("", description="The feature service that gave the features.")
+    views: dict[str, list[str]] = Field(default_factory=dict, description="Feature view -> the features it gave.")
     inputs: list[TableVersion] = Field(description="The pinned versions that were read.")
     holdout_from: datetime = Field(description="Rows whose prediction time is at or after this are never trained on.")
 
@@ -121,8 +123,66 @@ class Metrics(Record):
     ece: float
 
 
+class Interval(Record):
+    """Of a number, at the 95 % level; by drawing days with replacement."""
+
+    low: float
+    high: float
+
+
+class SliceMetrics(Record):
+    """A candidate on the held-out rows of which a column has a value; NaN where it cannot be computed."""
+
+    column: str
+    value: str
+    metrics: Metrics
+    base_rate: float
+    mean_score: float
+    log_loss_under_constant: float
+    log_loss_over_champion: float | None = Field(description="None: there is no champion.")
+    over_champion_interval: Interval | None
+    caught: float = Field(description="Share of the positives that get the positive decision.")
+
+    def __str__(self) -> str:
+        return f"{self.column}={self.value}"
+
+
+class BehaviourCheck(Record):
+    """What a declared change of a feature did to scores: `broken` is the share of rows that broke the expectation."""
+
+    name: str
+    rows: int
+    broken: float
+    mean_change: float
+
+
+class ReliabilityBin(Record):
+    """Rows of about the same score: what was said and what came."""
+
+    mean_score: float
+    outcome_rate: float
+    rows: int
+
+
+class ServingCost(Record):
+    """Of one prediction in this process, model alone."""
+
+    latency_p50_ms: float
+    latency_p95_ms: float
+    size_bytes: int
+
+
+class GlobalImportance(Record):
+    """What each feature does to the scores of held-out rows: its mean absolute contribution, in probability."""
+
+    model: str = Field(description="NAME/VERSION")
+    rows: int = Field(description="Over how many rows.")
+    base_value: float = Field(description="Mean score of the background.")
+    features: dict[str, float] = Field(description="Largest first.")
+
+
 class EvaluationRecord(Record):
-    """A candidate against constant and, when there is one, champion, all on the rows held out by time."""
+    """A candidate against constant, simple rule and, when there is one, champion, all on the rows held out by time."""
 
     model: str = Field(description="NAME/VERSION")
     sha256: str
@@ -130,10 +190,45 @@ class EvaluationRecord(Record):
     evaluated_at: datetime
     holdout_from: datetime
     holdout_until: datetime
+    base_rate: float = Field(math.nan, description="Of the rows that could be trained on.")
     candidate: Metrics
     constant: Metrics
     champion: Metrics | None
     champion_model: str | None
+    simple_rule: Metrics | None = None
+    days: int = Field(0, description="Local days that the held-out rows lie on.")
+    intervals: dict[str, dict[str, Interval]] = Field(
+        default_factory=dict,
+        description="Of whom -> metric, and `over_champion`: candidate minus champion, paired by day. Some may lack.",
+    )
+    reliability: dict[str, list[ReliabilityBin]] = Field(default_factory=dict, description="Candidate and champion.")
+    training: Metrics | None = Field(None, description="Of the candidate on rows that it could be trained on.")
+    slices: list[SliceMetrics] = Field(default_factory=list)
+    disparity: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="Protected column -> kind -> largest difference."
+    )
+    behaviour: list[BehaviourCheck] = Field(default_factory=list)
+    missing: dict[str, float] = Field(
+        default_factory=dict, description="Feature view -> rise of log loss when all of it is missing."
+    )
+    outside_domain: float = Field(math.nan, description="Share of rows with a value the model was not trained on.")
+    cost: ServingCost | None = None
+    importance: GlobalImportance | None = None
+
+
+class Background(Record):
+    """Rows that an explanation compares with, for one model file: feature -> a value per row, None where missing."""
+
+    sha256: str
+    numeric: dict[str, list[float | None]]
+    categorical: dict[str, list[str | None]]
+
+    @model_validator(mode="after")
+    def _as_many_of_each(self) -> Background:
+        counts = {len(values) for values in (*self.numeric.values(), *self.categorical.values())}
+        if len(counts) != 1 or not 1 <= max(counts) <= 1000:
+            raise ValueError("must have the same number of values for each feature, 1 to 1000")
+        return self
 
 
 class RuleVerdict(Record):
@@ -143,20 +238,23 @@ class RuleVerdict(Record):
     verdict: Literal["pass", "fail", "cannot_say"]
     value: float | None
     bound: str
+    where: str = Field("", description="Which of several the number is of: a slice, a check, a column.")
 
     def __str__(self) -> str:
-        number = "" if self.value is None or math.isnan(self.value) else f"{self.value:.4f}, "
-        return f"{self.rule} {self.verdict.replace('_', ' ')} ({number}{self.bound})"
+        number = "" if self.value is None or math.isnan(self.value) else f"{self.value:.4f}"
+        told = ", ".join(part for part in (number, self.where, self.bound) if part)
+        return f"{self.rule} {self.verdict.replace('_', ' ')} ({told})"
 
 
 class GateDecision(Record):
-    """The decision to release one model version, with its reasons."""
+    """The decision to release one model version, with its reasons. `wait`: only somebody's approval is missing."""
 
     model: str
     sha256: str
-    decision: Literal["release", "reject"]
+    decision: Literal["release", "wait", "reject"]
     decided_at: datetime
     rules: list[RuleVerdict]
+    compared_with: str | None = Field(None, description="The champion of the evaluation; None: there was none.")
 
     @property
     def reasons(self) -> str:
@@ -166,6 +264,19 @@ class GateDecision(Record):
     def failures(self) -> str:
         """The rules that did not pass, as one line."""
         return "; ".join(str(rule) for rule in self.rules if rule.verdict != "pass")
+
+
+class HistoryEvent(Record):
+    """Something done to a model version by somebody: never changed, never removed. `at` is the wall clock's."""
+
+    id: str = Field(description="The same event told twice has the same one.")
+    at: datetime
+    actor: str = Field(description="Who did it: a user's name, or `graph` for the platform itself.")
+    action: Literal["registered", "decided", "approved", "champion", "withdrawn", "refused", "note"]
+    target: str = Field(description="NAME/VERSION, or NAME for what concerns no version alone.")
+    old: str | None = None
+    new: str | None = None
+    reason: str = ""
 
 
 class EndpointRecord(Record):

@@ -39,9 +39,11 @@ DEFAULT_PORTS = {
 # Listen on `bind` and demand the token there; the others stay on loopback whatever `bind` says.
 _GUARDED = {"model_http", "model_grpc", "collector"}
 # Never written anywhere: what a command starts inherits them.
-SECRETS = ("token", "online_store")
+SECRETS = ("token", "online_store", "mlflow_store", "openlineage_key")
 _ANY_ADDRESS = {"0.0.0.0", "::", ""}
 _REDIS = re.compile(r"rediss?://([^@/\s]*@)?[^@/:\s]+(:\d+)?(/\d+)?")
+_POSTGRESQL = re.compile(r"postgresql(\+psycopg2)?://([^@/\s]+@)?[^@/:\s]+(:\d+)?/[^@/?\s]+(\?\S+)?")
+_HTTP = re.compile(r"https?://[^@/\s]+(/[^@\s]*)?")
 _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]+(/[\w.=-]+)*/?")
 
 
@@ -67,7 +69,18 @@ class Settings(BaseSettings):
     online_store: SecretStr | None = Field(
         None, description="redis://[USER:PASSWORD@]HOST:PORT/DB, or rediss:// for TLS; unset means SQLite in the home."
     )
+    mlflow_store: SecretStr | None = Field(
+        None, description="postgresql://USER:PASSWORD@HOST:PORT/DB of runs and registry; unset: SQLite in the home."
+    )
+    mlflow_artifacts: str | None = Field(
+        None, description="s3://BUCKET/PREFIX of what runs and versions leave; unset means a folder in the home."
+    )
+    keep_models: int = Field(20, ge=1, description="So many of a model's newest versions are never removed.")
     collector_url: str | None = Field(None, description="Where events are sent; unset means this home's collector.")
+    openlineage_url: str | None = Field(
+        None, description="Where each run's steps are told as OpenLineage events, http(s)://HOST:PORT; unset: nowhere."
+    )
+    openlineage_key: SecretStr | None = Field(None, description="Bearer token of that receiver.")
     clock: Literal["replay", "wall"] = Field("replay", description="What the data clock follows.")
     data_from: date | None = Field(None, description="First local day of data; unset means the declaration's.")
     data_until: date | None = Field(None, description="Local day at whose start the replay begins (exclusive).")
@@ -76,6 +89,11 @@ class Settings(BaseSettings):
     spark_memory: str = Field("3g", description="Heap of the local Spark Connect server.")
     training_processes: int | None = Field(None, ge=1, description="Workers per training; unset: the declaration's.")
     training_epochs: int | None = Field(None, ge=1, description="Epochs per training; unset: the trainer's.")
+    signing: str = Field(
+        "key", description="What signs models: `key` (a pair in the home), `sigstore`, or pkcs11:... (an HSM or KMS)."
+    )
+    sigstore_identity: str | None = Field(None, description="Whose Sigstore signatures are trusted; unset: nobody's.")
+    sigstore_issuer: str | None = Field(None, description="URL of the OpenID provider that knows that identity.")
     step_timeout_s: float = Field(1800, gt=0, description="Deadline of one launched training, in seconds.")
 
     @field_validator(*SECRETS, mode="before")
@@ -91,6 +109,35 @@ class Settings(BaseSettings):
             raise ValueError("give redis://HOST:PORT/DB, or leave it out for SQLite; USER:PASSWORD@ go before HOST")
         return url
 
+    @field_validator("mlflow_store")
+    @classmethod
+    def _a_postgresql_database(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not _POSTGRESQL.fullmatch(url.get_secret_value()):
+            # not repeated in the message: it may hold a password
+            raise ValueError(
+                "give postgresql://USER:PASSWORD@HOST:PORT/DB (with @ : / in the password as %40 %3A %2F), "
+                "or leave it out for SQLite"
+            )
+        return url
+
+    @field_validator("mlflow_artifacts")
+    @classmethod
+    def _a_bucket(cls, uri: str | None) -> str | None:
+        if uri is not None and not _BUCKET.fullmatch(uri):
+            # not repeated in the message: it may hold a password
+            raise ValueError(
+                "give s3://BUCKET/PREFIX, or leave it out for a folder; credentials come from AWS_* or a profile"
+            )
+        return uri and uri.rstrip("/")
+
+    @field_validator("openlineage_url")
+    @classmethod
+    def _a_web_address(cls, url: str | None) -> str | None:
+        if url is not None and not _HTTP.fullmatch(url):
+            # not repeated in the message: it may hold a password
+            raise ValueError("give http(s)://HOST:PORT; a token goes into openlineage_key")
+        return url and url.rstrip("/")
+
     @field_validator("lakehouse_uri")
     @classmethod
     def _a_folder_or_a_bucket(cls, uri: str | None) -> str | None:
@@ -100,6 +147,14 @@ class Settings(BaseSettings):
             # not repeated in the message: it may hold a password
             raise ValueError("give an absolute folder or s3://BUCKET/PREFIX; credentials come from AWS_* or a profile")
         return str(path)
+
+    @field_validator("signing")
+    @classmethod
+    def _a_signer(cls, signing: str) -> str:
+        if signing not in {"key", "sigstore"} and (not signing.startswith("pkcs11:") or "pin-value" in signing):
+            # not repeated in the message: it may hold a PIN
+            raise ValueError("give key, sigstore or a pkcs11: URI, whose PIN goes into a file (pin-source)")
+        return signing
 
     @model_validator(mode="after")
     def _beyond_loopback_needs_a_token(self) -> Settings:
@@ -180,6 +235,11 @@ class Settings(BaseSettings):
     @property
     def serving_home(self) -> Path:
         return self.home / "serving"
+
+    @property
+    def keys(self) -> Path:
+        """Of those who sign models: this home's pair, and the public keys of others that it trusts."""
+        return self.home / "keys"
 
     @property
     def profiles(self) -> Path:

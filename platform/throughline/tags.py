@@ -8,4 +8,5 @@ LATE_ROWS = "throughline/late_rows"  # the source versions whose late rows a run
 REQUEST = "throughline/request"  # one launch by a client, to find its run when the answer did not come
 RETRAIN = "throughline/retrain"  # the use case that is retrained
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"  # inclusive
+SUBMITTER = "throughline/submitter"  # the user who launched it by a command; the platform's own runs have none
 WINDOW = "throughline/window"  # the judgement that asked for it, the same for all attempts

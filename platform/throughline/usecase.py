@@ -312,8 +312,61 @@ class Trainer(_Declared):
         return self
 
 
+class SimpleRuleOf(_Declared):
+    """A rule to beat: the rate of positives at the level of one feature."""
+
+    feature: str
+    bins: int = Field(10, ge=2, le=1000)
+
+
+class SlicesOf(_Declared):
+    """Parts of the rows that are judged on their own, by columns of the dataset or local `month`, `weekday`, `hour`."""
+
+    columns: list[str] = Field(default_factory=list)
+    minimum_rows: int = Field(200, ge=1)
+    protected: list[str] = Field(default_factory=list, description="Of `columns`: must not differ much.")
+
+    @model_validator(mode="after")
+    def _protected_are_slices(self) -> SlicesOf:
+        if other := sorted(set(self.protected) - set(self.columns)):
+            raise ValueError(f"protected: {', '.join(other)} is not among `columns`")
+        return self
+
+
+class Expectation(_Declared):
+    """What the score must do when a feature's value changes by `add`: stay the `same`, or never go the wrong way."""
+
+    feature: str
+    add: float
+    score: Literal["same", "up", "down"]
+    tolerance: float = Field(ge=0, le=1, description="By how much the score may move against it.")
+
+
 class Evaluation(_Declared):
     holdout: Duration
+    simple_rule: SimpleRuleOf | None = None
+    slices: SlicesOf = SlicesOf()
+    behaviour: dict[str, Expectation] = Field(default_factory=dict)
+
+
+# What each of them is: `evaluation/gate.py`.
+GateRule = Literal[
+    "auc",
+    "ece",
+    "log_loss_under_constant",
+    "log_loss_under_simple_rule",
+    "log_loss_over_champion",
+    "generalisation_gap",
+    "slice_log_loss_under_constant",
+    "slice_log_loss_over_champion",
+    "disparity_calibration",
+    "disparity_opportunity",
+    "broken_behaviour",
+    "missing_source",
+    "outside_domain",
+    "latency_p95_ms",
+    "size_mb",
+]
 
 
 class Bound(_Declared):
@@ -352,7 +405,29 @@ class Online(_Declared):
 
 
 class Release(_Declared):
+    """`manual`: what the gate lets through waits for one of the declaration's approvers."""
+
     strategy: Literal["direct"]
+    policy: Literal["auto", "manual"] = "auto"
+    submitter_may_approve: bool = False
+
+
+class SignOff(_Declared):
+    """Who answers for what a card says of the model's use, and since when."""
+
+    name: str = Field(pattern=r"\S")
+    role: str = Field(pattern=r"\S")
+    signed: date
+
+
+class CardStatement(_Declared):
+    """What people must say of a model, since no number does. Whatever is missing fails the card of each version."""
+
+    intended_use: str = ""
+    affected_people: str = Field("", description="Whose lives its decisions touch, and how.")
+    forbidden_use: str = ""
+    limits: list[str] = Field(default_factory=list)
+    sign_off: list[SignOff] = Field(default_factory=list)
 
 
 class UseCase(_Declared):
@@ -374,10 +449,11 @@ class UseCase(_Declared):
     trainer: str = Field(description="The one of `trainers` that is taken when nobody names another.")
     trainers: dict[str, Trainer] = Field(min_length=1)
     evaluation: Evaluation
-    gate: dict[Literal["auc", "log_loss_under_constant", "log_loss_over_champion", "ece"], Bound]
+    gate: dict[GateRule, Bound]
     online: Online = Online()
     monitoring: Monitoring
     release: Release
+    card: CardStatement = CardStatement()
 
     @model_validator(mode="after")
     def _fields_exist(self) -> UseCase:

@@ -13,6 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from throughline.featurestore.online import FeatureRead
+from throughline.registry.signing import sign
 from throughline.rollout.revision import Revision, write_revision
 from throughline.settings import Settings, load_settings
 from throughline.usecase import load_usecases
@@ -94,6 +95,7 @@ def put_revision(settings: Settings, version: int = 1, bias: float = 0.0, **chan
     (folder / str(version)).mkdir(parents=True, exist_ok=True)
     content = model_bytes(bias)
     (folder / f"{version}/model.onnx").write_bytes(content)
+    sign(settings, folder / str(version))
     digest = hashlib.sha256(content).hexdigest()
     revision = Revision(
         revision=f"v{version}-{digest[:12]}",

@@ -27,6 +27,8 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 
 from throughline.errors import ThroughlineError
 from throughline.records import GateDecision, ModelRecord, RuleVerdict
+from throughline.registry import decisions, history
+from throughline.registry.signing import sign
 from throughline.requests import example_instance
 from throughline.rollout.local import deploy
 from throughline.settings import PROJECT_ROOT, Settings
@@ -438,8 +440,9 @@ def test_a_refused_revision_leaves_the_served_one_alone_and_a_good_one_replaces_
     registry = served.settings.home / "registered"
     registry.mkdir()
     (registry / "model.onnx").write_bytes(doubles["model_bytes"](bias=1.0))
+    sign(served.settings, registry)
     model = model_record(registry, version=2)
-    decision = gate_decision(model)
+    decision = decisions.recorded(served.settings, NAME, gate_decision(model))
     before = call_v1(served, [instance])[1][0]
 
     with pytest.raises(ThroughlineError, match="the gate says reject"):
@@ -456,16 +459,19 @@ def test_a_refused_revision_leaves_the_served_one_alone_and_a_good_one_replaces_
     ]
 
     (registry / "model.onnx").write_bytes(b"not a model")
+    sign(served.settings, registry)
     broken = model_record(registry, version=3)
     with pytest.raises(ThroughlineError, match=r"refused flight_delay/3.*not an ONNX model"):
-        deploy(served.settings, usecase, broken, gate_decision(broken))
+        deploy(served.settings, usecase, broken, decisions.recorded(served.settings, NAME, gate_decision(broken)))
     assert call_v1(served, [instance])[1][0]["model_version"] == 2
 
     file = served.settings.serving_home / NAME / "2" / "model.onnx"
     good = file.read_bytes()
     file.write_bytes(doubles["model_bytes"](bias=2.0))
     answer = httpx.post(f"{served.url}/v2/repository/models/{NAME}/load")
-    assert (answer.status_code, "digest" in answer.json()["error"]) == (409, True)
+    assert (answer.status_code, "changed: model.onnx" in answer.json()["error"]) == (409, True)
+    (refused,) = history.events(served.settings, NAME, action="refused")
+    assert (refused.target, "changed: model.onnx" in refused.reason) == (f"{NAME}/2", True)
     assert call_v1(served, [instance])[1][0]["score"] == after["score"]
     file.write_bytes(good)
     assert httpx.post(f"{served.url}/v2/repository/models/{NAME}/load").status_code == 200

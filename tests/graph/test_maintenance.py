@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, datetime
 from types import SimpleNamespace
 
 import polars as pl
@@ -11,6 +11,7 @@ from dagster import DagsterInstance, DefaultScheduleStatus, ExecuteInProcessResu
 
 from assets.maintenance import maintenance, maintenance_job
 from throughline import recordstore
+from throughline.errors import ThroughlineError
 from throughline.lakehouse.table import current_version, history, replace_days, scan
 from throughline.records import InferenceLogRecord, TableVersion
 from throughline.settings import Settings
@@ -28,6 +29,7 @@ def tables(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     for _ in range(3):
         write_deltalake(str(settings.lakehouse / TABLE), rows.to_arrow(), mode="append")
     monkeypatch.setattr("throughline.registry.models.dataset_tables", lambda settings, name: {})
+    monkeypatch.setattr("assets.maintenance.remove_old_versions", lambda settings, name, now: [])
     return settings
 
 
@@ -59,6 +61,32 @@ def test_with_an_unreadable_pin_nothing_is_touched(tables: Settings) -> None:
     assert not result.success
     (failure,) = result.get_step_failure_events()
     assert "nothing is vacuumed" in failure.event_specific_data.error.cause.message
+    assert current_version(tables.lakehouse / TABLE) == before
+
+
+def test_old_model_versions_go_first_for_they_pin_what_they_were_trained_on(
+    tables: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = []
+    monkeypatch.setattr(
+        "assets.maintenance.remove_old_versions", lambda settings, name, now: done.append(("versions", name)) or ["u/1"]
+    )
+    monkeypatch.setattr(
+        "throughline.registry.models.dataset_tables", lambda settings, name: done.append(("pins", name)) or {}
+    )
+    assert run(tables).success
+    assert done == [("versions", "u"), ("pins", "u")]
+
+
+def test_where_it_is_unknown_which_versions_are_needed_nothing_is_touched(
+    tables: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(settings: Settings, name: str, now: datetime) -> list[str]:
+        raise ThroughlineError("revision.json cannot be read")
+
+    monkeypatch.setattr("assets.maintenance.remove_old_versions", unknown)
+    before = current_version(tables.lakehouse / TABLE)
+    assert not run(tables).success
     assert current_version(tables.lakehouse / TABLE) == before
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import getpass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,9 +13,12 @@ from assets.deployment import deployment_assets
 from assets.evaluation import evaluation_assets
 from assets.resources import RecordIOManager
 from throughline import recordstore
+from throughline.identity import GRAPH, whoami
 from throughline.records import EvaluationRecord, GateDecision, Metrics, ModelRecord, OnlineStoreRecord, RuleVerdict
+from throughline.registry import decisions
+from throughline.registry.history import event_of, events, tell
 from throughline.settings import Settings
-from throughline.usecase import UseCase, get_usecase
+from throughline.usecase import Bound, UseCase, get_usecase
 
 NOW = datetime(2013, 4, 1, 4, tzinfo=UTC)
 GOOD = Metrics(rows=9000, log_loss=0.44, auc=0.76, brier=0.14, ece=0.02)
@@ -136,3 +140,161 @@ def test_an_evaluation_of_another_version_is_no_reason_to_release(settings: Sett
     assert result.success
     gate = recordstore.load(settings, (usecase.name, "evaluation", "gate"), GateDecision)
     assert gate.decision == "reject"
+
+
+def test_an_evaluation_that_crashes_releases_nothing(settings: Settings, usecase: UseCase) -> None:
+    keep(settings, usecase, model=model(), online_store=ONLINE)  # the dataset it should read is missing
+    rooms = [("evaluation", "evaluation"), ("evaluation", "gate"), ("deployment", "endpoint")]
+    result = launch(settings, usecase, *rooms)
+    assert not result.success
+    assert recordstore.find(settings, (usecase.name, "evaluation", "gate"), GateDecision) is None
+    assert events(settings, usecase.name) == []
+    assert not settings.serving_home.exists()
+
+
+# What the gate decides stands in the history, and nothing is deployed on a decision that does not
+
+
+def lenient(usecase: UseCase, **release: Any) -> UseCase:
+    """The use case with one rule, which `GOOD` satisfies, and with whoever runs the tests as its approver."""
+    changed = usecase.release.model_copy(update=release)
+    rules = {"auc": Bound(at_least=0.7)}
+    return usecase.model_copy(update={"gate": rules, "release": changed, "approvers": [getpass.getuser()]})
+
+
+def candidate(version: int = 1) -> ModelRecord:
+    """Trained until before the rows that `evaluation` was made on."""
+    return model(version).model_copy(update={"trained_until": NOW - timedelta(days=1)})
+
+
+def judge(settings: Settings, usecase: UseCase) -> GateDecision:
+    assert launch(settings, usecase, ("evaluation", "gate")).success
+    return recordstore.load(settings, (usecase.name, "evaluation", "gate"), GateDecision)
+
+
+def test_a_decision_stands_in_the_history_once_as_the_graph_hands_it_on(settings: Settings, usecase: UseCase) -> None:
+    keep(settings, usecase, model=candidate(), evaluation=evaluation(candidate()))
+    first = judge(settings, lenient(usecase))
+    assert first.decision == "release"
+    assert judge(settings, lenient(usecase)) == first
+    (event,) = events(settings, usecase.name)
+    assert (event.action, event.target, event.actor) == ("decided", "flight_delay/1", GRAPH)
+    assert GateDecision.model_validate_json(event.new) == first
+    keep(settings, usecase, evaluation=evaluation(candidate(), GOOD.model_copy(update={"auc": 0.5})))
+    assert judge(settings, lenient(usecase)).decision == "reject"
+    assert [one.decision for one in decisions.decisions(settings, usecase.name, "flight_delay/1")] == [
+        "release",
+        "reject",
+    ]
+
+
+def test_a_decision_that_nobody_told_the_history_releases_nothing(settings: Settings, usecase: UseCase) -> None:
+    forged = GateDecision(
+        model="flight_delay/1", sha256=model(1).sha256, decision="release", decided_at=NOW, rules=PASSED
+    )
+    keep(settings, usecase, model=model(1), gate=forged, online_store=ONLINE)
+    result = launch(settings, usecase, ("deployment", "endpoint"))
+    assert not result.success
+    assert "flight_delay/1 is not deployed: the history has no decision about it" in error_of(result)
+    assert not settings.serving_home.exists()
+
+
+def test_a_rejection_turned_into_a_release_by_hand_releases_nothing(settings: Settings, usecase: UseCase) -> None:
+    poor = evaluation(candidate(), GOOD.model_copy(update={"auc": 0.5}))
+    keep(settings, usecase, model=candidate(), evaluation=poor, online_store=ONLINE)
+    rejected = judge(settings, lenient(usecase))
+    keep(settings, usecase, gate=rejected.model_copy(update={"decision": "release", "rules": PASSED}))
+    result = launch(settings, lenient(usecase), ("deployment", "endpoint"))
+    assert not result.success
+    assert "the history has another decision about it: reject" in error_of(result)
+
+
+def test_an_earlier_release_does_not_outlive_a_later_rejection(settings: Settings, usecase: UseCase) -> None:
+    keep(settings, usecase, model=candidate(), evaluation=evaluation(candidate()), online_store=ONLINE)
+    released = judge(settings, lenient(usecase))
+    keep(settings, usecase, evaluation=evaluation(candidate(), GOOD.model_copy(update={"auc": 0.5})))
+    judge(settings, lenient(usecase))
+    keep(settings, usecase, gate=released)
+    result = launch(settings, lenient(usecase), ("deployment", "endpoint"))
+    assert not result.success
+    assert "the history has another decision about it: reject" in error_of(result)
+
+
+# The manual policy
+
+
+def test_under_the_manual_policy_a_good_candidate_waits_and_serves_nothing(
+    settings: Settings, usecase: UseCase
+) -> None:
+    keep(settings, usecase, model=candidate(), evaluation=evaluation(candidate()), online_store=ONLINE)
+    manual = lenient(usecase, policy="manual", submitter_may_approve=True)
+    result = launch(settings, manual, ("evaluation", "gate"), ("deployment", "endpoint"))
+    assert result.success
+    assert not result.asset_materializations_for_node("flight_delay__deployment__endpoint")
+    assert not settings.serving_home.exists()
+    waiting = recordstore.load(settings, (usecase.name, "evaluation", "gate"), GateDecision)
+    assert waiting.decision == "wait"
+    assert "throughline approve flight_delay/1 --reason" in waiting.failures
+
+
+def test_what_an_approver_approves_is_released_and_what_somebody_else_does_is_not(
+    settings: Settings, usecase: UseCase
+) -> None:
+    keep(settings, usecase, model=candidate(), evaluation=evaluation(candidate()))
+    manual = lenient(usecase, policy="manual", submitter_may_approve=True)
+    assert judge(settings, manual).decision == "wait"
+    tell(settings, usecase.name, event_of("approved", "flight_delay/1", "eve", new=candidate().sha256, reason="me"))
+    decision = judge(settings, manual)
+    assert decision.decision == "wait"
+    assert "eve is not among the approvers" in decision.failures
+    decisions.approve(settings, manual, candidate(), whoami(settings), "numbers seen")
+    decision = judge(settings, manual)
+    assert decision.decision == "release"
+    assert f"by {getpass.getuser()}: numbers seen" in decision.reasons
+
+
+def test_a_release_without_approval_is_not_deployed_once_the_policy_is_manual(
+    settings: Settings, usecase: UseCase
+) -> None:
+    keep(settings, usecase, model=candidate(), evaluation=evaluation(candidate()), online_store=ONLINE)
+    assert judge(settings, lenient(usecase)).decision == "release"
+    result = launch(settings, lenient(usecase, policy="manual"), ("deployment", "endpoint"))
+    assert not result.success
+    assert "nobody was asked to approve" in error_of(result)
+
+
+# Several candidates
+
+
+def crowned(settings: Settings, *versions: int) -> None:
+    for version in versions:
+        reference = f"flight_delay/{version}"
+        tell(settings, "flight_delay", event_of("champion", "flight_delay", GRAPH, new=reference))
+
+
+def test_of_two_candidates_at_once_the_second_has_to_be_compared_with_the_first(
+    settings: Settings, usecase: UseCase
+) -> None:
+    """Both were evaluated while there was no champion; then the first became one."""
+    crowned(settings, 1)
+    keep(settings, usecase, model=candidate(2), evaluation=evaluation(candidate(2)))
+    decision = judge(settings, lenient(usecase))
+    assert decision.decision == "reject"
+    assert "compared with champion None, but it is flight_delay/1 now" in decision.failures
+
+
+def test_the_champion_itself_may_be_judged_again(settings: Settings, usecase: UseCase) -> None:
+    crowned(settings, 1)
+    keep(settings, usecase, model=candidate(1), evaluation=evaluation(candidate(1)))
+    assert judge(settings, lenient(usecase)).decision == "release"
+
+
+def test_a_champion_that_people_replaced_is_not_brought_back_by_the_graph(settings: Settings, usecase: UseCase) -> None:
+    crowned(settings, 1, 2)
+    tell(settings, usecase.name, event_of("withdrawn", "flight_delay/2", "ada", new="flight_delay/1"))
+    crowned(settings, 1)
+    again = evaluation(candidate(2)).model_copy(update={"champion": GOOD, "champion_model": "flight_delay/1"})
+    keep(settings, usecase, model=candidate(2), evaluation=again)
+    decision = judge(settings, lenient(usecase))
+    assert decision.decision == "reject"
+    assert "throughline promote flight_delay/2" in decision.failures

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import typer
 
-from throughline.cli import features, services, train, validate
+from throughline.cli import features, govern, lineage, models, services, train, validate
 from throughline.cli.advance import advance
+from throughline.cli.explain import explain
 from throughline.cli.predict import predict
 from throughline.cli.push import push
 from throughline.cli.run import run
@@ -32,11 +33,15 @@ app = typer.Typer(
 app.command()(run)
 services.register(app)
 app.command()(predict)
+app.command()(explain)
 app.command()(push)
 app.command()(advance)
 app.command()(train.train)
 app.add_typer(train.app, name="jobs")
 app.command()(train.reproduce)
+app.add_typer(models.app, name="models")
+govern.register(app)
+lineage.register(app)
 app.add_typer(features.app, name="features")
 app.add_typer(validate.app, name="validate")
 

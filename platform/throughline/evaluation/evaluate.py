@@ -1,13 +1,17 @@
-"""A candidate on the rows held out by time, beside the constant and the champion.
+"""A candidate on the rows held out by time, beside constant, simple rule and champion.
 
-Owns: which rows, against what; `evaluate` is pure, `evaluate_candidate` does the reading and recording around it.
-Does not own: the metrics' definitions (`metrics.py`), the decision (`gate.py`).
+Owns: which rows, against what; `evaluate` is pure but for the clock that times a prediction. `evaluate_candidate` does
+the reading and recording around it. Does not own: the metrics' definitions (`metrics.py`), slices and changed inputs
+(`slices.py`, `behaviour.py`), the report (`report.py`), the decision (`gate.py`).
 """
 
 from __future__ import annotations
 
 import math
 import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -16,72 +20,109 @@ import polars as pl
 
 from throughline.clock import WallClock
 from throughline.errors import ThroughlineError
-from throughline.evaluation.metrics import metrics_of
-from throughline.evaluation.plots import reliability_plot
-from throughline.experiment.tracking import client_of
+from throughline.evaluation import background, behaviour
+from throughline.evaluation.baseline import SimpleRule
+from throughline.evaluation.bootstrap import Draws, interval
+from throughline.evaluation.explain import global_importance
+from throughline.evaluation.metrics import metrics_of, reliability
+from throughline.evaluation.slices import disparity, judge_slice, local_columns, slices_of
 from throughline.lakehouse.table import scan
-from throughline.records import DatasetRecord, EvaluationRecord, Metrics, ModelRecord
+from throughline.records import (
+    DatasetRecord,
+    EvaluationRecord,
+    Interval,
+    Metrics,
+    ModelRecord,
+    ReliabilityBin,
+    ServingCost,
+)
 from throughline.registry import models
 from throughline.registry.served_model import ServedModel
 from throughline.settings import Settings
 from throughline.usecase import UseCase
 
+TRAINING_ROWS = 20_000  # of the rows trained on, for the gap to the held-out ones
+BEHAVIOUR_ROWS = 5_000
+TIMED = 200
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Of one dataset: what was held out, and a part of what could be trained on, in the order of time."""
+
+    holdout: pl.DataFrame
+    before: pl.DataFrame
+    base_rate: float  # of all rows before; NaN when there are none
+
 
 def evaluate_candidate(
     settings: Settings, usecase: UseCase, dataset: DatasetRecord, model: ModelRecord
 ) -> EvaluationRecord:
-    """Evaluate `model` on the dataset's held-out rows against constant and champion; its run gets the numbers.
+    """Evaluate `model` on the dataset's held-out rows against all it must beat; keep what explanations compare with.
 
     `evaluated_at` is the wall clock's: a gate asks how long ago this was done, not what the data knew.
     """
     champion = models.champion(settings, usecase.name)
-    holdout, base_rate = read_rows(dataset)
+    rows = read_rows(dataset)
     loaded = _load(settings, model)
     incumbent = None if champion is None else (_load(settings, champion), champion)
-    evaluation = evaluate(loaded, model, holdout, base_rate, dataset, WallClock().now(), incumbent)
-    client = client_of(settings)
-    for who, metrics in (("holdout", evaluation.candidate), ("constant", evaluation.constant)):
-        for name, value in _finite(metrics).items():
-            client.log_metric(model.run_id, f"{who}_{name}", value)
-    labels = holdout["label"].to_numpy()
-    if math.isfinite(evaluation.candidate.ece):
-        with tempfile.TemporaryDirectory() as scratch:
-            image = Path(scratch) / "reliability.png"
-            image.write_bytes(reliability_plot(loaded.score(holdout), labels, model.reference))
-            client.log_artifact(model.run_id, str(image), "evaluation")
-    return evaluation
+    record = evaluate(usecase, loaded, model, rows, dataset, WallClock().now(), incumbent)
+    kept = background.background_of(loaded, rows.holdout)
+    background.keep(settings, model, kept)
+    against = background.frame_of(kept, loaded, model.sha256)
+    importance = global_importance(loaded, model.reference, rows.holdout, against)
+    return record.model_copy(update={"importance": importance})
 
 
-def read_rows(dataset: DatasetRecord) -> tuple[pl.DataFrame, float]:
-    """The held-out rows, and the base rate of the rows that could have been trained on (NaN when there are none)."""
-    frame = scan(dataset.path, dataset.table.version).collect()
-    holdout = frame.filter(pl.col("prediction_time") >= dataset.holdout_from)
-    before = frame.filter(
-        (pl.col("prediction_time") < dataset.holdout_from) & (pl.col("label_available_at") < dataset.holdout_from)
-    )
+def read_rows(dataset: DatasetRecord) -> Rows:
+    """The held-out rows, and of those that could have been trained on the rate and at most `TRAINING_ROWS`."""
+    frame = scan(dataset.path, dataset.table.version).sort("prediction_time", "row_key").collect()
+    held_out = pl.col("prediction_time") >= dataset.holdout_from
+    before = frame.filter(~held_out & (pl.col("label_available_at") < dataset.holdout_from))
     rate = before["label"].mean()
-    return holdout, float("nan") if rate is None else float(rate)
+    return Rows(
+        holdout=frame.filter(held_out),
+        before=before.gather_every(max(1, math.ceil(before.height / TRAINING_ROWS))),
+        base_rate=float("nan") if rate is None else float(rate),
+    )
 
 
 def evaluate(
+    usecase: UseCase,
     model: ServedModel,
     record: ModelRecord,
-    holdout: pl.DataFrame,
-    constant_rate: float,
+    rows: Rows,
     dataset: DatasetRecord,
     now: datetime,
     champion: tuple[ServedModel, ModelRecord] | None = None,
 ) -> EvaluationRecord:
-    """Score the same rows three times. `constant_rate`: the score of a model that knows the base rate alone.
-
-    A champion that cannot score these rows (other features) has NaN metrics, on which a gate cannot say yes.
-    """
+    """Score the same rows by everyone. A champion that cannot score them (other features) has NaN metrics, on which a
+    gate cannot say yes. Raises when nothing was held out."""
+    holdout = rows.holdout
     if holdout.is_empty():
         raise ThroughlineError(
             f"Dataset {dataset.table} has no row at or after {dataset.holdout_from.isoformat()}: "
             "nothing was held out; build the dataset with a later as-of."
         )
-    labels = holdout["label"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    labels = labels_of(holdout)
+    scores = {"candidate": model.score(holdout), "constant": np.full(len(labels), rows.base_rate)}
+    if champion is not None:
+        scores["champion"] = _champion_scores(champion[0], holdout)
+    if usecase.evaluation.simple_rule is not None:
+        scores["simple_rule"] = _simple_rule_scores(usecase, rows)
+    metrics = {who: metrics_of(given, labels) for who, given in scores.items()}
+    days = holdout["prediction_time"].dt.convert_time_zone(usecase.timezone).dt.date().to_numpy()
+    draws = Draws.of(days)
+    sound = {who: given for who, given in scores.items() if math.isfinite(metrics[who].log_loss)}
+    declared = usecase.evaluation.slices
+    judged = []
+    if "candidate" in sound:
+        rival = sound.get("champion")
+        told = holdout.with_columns(**local_columns(holdout, usecase.timezone))
+        for one in slices_of(told, declared.columns, declared.minimum_rows):
+            threshold = usecase.prediction.decision.threshold
+            judged.append(judge_slice(one, scores["candidate"], labels, rows.base_rate, rival, threshold, draws))
+    thinned = holdout.gather_every(max(1, math.ceil(holdout.height / BEHAVIOUR_ROWS)))
     return EvaluationRecord(
         model=record.reference,
         sha256=model.sha256,
@@ -89,24 +130,86 @@ def evaluate(
         evaluated_at=now,
         holdout_from=dataset.holdout_from,
         holdout_until=holdout["prediction_time"].max(),
-        candidate=metrics_of(model.score(holdout), labels),
-        constant=metrics_of(np.full(len(labels), constant_rate), labels),
-        champion=None if champion is None else _champion(champion[0], holdout, labels),
+        days=len(np.unique(days)),
+        base_rate=rows.base_rate,
+        candidate=metrics["candidate"],
+        constant=metrics["constant"],
+        simple_rule=metrics.get("simple_rule"),
+        champion=metrics.get("champion"),
         champion_model=None if champion is None else champion[1].reference,
+        intervals=_intervals(sound, labels, draws),
+        reliability={who: _bins(sound[who], labels) for who in ("candidate", "champion") if who in sound},
+        training=_training(model, rows.before),
+        slices=judged,
+        disparity={column: disparity(judged, column) for column in declared.protected},
+        behaviour=[
+            behaviour.check(model.score, thinned, name, expected)
+            for name, expected in usecase.evaluation.behaviour.items()
+        ],
+        missing=behaviour.without(model.score, thinned, labels_of(thinned), _known_to(model, dataset.views)),
+        outside_domain=float(np.mean([bool(names) for names in model.outside_domain(holdout)])),
+        cost=_cost(model, holdout),
     )
 
 
-def _champion(model: ServedModel, holdout: pl.DataFrame, labels: np.ndarray) -> Metrics:
+def _known_to(model: ServedModel, views: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Views of which the model has features, with those."""
+    groups = {view: [name for name in names if name in model.numeric] for view, names in views.items()}
+    return {view: names for view, names in groups.items() if names}
+
+
+def labels_of(rows: pl.DataFrame) -> np.ndarray:
+    """float64 [rows]; NaN where there is none."""
+    return rows["label"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+
+
+def _champion_scores(model: ServedModel, holdout: pl.DataFrame) -> np.ndarray:
     try:
-        return metrics_of(model.score(holdout), labels)
+        return model.score(holdout)
     except ThroughlineError:
-        return metrics_of(np.full(len(labels), np.nan), labels)
+        return np.full(holdout.height, np.nan)
+
+
+def _simple_rule_scores(usecase: UseCase, rows: Rows) -> np.ndarray:
+    declared = usecase.evaluation.simple_rule
+    values = [frame[declared.feature].cast(pl.Float64).fill_null(float("nan")) for frame in (rows.before, rows.holdout)]
+    rule = SimpleRule.learn(values[0].to_numpy(), labels_of(rows.before), declared.bins)
+    return rule.score(values[1].to_numpy())
+
+
+def _intervals(scores: Mapping[str, np.ndarray], labels: np.ndarray, draws: Draws) -> dict[str, dict[str, Interval]]:
+    if not draws.enough:
+        return {}
+    drawn = {who: draws.metrics(given, labels) for who, given in scores.items()}
+    if "candidate" in drawn and "champion" in drawn:
+        mine, theirs = drawn["candidate"], drawn["champion"]
+        drawn["over_champion"] = {name: mine[name] - theirs[name] for name in mine}
+    found = {who: {name: interval(values) for name, values in by.items()} for who, by in drawn.items()}
+    return {who: {name: one for name, one in by.items() if one is not None} for who, by in found.items()}
+
+
+def _bins(scores: np.ndarray, labels: np.ndarray) -> list[ReliabilityBin]:
+    return [
+        ReliabilityBin(mean_score=said, outcome_rate=came, rows=rows)
+        for said, came, rows in reliability(scores, labels)
+    ]
+
+
+def _training(model: ServedModel, before: pl.DataFrame) -> Metrics:
+    return metrics_of(model.score(before), labels_of(before))
+
+
+def _cost(model: ServedModel, holdout: pl.DataFrame) -> ServingCost:
+    times = []
+    for number in range(TIMED):
+        row = holdout[number % holdout.height]
+        begun = time.perf_counter()
+        model.score(row)
+        times.append(time.perf_counter() - begun)
+    p50, p95 = (float(value) * 1000 for value in np.quantile(times, [0.5, 0.95]))
+    return ServingCost(latency_p50_ms=p50, latency_p95_ms=p95, size_bytes=model.size_bytes)
 
 
 def _load(settings: Settings, model: ModelRecord) -> ServedModel:
     with tempfile.TemporaryDirectory() as scratch:  # the session is made from bytes read: the file may go
         return ServedModel.load(models.fetch(settings, model, Path(scratch)), model.sha256)
-
-
-def _finite(metrics: Metrics) -> dict[str, float]:
-    return {name: value for name, value in metrics.model_dump().items() if math.isfinite(value)}

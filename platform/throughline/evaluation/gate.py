@@ -7,12 +7,13 @@ does (`rollout/`), which refuses any decision but "release" for the very version
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Literal
 
-from throughline.records import EvaluationRecord, GateDecision, ModelRecord, RuleVerdict
-from throughline.usecase import Bound
+from throughline.evaluation.approval import RULE as APPROVAL
+from throughline.records import EvaluationRecord, GateDecision, Metrics, ModelRecord, RuleVerdict
+from throughline.usecase import Bound, GateRule
 
 MAX_AGE = timedelta(days=1)
 NO_CHAMPION = "no champion yet"
@@ -24,25 +25,42 @@ def decide(
     bounds: Mapping[str, Bound],
     now: datetime,
     *,
-    current_champion: ModelRecord | Literal["none", "not asked"] = "not asked",
+    current_champion: ModelRecord | str = "not asked",
+    said: Sequence[RuleVerdict] = (),
     max_age: timedelta = MAX_AGE,
 ) -> GateDecision:
     """Release `model` only when its own, fresh evaluation satisfies every bound.
 
     `now` is of the same clock as `evaluation.evaluated_at`; `evaluation` None: it is missing. `current_champion`, when
-    given, must be whom the evaluation compared with: a comparison with somebody else says nothing.
+    given (a record, NAME/VERSION or "none"), must be whom the evaluation compared with, or `model` itself: a
+    comparison with somebody else says nothing. `said`: verdicts on what is no number; when nothing but an approval is
+    missing, the decision is `wait`.
     """
     rules = [_own_and_fresh(evaluation, model, current_champion, now, max_age)]
     if not bounds:
         rules.append(RuleVerdict(rule="rules", verdict="fail", value=None, bound="the declaration has no gate rules"))
     rules += [_verdict(name, bound, evaluation) for name, bound in sorted(bounds.items())]
+    rules += said
     return GateDecision(
         model=model.reference,
         sha256=model.sha256,
-        decision="release" if all(rule.verdict == "pass" for rule in rules) else "reject",
+        decision=_word([rule for rule in rules if rule.verdict != "pass"]),
         decided_at=now,
         rules=rules,
+        compared_with=evaluation.champion_model if evaluation else None,
     )
+
+
+def former_champion(model: ModelRecord) -> RuleVerdict:
+    """Of a version that was champion before and was replaced or rolled back from: not for the platform to undo."""
+    told = f"it was champion before; `throughline promote {model.reference}` brings it back"
+    return RuleVerdict(rule="former_champion", verdict="fail", value=None, bound=told)
+
+
+def _word(unmet: Sequence[RuleVerdict]) -> Literal["release", "wait", "reject"]:
+    if not unmet:
+        return "release"
+    return "wait" if all(rule.rule == APPROVAL and rule.verdict == "cannot_say" for rule in unmet) else "reject"
 
 
 def _own_and_fresh(
@@ -64,7 +82,7 @@ def _own_and_fresh(
     if evaluation.dataset_fingerprint != model.dataset_fingerprint:
         return verdict("fail", "the evaluation is on another dataset than the model's own")
     champion_now = champion.reference if isinstance(champion, ModelRecord) else champion
-    if champion_now not in ("not asked", evaluation.champion_model or "none"):
+    if champion_now not in ("not asked", evaluation.champion_model or "none", model.reference):
         return verdict("fail", f"compared with champion {evaluation.champion_model}, but it is {champion_now} now")
     if model.trained_until >= evaluation.holdout_from:
         return verdict("fail", f"trained until {model.trained_until.isoformat()}, into the held-out rows")
@@ -77,28 +95,84 @@ def _verdict(name: str, bound: Bound, evaluation: EvaluationRecord | None) -> Ru
     text = _words(bound)
     if evaluation is None:
         return RuleVerdict(rule=name, verdict="cannot_say", value=None, bound=text)
-    if name == "log_loss_over_champion" and evaluation.champion is None and evaluation.champion_model is None:
+    if name in OVER_CHAMPION and evaluation.champion is None and evaluation.champion_model is None:
         return RuleVerdict(rule=name, verdict="pass", value=None, bound=NO_CHAMPION)
-    value = _value(name, evaluation)
+    value, where = RULES[name](evaluation) if name in RULES else (None, "nobody knows this rule")
     if value is None or not math.isfinite(value):
-        return RuleVerdict(rule=name, verdict="cannot_say", value=value, bound=text)
+        return RuleVerdict(rule=name, verdict="cannot_say", value=value, bound=text, where=where)
     if text == "":
         return RuleVerdict(rule=name, verdict="cannot_say", value=value, bound="the rule has no bound")
-    return RuleVerdict(rule=name, verdict="pass" if _within(value, bound) else "fail", value=value, bound=text)
+    verdict = "pass" if _within(value, bound) else "fail"
+    return RuleVerdict(rule=name, verdict=verdict, value=value, bound=text, where=where)
 
 
-def _value(name: str, evaluation: EvaluationRecord) -> float | None:
-    """The number a rule is about; None for a rule nobody knows."""
-    candidate = evaluation.candidate
-    if name == "auc":
-        return candidate.auc
-    if name == "ece":
-        return candidate.ece
-    if name == "log_loss_under_constant":
-        return evaluation.constant.log_loss - candidate.log_loss
-    if name == "log_loss_over_champion" and evaluation.champion is not None:
-        return candidate.log_loss - evaluation.champion.log_loss
-    return None
+# A number and, where it is one of several, which it was. None: it cannot be had.
+Number = tuple[float | None, str]
+
+
+def _under(other: Metrics | None, evaluation: EvaluationRecord) -> Number:
+    return (None if other is None else other.log_loss - evaluation.candidate.log_loss), ""
+
+
+def _over_champion(evaluation: EvaluationRecord) -> Number:
+    theirs = evaluation.champion
+    return (None if theirs is None else evaluation.candidate.log_loss - theirs.log_loss), ""
+
+
+def _generalisation_gap(evaluation: EvaluationRecord) -> Number:
+    """How much more over its constant it gained on rows that it could be trained on than on the held-out ones.
+
+    Not the difference of the losses: where the base rate moves, everybody's loss does.
+    """
+    rate, trained = evaluation.base_rate, evaluation.training
+    if trained is None or not 0 < rate < 1:
+        return None, ""
+    entropy = -rate * math.log(rate) - (1 - rate) * math.log1p(-rate)
+    gained = entropy - trained.log_loss
+    return gained - (evaluation.constant.log_loss - evaluation.candidate.log_loss), ""
+
+
+def _extreme(worst: Callable[[list[Number]], Number], found: Iterable[Number]) -> Number:
+    """The worst of several; no number when there is none or any of them cannot be had."""
+    found = list(found)
+    if blind := [one for one in found if one[0] is None or not math.isfinite(one[0])]:
+        return None, blind[0][1]
+    return worst(found) if found else (None, "none was judged")
+
+
+def _worst_slice_over_champion(evaluation: EvaluationRecord) -> Number:
+    """The least by which its days allow a slice to be worse: of many slices some are worse by chance every time.
+
+    A slice of too few days has no interval and is left out; when all are, nothing can be said.
+    """
+    sure = [(one.over_champion_interval.low, str(one)) for one in evaluation.slices if one.over_champion_interval]
+    return _extreme(max, sure)
+
+
+def _disparity(kind: str, evaluation: EvaluationRecord) -> Number:
+    return _extreme(max, ((by[kind], column) for column, by in evaluation.disparity.items()))
+
+
+RULES: dict[GateRule, Callable[[EvaluationRecord], Number]] = {
+    "auc": lambda e: (e.candidate.auc, ""),
+    "ece": lambda e: (e.candidate.ece, ""),
+    "log_loss_under_constant": lambda e: _under(e.constant, e),
+    "log_loss_under_simple_rule": lambda e: _under(e.simple_rule, e),
+    "log_loss_over_champion": _over_champion,
+    "generalisation_gap": _generalisation_gap,
+    "slice_log_loss_under_constant": lambda e: _extreme(
+        min, ((one.log_loss_under_constant, str(one)) for one in e.slices)
+    ),
+    "slice_log_loss_over_champion": _worst_slice_over_champion,
+    "disparity_calibration": lambda e: _disparity("calibration", e),
+    "disparity_opportunity": lambda e: _disparity("opportunity", e),
+    "broken_behaviour": lambda e: _extreme(max, ((one.broken, one.name) for one in e.behaviour)),
+    "missing_source": lambda e: _extreme(max, ((rise, view) for view, rise in e.missing.items())),
+    "outside_domain": lambda e: (e.outside_domain, ""),
+    "latency_p95_ms": lambda e: (e.cost and e.cost.latency_p95_ms, ""),
+    "size_mb": lambda e: (e.cost and e.cost.size_bytes / 1e6, ""),
+}
+OVER_CHAMPION = {"log_loss_over_champion", "slice_log_loss_over_champion"}
 
 
 def _within(value: float, bound: Bound) -> bool:

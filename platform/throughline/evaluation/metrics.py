@@ -35,11 +35,16 @@ def metrics_of(scores: np.ndarray, labels: np.ndarray) -> Metrics:
     )
 
 
-def log_loss(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Mean negative log likelihood in nats; scores are kept 2e-16 away from 0 and 1, as scikit-learn does."""
+def losses(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Negative log likelihood in nats [rows]; scores are kept 2e-16 away from 0 and 1, as scikit-learn does."""
     least = np.finfo(np.float64).eps
     kept = np.clip(scores, least, 1 - least)
-    return float(-np.mean(labels * np.log(kept) + (1 - labels) * np.log1p(-kept)))
+    return -(labels * np.log(kept) + (1 - labels) * np.log1p(-kept))
+
+
+def log_loss(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Mean of `losses`."""
+    return float(np.mean(losses(scores, labels)))
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:

@@ -29,9 +29,13 @@ def open_client(uri: str) -> MlflowClient:
     # Before the import, which is when it is read: no vendor's telemetry, also where no service set it for us.
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     from mlflow import MlflowClient
-    from mlflow.environment_variables import MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
+    from mlflow.environment_variables import (
+        MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR,
+        MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT,
+    )
 
     MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.set(True)  # standard output belongs to commands with --json
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

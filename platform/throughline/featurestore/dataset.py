@@ -104,12 +104,18 @@ def _written(
         numeric=numeric,
         categorical=categorical,
         service=service,
+        views=_views(store, numeric),
         inputs=inputs,
         holdout_from=holdout_from,
     )
     notes = {"fingerprint": said.fingerprint, NOTE: said.model_dump_json()}
     version = replace_all(path, dataset, notes, inputs=inputs)
     return said.at(version)
+
+
+def _views(store: FeatureStoreRecord, numeric: list[str]) -> dict[str, list[str]]:
+    given = {view.name: [each.name for each in view.features if each.name in numeric] for view in store.views}
+    return {view: names for view, names in given.items() if names}
 
 
 def identity(

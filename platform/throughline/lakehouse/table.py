@@ -234,6 +234,25 @@ def merge(
     return _attempts(lambda: _merge_once(location, rows, keys, newest, rules, provenance), lambda conflict: True)
 
 
+def insert(location: Location, rows: pl.DataFrame, keys: list[str]) -> int:
+    """Add the rows whose key the table does not hold; what it holds stays as it is. Tried again after a conflict."""
+    rows = _as_stored(rows).unique(keys, keep="first", maintain_order=True)
+
+    def write() -> int:
+        table = find(location)
+        if table is None:
+            return create(location, rows)
+        fresh = rows.join(_rows_of_keys(table, rows, keys), on=keys, how="anti")
+        if fresh.height:
+            same_key = " AND ".join(f'held."{key}" = brought."{key}"' for key in keys)
+            with refusals(location, table):
+                brought = table.merge(fresh.to_arrow(), same_key, source_alias="brought", target_alias="held")
+                brought.when_not_matched_insert_all().execute()
+        return table.version()
+
+    return _attempts(write, lambda conflict: True)
+
+
 def restore(location: Location, version: int) -> int:
     """Make the content of an earlier version the newest again; what came between stays in the history."""
     table = open_table(location)

@@ -1,15 +1,17 @@
-"""Model versions in MLflow: registered once, described in full by their tags, fetched with the digest checked.
+"""Model versions in MLflow: registered once, signed, described in full by their tags, fetched only as signed.
 
-Owns: how a `ModelRecord` is written into the registry and read back, the alias `champion`.
-Does not own: the server, the run a version came from (`experiment/tracking.py`), what is served (`rollout/`).
+Owns: how a `ModelRecord` is written into the registry and read back, what a version's folder may hold, the alias
+`champion`. Does not own: the server, the run a version came from (`experiment/tracking.py`), keys (`signing.py`), what
+is served (`rollout/`).
 
 A version is an MLflow LoggedModel of the flavours `onnx` and `python_function`, so `mlflow.pyfunc.load_model` works.
-The file in it is the trainer's, byte for byte. Nothing is pickled.
+The file in it is the trainer's, byte for byte. Nothing is pickled. The signature lies beside the files.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,16 +22,23 @@ from urllib.parse import unquote, urlparse
 
 from throughline.errors import ThroughlineError
 from throughline.experiment.tracking import client_of
+from throughline.identity import GRAPH, whoami
 from throughline.records import ModelRecord
 from throughline.registry.onnx_graph import CATEGORICAL, NUMERIC, SCORE
 from throughline.registry.served_model import ServedModel, sha256_of
+from throughline.registry.signing import sign, verify
 from throughline.settings import Settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+log = logging.getLogger(__name__)
+
 MODEL_FILE = "model.onnx"
+# What MLflow keeps beside it, for those who load it by MLflow. A version with anything else is refused.
+_FILES = {MODEL_FILE, "MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt"}
 CHAMPION = "champion"
+SUBMITTER_TAG = "throughline.submitter"  # who asked for the training; else it is whoever runs it
 _TAG = "throughline."
 # Everything of a ModelRecord that MLflow itself does not keep; values are JSON.
 _TAGGED = ("sha256", "uri", "dataset_fingerprint", "trained_until", "trainer", "parameters")
@@ -47,15 +56,18 @@ def register(
     parameters: dict[str, Any],
     tags: dict[str, str] | None = None,
 ) -> ModelRecord:
-    """Register `file` as a version of `name`. The same run registered again gives the version it already has."""
+    """Register `file` as a signed version of `name`, and tell the history. The same run registered again gives the
+    version it already has."""
     client = client_of(settings)
     _registered_model(client, name)
     digest = sha256_of(file)
+    actor = (tags or {}).get(SUBMITTER_TAG) or _me(settings)
     if known := _version_of_run(client, name, run_id):
         if known.sha256 != digest:
             raise ThroughlineError(
                 f"Run {run_id} is already registered as {known.reference} with another file: register a run once."
             )
+        _tell_registered(settings, known, actor)  # whoever registered it may have been interrupted here
         return known
     model = ServedModel.load(file, digest)  # a file that cannot be served is not registered
     logged = client.create_logged_model(
@@ -64,6 +76,7 @@ def register(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         _mlflow_folder(file, folder, model, logged, run_id)
+        sign(settings, folder)
         client.log_model_artifacts(logged.model_id, str(folder))
     client.finalize_logged_model(logged.model_id, "READY")
     _link(client, run_id, logged.model_id)
@@ -82,7 +95,9 @@ def register(
         model_id=logged.model_id,
         tags={**(tags or {}), **{_TAG + key: json.dumps(value, sort_keys=True) for key, value in described.items()}},
     )
-    return _record(version)
+    record = _record(version)
+    _tell_registered(settings, record, actor)
+    return record
 
 
 def get(settings: Settings, name: str, version: int) -> ModelRecord:
@@ -151,26 +166,45 @@ def _searched(settings: Settings, name: str) -> Iterator[dict[str, Any]]:
 
 
 def fetch(settings: Settings, record: ModelRecord, folder: Path) -> Path:
-    """Copy the version's model.onnx into `folder`; the path of the copy, whose digest is the record's."""
+    """Copy the version's signed folder into `folder`, which is new or empty; the path of the model.onnx in it.
+
+    Raises `ThroughlineError` as `verified` does, and when the files cannot be had; `folder` is then as it was.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / MODEL_FILE
-    draft = folder / f".{MODEL_FILE}.{record.version}.tmp"
-    source = Path(record.uri) / MODEL_FILE
-    try:
-        if source.is_file():
-            shutil.copyfile(source, draft)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        draft, source = Path(scratch) / "model", Path(record.uri)
+        if source.is_dir():
+            _copy(source, draft, record)
         else:
             _download(settings, record, draft)
-        digest = sha256_of(draft)
-        if digest != record.sha256:
+        verified(settings, record.name, record.version, record.sha256, draft, record.uri)
+        for path in draft.iterdir():
+            path.replace(folder / path.name)
+    return folder / MODEL_FILE
+
+
+def verified(settings: Settings, name: str, version: int, sha256: str, folder: Path, where: object = None) -> Path:
+    """The model.onnx in a copy of a version's folder, once a trusted key vouches for every file, it is the registered
+    one and nothing but ONNX lies there to be loaded.
+
+    A refusal raises `ThroughlineError` and is told in the history. `where`: what it calls the folder. The caller loads
+    by `ServedModel.load`, which compares the bytes that it runs with the same digest.
+    """
+    where = where or folder
+    try:
+        signed = verify(settings, folder, where)
+        if foreign := sorted(signed.keys() - _FILES):
+            raise ThroughlineError(f"{where} holds {', '.join(foreign)}, which is no part of a registered model.")
+        if (digest := signed.get(MODEL_FILE, "none")) != sha256:
             raise ThroughlineError(
-                f"Model {record.reference}: its file has digest {digest[:12]}, registered is {record.sha256[:12]}: "
-                "it was changed or damaged after registration; train it again."
+                f"{where} is signed, but is another model (digest {digest[:12]}, registered is {sha256[:12]}): "
+                "restore it."
             )
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
-    return target
+    except ThroughlineError as error:
+        reference = f"{name}/{version}"
+        _tell_refused(settings, name, reference, str(error))
+        raise ThroughlineError(f"Model {reference} is refused: {error}") from error
+    return folder / MODEL_FILE
 
 
 def champion(settings: Settings, name: str) -> ModelRecord | None:
@@ -194,11 +228,12 @@ def set_champion(settings: Settings, record: ModelRecord) -> None:
 def resolve(settings: Settings, location: str) -> str:
     """The folder or object-store address behind an artifact location of this home's MLflow.
 
-    `mlflow-artifacts:` is the server's word for a folder under its artifact root, `mlflow_home/artifacts`.
+    `mlflow-artifacts:` is the server's word for a place under its artifact root.
     """
     parsed = urlparse(location)
     if parsed.scheme == "mlflow-artifacts":
-        return str(settings.mlflow_home / "artifacts" / unquote(parsed.path).lstrip("/"))
+        root = settings.mlflow_artifacts or str(settings.mlflow_home / "artifacts")
+        return f"{root}/{unquote(parsed.path).lstrip('/')}"
     if parsed.scheme == "file":
         return unquote(parsed.path)
     if parsed.scheme in {"models", "runs"}:
@@ -256,24 +291,54 @@ def _link(client: MlflowClient, run_id: str, model_id: str) -> None:
     client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
 
 
+def _copy(source: Path, target: Path, record: ModelRecord) -> None:
+    try:
+        shutil.copytree(source, target, symlinks=True)  # a link stays one, and is refused
+    except OSError as error:
+        raise ThroughlineError(
+            f"Model {record.reference}: {source} cannot be copied ({str(error).splitlines()[0]}): restore it."
+        ) from error
+
+
 def _download(settings: Settings, record: ModelRecord, target: Path) -> None:
-    """Through the MLflow server, where its artifact folder is not mounted here."""
+    """Through MLflow, where the artifact folder is not on this machine."""
     from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
 
     client = client_of(settings)
-    source = client.get_model_version(record.name, str(record.version)).source
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            got = download_artifacts(
-                artifact_uri=f"{source}/{MODEL_FILE}", dst_path=scratch, tracking_uri=settings.url("mlflow")
-            )
-            shutil.copyfile(got, target)
-        except (MlflowException, OSError) as error:
+            source = client.get_model_version(record.name, str(record.version)).source
+            got = download_artifacts(artifact_uri=source, dst_path=scratch, tracking_uri=settings.url("mlflow"))
+            shutil.copytree(got, target, symlinks=True)
+        except Exception as error:  # each kind of store raises its own
             raise ThroughlineError(
-                f"Model {record.reference}: {MODEL_FILE} is not under {record.uri} and MLflow cannot give it "
-                f"({str(error).splitlines()[0]}): train it again."
+                f"Model {record.reference}: its files are not under {record.uri} and MLflow cannot give them "
+                f"({(str(error).splitlines() or [type(error).__name__])[0]}): train it again."
             ) from error
+
+
+def _me(settings: Settings) -> str:
+    """Who runs this process; the graph, where nobody's token was given to it."""
+    try:
+        return whoami(settings).name
+    except ThroughlineError:
+        return GRAPH
+
+
+def _tell_registered(settings: Settings, record: ModelRecord, actor: str) -> None:
+    from throughline.registry import history
+
+    event = history.event_of("registered", record.reference, actor, new=record.sha256, once=record.sha256)
+    history.tell(settings, record.name, event)
+
+
+def _tell_refused(settings: Settings, name: str, reference: str, reason: str) -> None:
+    from throughline.registry import history
+
+    try:
+        history.tell(settings, name, history.event_of("refused", reference, GRAPH, reason=reason))
+    except Exception:  # what is refused stays so, whether or not it can be written down
+        log.exception("The refusal of %s could not be told in the history", reference)
 
 
 def _record(version: Any) -> ModelRecord:

@@ -27,7 +27,13 @@ class ServedModel:
     """A loaded model; made by `load`. Safe to use from several threads."""
 
     def __init__(
-        self, session: Any, numeric: list[str], categorical: list[str], domain: dict[str, Any], sha256: str
+        self,
+        session: Any,
+        numeric: list[str],
+        categorical: list[str],
+        domain: dict[str, Any],
+        sha256: str,
+        size_bytes: int,
     ) -> None:
         self._session = session
         self._inputs = {value.name for value in session.get_inputs()}
@@ -35,6 +41,7 @@ class ServedModel:
         self.categorical = categorical
         self.domain = domain
         self.sha256 = sha256
+        self.size_bytes = size_bytes
         # A feature never seen in training has no interval: everything is outside of it.
         bounds = [domain.get(name) or [np.inf, -np.inf] for name in numeric]
         self._low = np.float64([low for low, _ in bounds]).astype(np.float32)
@@ -88,7 +95,7 @@ class ServedModel:
                 f"{where} has inputs {kinds} and outputs {names}: a served model has {NUMERIC}, {CATEGORICAL} "
                 f"and {SCORE}; build it with onnx_graph.compose."
             )
-        return cls(session, *lists, digest)
+        return cls(session, *lists, digest, len(content))
 
     def score(self, features: pl.DataFrame) -> np.ndarray:
         """Probability of the positive class, float64 [rows]. Columns beyond the model's own are ignored."""

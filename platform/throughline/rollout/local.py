@@ -1,13 +1,12 @@
 """Deployment on this machine: a released model version goes to the local model server, or nothing changes.
 
 Owns: the refusal, the files under `serving/<usecase>`, asking the server to load and checking what it serves.
-Does not own: the decision to release (`evaluation`), loading (`serving`).
+Does not own: the decision to release (`evaluation`), who is champion (`promotion.py`), loading (`serving`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +15,10 @@ import httpx
 
 from throughline.access import auth_headers
 from throughline.errors import ThroughlineError
+from throughline.evaluation import background
+from throughline.evaluation.approval import RULE as APPROVAL
 from throughline.records import EndpointRecord, GateDecision, ModelRecord
+from throughline.registry.decisions import newest, same
 from throughline.rollout.revision import FILE, Revision, read_revision, revision_of, write_revision
 from throughline.settings import Settings
 from throughline.usecase import UseCase
@@ -24,8 +26,11 @@ from throughline.usecase import UseCase
 LOAD_TIMEOUT_S = 60
 
 
-def refusal(decision: GateDecision, model: ModelRecord) -> str | None:
-    """Why the decision does not allow this very model version to be served; None when it does."""
+def refusal(decision: GateDecision, model: ModelRecord, recorded: GateDecision | None, policy: str) -> str | None:
+    """Why the decision does not allow this very model version to be served; None when it does.
+
+    `recorded`: the decision about it that holds by the history, None when there is none; `policy`: the release's.
+    """
     if decision.decision != "release":
         return f"the gate says {decision.decision} ({decision.reasons})"
     if not decision.rules or any(rule.verdict != "pass" for rule in decision.rules):
@@ -34,6 +39,12 @@ def refusal(decision: GateDecision, model: ModelRecord) -> str | None:
         return f"the gate decided about {decision.model}"
     if decision.sha256 != model.sha256:
         return f"the gate saw a file with digest {decision.sha256[:12]}, registered is {model.sha256[:12]}"
+    if policy == "manual" and not any(rule.rule == APPROVAL for rule in decision.rules):
+        return "the policy is manual, and nobody was asked to approve it"
+    if recorded is None:
+        return "the history has no decision about it"
+    if not same(decision, recorded):
+        return f"the history has another decision about it: {recorded.decision}, {recorded.decided_at.isoformat()}"
     return None
 
 
@@ -43,13 +54,19 @@ def deploy(settings: Settings, usecase: UseCase, model: ModelRecord, decision: G
     Raises `ThroughlineError` when the decision does not allow it or the server refuses; the revision served before
     stays, in the server and on disk.
     """
-    if reason := refusal(decision, model):
+    holds = newest(settings, usecase.name, model.reference)
+    if reason := refusal(decision, model, holds, usecase.release.policy):
         raise ThroughlineError(f"{model.reference} is not deployed: {reason}.")
+    return serve(settings, usecase, model)
+
+
+def serve(settings: Settings, usecase: UseCase, model: ModelRecord) -> EndpointRecord:
+    """As `deploy`, for a caller who has made sure that this version and file may be served."""
     if model.name != usecase.name:
         raise ThroughlineError(f"{model.reference} is not deployed: it is not a model of {usecase.name}.")
     folder = settings.serving_home / usecase.name
     revision = revision_of(usecase.name, model, datetime.now(UTC))
-    _place_file(settings, model, folder / revision.file)
+    place(settings, usecase, model)
     try:
         previous = read_revision(folder)
     except ThroughlineError:
@@ -73,13 +90,33 @@ def deploy(settings: Settings, usecase: UseCase, model: ModelRecord, decision: G
     )
 
 
-def _place_file(settings: Settings, model: ModelRecord, target: Path) -> None:
-    """The registered file, digest checked by the registry, moved into place in one step."""
-    from throughline.registry.models import fetch
+def place(settings: Settings, usecase: UseCase, model: ModelRecord) -> None:
+    """Have the registered file ready to be served, and what explanations of it compare with.
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
-        shutil.move(fetch(settings, model, Path(scratch)), target)
+    Raises `ThroughlineError` when the file cannot be had as registered.
+    """
+    revision = revision_of(usecase.name, model, datetime.now(UTC))
+    folder = settings.serving_home / usecase.name
+    _place_file(settings, model, folder / revision.file)
+    background.place(settings, model, folder)
+
+
+def _place_file(settings: Settings, model: ModelRecord, target: Path) -> None:
+    """The version's signed folder around `target`. One that is there and holds is left as it is: going back to a
+    version needs no registry. Raises `ThroughlineError` when the registry's is refused, too."""
+    from throughline.registry.models import fetch, verified
+
+    folder = target.parent
+    if folder.exists():
+        with contextlib.suppress(ThroughlineError):  # told in the history; what is registered takes its place
+            verified(settings, model.name, model.version, model.sha256, folder)
+            return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch:
+        fetched = fetch(settings, model, Path(scratch) / "new").parent
+        if folder.exists():
+            folder.replace(Path(scratch) / "old")
+        fetched.replace(folder)
 
 
 def _load(server: httpx.Client, revision: Revision) -> None:

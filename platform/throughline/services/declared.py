@@ -164,16 +164,19 @@ def _spark(settings: Settings) -> Service:
 
 def _mlflow(settings: Settings) -> Service:
     home, port = settings.mlflow_home, settings.port("mlflow")
+    if settings.mlflow_store is None:
+        server = (_executable("mlflow"), "server", "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}")
+    else:
+        server = (sys.executable, "-m", "throughline.services.mlflow_server")
+    if settings.mlflow_artifacts is None:
+        # Artifacts go straight to the folder: no copy through the server, and a URI that is a path on this machine.
+        artifacts = ("--default-artifact-root", str(home / "artifacts"), "--no-serve-artifacts")
+    else:
+        # Through the server, which alone needs credentials of the bucket: AWS_* or a profile, from its environment.
+        artifacts = ("--artifacts-destination", settings.mlflow_artifacts, "--serve-artifacts")
     return Service(
         name="mlflow",
-        command=(
-            _executable("mlflow"),
-            "server",
-            *("--host", _host(settings), "--port", str(port), "--workers", "1"),
-            *("--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}"),
-            # Artifacts go straight to the folder: no copy through the server, and a URI that is a path on this machine.
-            *("--default-artifact-root", str(home / "artifacts"), "--no-serve-artifacts"),
-        ),
+        command=(*server, "--host", _host(settings), "--port", str(port), "--workers", "1", *artifacts),
         address=settings.url("mlflow"),
         ports=(port,),
         health=f"{settings.url('mlflow')}/health",

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from throughline.errors import ThroughlineError
-from throughline.evaluation.evaluate import evaluate, read_rows
+from throughline.evaluation.evaluate import Rows, evaluate, read_rows
 from throughline.evaluation.metrics import expected_calibration_error, metrics_of, reliability
-from throughline.evaluation.plots import reliability_plot
 from throughline.records import DatasetRecord, EvaluationRecord, ModelRecord, TableVersion
+from throughline.usecase import Evaluation, get_usecase
 
 HOLDOUT = datetime(2013, 3, 1, tzinfo=UTC)
 
@@ -73,7 +73,7 @@ def test_what_cannot_be_computed_is_nan(scores, labels):
 class Stub:
     """Scores as told."""
 
-    sha256 = "d" * 64
+    sha256, size_bytes, numeric = "d" * 64, 1000, ()
 
     def __init__(self, answer: float | Exception) -> None:
         self._answer = answer
@@ -82,6 +82,9 @@ class Stub:
         if isinstance(self._answer, Exception):
             raise self._answer
         return np.full(features.height, self._answer)
+
+    def outside_domain(self, features: pl.DataFrame) -> list[list[str]]:
+        return [[] for _ in range(features.height)]
 
 
 def a_dataset(path: str = "") -> DatasetRecord:
@@ -122,17 +125,29 @@ FRAME = pl.DataFrame(
 )
 
 
+BARE = get_usecase("flight_delay").model_copy(update={"evaluation": Evaluation(holdout="14d")})
+NOW = HOLDOUT + timedelta(days=14)
+
+
+def judged(
+    answer: float | Exception, rows: pl.DataFrame = FRAME[3:], champion: float | Exception | None = None
+) -> EvaluationRecord:
+    rival = None if champion is None else (Stub(champion), a_model(1))
+    held = Rows(holdout=rows, before=FRAME[:2], base_rate=0.3)
+    return evaluate(BARE, Stub(answer), a_model(2), held, a_dataset(), NOW, rival)
+
+
 def test_the_holdout_begins_at_its_instant_and_the_base_rate_is_of_what_was_known_then(tmp_path):
-    FRAME.write_delta(str(tmp_path / "t"))
-    holdout, rate = read_rows(a_dataset(str(tmp_path / "t")))
-    assert holdout["prediction_time"].min() == HOLDOUT
-    assert holdout.height == 3
-    assert rate == 0.5  # the third row's label came after the holdout began
+    FRAME.with_columns(row_key=pl.lit("r")).write_delta(str(tmp_path / "t"))
+    rows = read_rows(a_dataset(str(tmp_path / "t")))
+    assert rows.holdout["prediction_time"].min() == HOLDOUT
+    assert rows.holdout.height == 3
+    assert rows.before["label"].to_list() == [0, 1]  # the third row's label came after the holdout began
+    assert rows.base_rate == 0.5
 
 
 def test_all_three_are_judged_on_the_same_rows():
-    now = HOLDOUT + timedelta(days=14)
-    record = evaluate(Stub(0.4), a_model(2), FRAME[3:], 0.3, a_dataset(), now, (Stub(0.2), a_model(1)))
+    record = judged(0.4, champion=0.2)
     assert record.candidate.rows == record.constant.rows == record.champion.rows == 3
     assert (record.model, record.champion_model) == ("u/2", "u/1")
     assert record.constant.log_loss < record.candidate.log_loss
@@ -140,25 +155,17 @@ def test_all_three_are_judged_on_the_same_rows():
 
 
 def test_a_champion_that_cannot_score_these_rows_has_no_numbers():
-    record = evaluate(
-        Stub(0.4), a_model(2), FRAME[3:], 0.3, a_dataset(), HOLDOUT, (Stub(ThroughlineError("other")), a_model(1))
-    )
+    record = judged(0.4, champion=ThroughlineError("other"))
     assert record.champion_model == "u/1"
     assert math.isnan(record.champion.log_loss)
 
 
 def test_an_empty_holdout_is_refused():
     with pytest.raises(ThroughlineError, match="nothing was held out"):
-        evaluate(Stub(0.4), a_model(2), FRAME.head(0), 0.3, a_dataset(), HOLDOUT)
+        judged(0.4, FRAME.head(0))
 
 
 def test_a_record_with_nan_survives_storage():
-    record = evaluate(Stub(float("nan")), a_model(2), FRAME[3:], 0.3, a_dataset(), HOLDOUT)
+    record = judged(float("nan"))
     read = EvaluationRecord.model_validate_json(record.model_dump_json())
     assert math.isnan(read.candidate.auc)
-
-
-def test_the_reliability_plot_is_a_picture():
-    draw = np.random.default_rng(0)
-    scores = draw.random(500)
-    assert reliability_plot(scores, (draw.random(500) < scores).astype(float), "u/1").startswith(b"\x89PNG")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from throughline.evaluation.gate import NO_CHAMPION, decide
+from throughline.evaluation.gate import NO_CHAMPION, RULES, decide
 from throughline.records import EvaluationRecord, GateDecision, Metrics, ModelRecord
 from throughline.usecase import Bound
 
@@ -163,3 +163,11 @@ def test_a_nan_where_a_rule_looks_never_releases(who, name):
     changed = getattr(evaluation(), who).model_copy(update={name: float("nan")})
     decision = decide(evaluation(**{who: changed}), MODEL, BOUNDS, NOW)
     assert (decision.decision == "reject") == looked_at
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_a_rule_whose_number_cannot_be_had_cannot_say(rule):
+    blind = metrics(log_loss=float("nan"), auc=float("nan"), ece=float("nan"))
+    decision = decide(evaluation(candidate=blind, champion=blind), MODEL, {rule: Bound(at_most=1e9)}, NOW)
+    assert verdicts(decision)[rule] == "cannot_say"
+    assert decision.decision == "reject"

@@ -17,7 +17,8 @@ from dagster._utils.error import SerializableErrorInfo
 
 from throughline.errors import ThroughlineError
 from throughline.graph import Graph, RunEvent, RunOutcome, _cause, _events, _partitions
-from throughline.settings import DEFAULT_PORTS, Settings
+from throughline.identity import whoami
+from throughline.settings import DEFAULT_PORTS, Settings, load_settings
 
 Answer = Callable[[str, dict[str, Any]], Any]
 
@@ -313,6 +314,7 @@ def test_a_launch_names_its_assets_and_its_range_of_days(webserver: Callable[[An
     assert asked[0]["selector"]["assetSelection"] == [{"path": ["u", "raw"]}]
     tags = {tag["key"]: tag["value"] for tag in asked[0]["executionMetadata"]["tags"]}
     assert tags.pop("throughline/request")
+    assert tags.pop("throughline/submitter") == whoami(load_settings()).name
     assert tags == {
         "a": "b",
         "dagster/asset_partition_range_start": "2013-01-01",

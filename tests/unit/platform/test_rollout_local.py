@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from pydantic import ValidationError
 
 from throughline.errors import ThroughlineError
 from throughline.records import GateDecision, ModelRecord, RuleVerdict
+from throughline.registry import decisions
+from throughline.registry.served_model import sha256_of
+from throughline.registry.signing import sign
 from throughline.rollout.local import deploy, refusal
 from throughline.rollout.revision import FILE, Revision, read_revision, revision_of, write_revision
 from throughline.settings import Settings
@@ -31,7 +34,7 @@ RELEASE = GateDecision(model="flight_delay/4", sha256="a" * 64, decision="releas
 
 
 def test_a_release_of_this_version_and_file_is_deployed():
-    assert refusal(RELEASE, MODEL) is None
+    assert refusal(RELEASE, MODEL, RELEASE, "auto") is None
 
 
 @pytest.mark.parametrize(
@@ -46,18 +49,35 @@ def test_a_release_of_this_version_and_file_is_deployed():
     ],
 )
 def test_anything_less_is_refused_with_the_reason(change, says):
-    assert says in refusal(RELEASE.model_copy(update=change), MODEL)
+    forged = RELEASE.model_copy(update=change)
+    assert says in refusal(forged, MODEL, forged, "auto")
+
+
+def test_a_decision_that_the_history_does_not_have_to_the_last_digit_is_refused():
+    assert "no decision about it" in refusal(RELEASE, MODEL, None, "auto")
+    later = RELEASE.model_copy(update={"decision": "reject", "decided_at": NOW + timedelta(hours=1)})
+    assert "another decision about it: reject, 2026-01-01T01:00" in refusal(RELEASE, MODEL, later, "auto")
+    nicer = RELEASE.model_copy(update={"rules": [PASSED.model_copy(update={"value": 0.7500000001})]})
+    assert "another decision" in refusal(nicer, MODEL, RELEASE, "auto")
+
+
+def test_under_the_manual_policy_a_release_names_an_approval():
+    assert "nobody was asked to approve" in refusal(RELEASE, MODEL, RELEASE, "manual")
+    approval = RuleVerdict(rule="approval", verdict="pass", value=None, bound="by ada: seen")
+    approved = RELEASE.model_copy(update={"rules": [PASSED, approval]})
+    assert refusal(approved, MODEL, approved, "manual") is None
 
 
 def test_with_no_server_nothing_is_deployed_and_the_disk_is_as_before(tmp_path):
-    (tmp_path / "model.onnx").write_bytes(b"bytes")
-    from throughline.registry.served_model import sha256_of
-
-    digest = sha256_of(tmp_path / "model.onnx")
-    model = MODEL.model_copy(update={"uri": str(tmp_path), "sha256": digest})
     settings = Settings(home=tmp_path / "home", port_base=1500)
+    registered = tmp_path / "registered"
+    registered.mkdir()
+    (registered / "model.onnx").write_bytes(b"bytes")
+    sign(settings, registered)
+    digest = sha256_of(registered / "model.onnx")
+    model = MODEL.model_copy(update={"uri": str(registered), "sha256": digest})
     folder = settings.serving_home / "flight_delay"
-    decision = RELEASE.model_copy(update={"sha256": digest})
+    decision = decisions.recorded(settings, "flight_delay", RELEASE.model_copy(update={"sha256": digest}))
     with pytest.raises(ThroughlineError, match="throughline up"):
         deploy(settings, get_usecase("flight_delay"), model, decision)
     assert not (folder / FILE).exists()

@@ -73,6 +73,16 @@ def test_secrets_are_in_the_environment_of_supervisord_and_in_no_file(home: Path
     assert inherited_env({}, secret) == {"THROUGHLINE_TOKEN": "s3cret-value", "THROUGHLINE_ONLINE_STORE": redis}
 
 
+def test_mlflow_on_shared_stores_is_told_the_bucket_and_inherits_the_password(home: Path) -> None:
+    store = "postgresql://mlflow:s3cret-value@db/mlflow"
+    shared = settings(home, mlflow_store=store, mlflow_artifacts="s3://models/here")
+    (mlflow,) = [one for one in declare(shared) if one.name == "mlflow"]
+    assert mlflow.command[mlflow.command.index("--artifacts-destination") + 1] == "s3://models/here"
+    assert not [word for word in mlflow.command if "sqlite" in word or str(shared.mlflow_home) in word]
+    assert "s3cret-value" not in render(declare(shared), home, home / "s.sock")
+    assert inherited_env({}, shared)["THROUGHLINE_MLFLOW_STORE"] == store
+
+
 def test_a_setting_that_is_no_longer_set_does_not_live_on_in_supervisord(home: Path) -> None:
     caller = {"PATH": "/bin", "THROUGHLINE_TRAINING_EPOCHS": "1", "THROUGHLINE_TOKEN": "old"}
     assert inherited_env(caller, settings(home)) == {"PATH": "/bin"}

@@ -26,6 +26,7 @@ GIVEN = {
     "port_base": ("24000", 24000),
     "bind": ("127.0.0.2", "127.0.0.2"),
     "collector_url": ("http://collector:80", "http://collector:80"),
+    "openlineage_url": ("https://marquez:5000/", "https://marquez:5000"),
     "clock": ("wall", "wall"),
     "data_from": ("2013-02-03", "2013-02-03"),
     "data_until": ("2013-04-05", "2013-04-05"),
@@ -34,6 +35,11 @@ GIVEN = {
     "offline_engine": ("spark", "spark"),
     "training_processes": ("4", 4),
     "training_epochs": ("3", 3),
+    "mlflow_artifacts": ("s3://mlflow/artifacts/", "s3://mlflow/artifacts"),
+    "keep_models": ("5", 5),
+    "signing": ("pkcs11:token=models;object=key", "pkcs11:token=models;object=key"),
+    "sigstore_identity": ("models@example.org", "models@example.org"),
+    "sigstore_issuer": ("https://accounts.example.org", "https://accounts.example.org"),
     "step_timeout_s": ("12.5", 12.5),
 }
 
@@ -184,6 +190,30 @@ def test_another_online_store_is_refused_without_repeating_its_address(url: str,
         load_settings(online_store=url)
     assert "s3cret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://mlflow@db/mlflow", "postgresql://me:p%40ss@10.0.0.1:5432/db?sslmode=require"]
+)
+def test_the_store_of_mlflow_is_a_postgresql_database(url: str, toml: Path) -> None:
+    assert load_settings(mlflow_store=url).mlflow_store.get_secret_value() == url
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://me:s3cret@db/mlflow", "postgresql://me:s3cret@db", "postgresql://me:s3@cret@db/mlflow", "db:5432"]
+)
+def test_another_store_is_refused_without_repeating_its_address(url: str, toml: Path) -> None:
+    with pytest.raises(ThroughlineError, match="mlflow_store: give postgresql://") as caught:
+        load_settings(mlflow_store=url)
+    assert not [word for word in ("s3cret", "cret@") if word in str(caught.value)]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["/a/folder", "gs://bucket/x", "s3://", "s3://key:s3cret@bucket/x"])
+def test_artifacts_are_in_a_bucket_or_in_the_home(uri: str, toml: Path) -> None:
+    with pytest.raises(ThroughlineError, match="mlflow_artifacts: give s3://BUCKET/PREFIX") as caught:
+        load_settings(mlflow_artifacts=uri)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_settings_do_not_change_once_read(tmp_path: Path) -> None:

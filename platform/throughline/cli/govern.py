@@ -1,0 +1,210 @@
+"""`throughline approve | promote | rollback | history | note`: who lets what go live, and what was done.
+
+Owns: words, tables, JSON. Does not own: who may do what (`evaluation/approval.py`), what happens then
+(`rollout/promotion.py`), the history (`registry/history.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from throughline.cli.output import console, emit, follow_run
+from throughline.errors import ThroughlineError
+from throughline.settings import Settings, load_settings
+from throughline.usecase import UseCase, get_usecase, load_usecases
+
+if TYPE_CHECKING:
+    from throughline.records import EndpointRecord, HistoryEvent, ModelRecord
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Version = Annotated[str, typer.Argument(metavar="NAME/VERSION", help="A registered model version.")]
+Reason = Annotated[str, typer.Option(help="Why; it stands in the history.")]
+
+
+def register(app: typer.Typer) -> None:
+    for command in (approve, promote, rollback, history, note):
+        app.command()(command)
+
+
+def approve(
+    model: Version,
+    reason: Reason,
+    wait: Annotated[bool, typer.Option(help="Stay until the endpoint has changed.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Approve a version that the gate lets through and the policy holds back; then it is released."""
+    from throughline import recordstore
+    from throughline.graph import Graph
+    from throughline.identity import whoami
+    from throughline.records import EndpointRecord, GateDecision, ModelRecord
+    from throughline.registry import decisions
+
+    settings = load_settings()
+    usecase, record = _registered(settings, model)
+    candidate = recordstore.find(settings, (usecase.name, "training", "model"), ModelRecord)
+    if candidate is None or candidate.reference != record.reference:
+        raise ThroughlineError(
+            f"{model} is not the candidate of {usecase.name}, {candidate.reference if candidate else 'nothing'} is: "
+            "approve that one, or train again."
+        )
+    event = decisions.approve(settings, usecase, record, whoami(settings), reason)
+    result: dict[str, Any] = {"model": model, "sha256": record.sha256, "approved_by": event.actor, "reason": reason}
+    graph = Graph(settings)
+    try:
+        run_id = graph.launch(_judged_again(settings, usecase))
+    except ThroughlineError as error:
+        hint = f"not released yet: {error} Repeat the command when Dagster runs."
+        emit(as_json, {**result, "run": None, "note": hint}, lambda: console.print(f"{model} is approved, {hint}"))
+        return
+    if not wait:
+        line = f"{model} is approved, run {run_id} releases it: {settings.url('dagster')}/runs/{run_id}"
+        emit(as_json, {**result, "run": run_id}, lambda: console.print(line))
+        return
+    outcome = follow_run(graph, settings, run_id, quiet=as_json)
+    gate = recordstore.find(settings, (usecase.name, "evaluation", "gate"), GateDecision)
+    endpoint = recordstore.find(settings, (usecase.name, "deployment", "endpoint"), EndpointRecord)
+    if not outcome.succeeded or endpoint is None or endpoint.model != model:
+        why = outcome.errors[0] if outcome.errors else f"the gate says {gate.decision}: {gate.failures}" if gate else ""
+        raise ThroughlineError(f"{model} is approved and was not released: {why or outcome.status}.")
+    serves = endpoint.model_dump(mode="json")
+    emit(as_json, {**result, "run": run_id, "endpoint": serves}, lambda: _show_endpoint(endpoint))
+
+
+def promote(model: Version, reason: Reason, as_json: AsJson = False) -> None:
+    """Serve a version that the gate released, now, and make it champion."""
+    from throughline.identity import whoami
+    from throughline.rollout.promotion import promote as move
+
+    settings = load_settings()
+    usecase, record = _registered(settings, model)
+    endpoint = move(settings, usecase, record, whoami(settings), reason)
+    emit(as_json, endpoint.model_dump(mode="json"), lambda: _show_endpoint(endpoint))
+
+
+def rollback(
+    name: Annotated[str, typer.Argument(help="A declared use case: a name under usecases/.")],
+    reason: Reason = "",
+    as_json: AsJson = False,
+) -> None:
+    """Return to the champion before the current one; again, to the one before that."""
+    from throughline.identity import whoami
+    from throughline.rollout.promotion import rollback as move
+
+    settings, usecase = load_settings(), get_usecase(name)
+    endpoint = move(settings, usecase, whoami(settings), reason)
+    emit(as_json, endpoint.model_dump(mode="json"), lambda: _show_endpoint(endpoint))
+
+
+def history(
+    target: Annotated[str | None, typer.Argument(metavar="[NAME[/VERSION]]", help="All when none is named.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What was done to model versions, by whom and why; oldest first."""
+    from throughline.registry.history import events
+
+    settings = load_settings()
+    if target is None:
+        usecases = list(load_usecases().values())
+    else:
+        usecases = [get_usecase(target if "/" not in target else _version(target)[0])]
+    found = [(usecase, event) for usecase in usecases for event in concerning(events(settings, usecase.name), target)]
+    found.sort(key=lambda one: one[1].at)
+    told = [{"usecase": usecase.name, **event.model_dump(mode="json")} for usecase, event in found]
+    emit(as_json, told, lambda: _show_events(found))
+
+
+def note(
+    target: Annotated[str, typer.Argument(metavar="NAME[/VERSION]", help="A use case or a registered version.")],
+    text: Annotated[str, typer.Argument(help="What should be known of it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Add a note to the history; it shows on the version's card."""
+    from throughline.identity import whoami
+    from throughline.registry.history import event_of, tell
+
+    if not text.strip():
+        raise typer.BadParameter("the note is empty")
+    settings = load_settings()
+    usecase = _registered(settings, target)[0] if "/" in target else get_usecase(target)
+    event = event_of("note", target, whoami(settings).name, reason=text)
+    tell(settings, usecase.name, event)
+    emit(as_json, event.model_dump(mode="json"), lambda: console.print(f"noted on {target}"))
+
+
+def concerning(events: Iterable[HistoryEvent], target: str | None) -> list[HistoryEvent]:
+    """Of a use case: all. Of NAME/VERSION: its own, and those by which it became champion or ceased to be."""
+    if target is None or "/" not in target:
+        return list(events)
+    return [event for event in events if target in (event.target, event.old, event.new)]
+
+
+def what_happened(event: HistoryEvent) -> str:
+    """An event's old and new value as a person reads them, without its reason."""
+    from throughline.records import GateDecision
+
+    if event.action == "decided":
+        try:
+            return GateDecision.model_validate_json(event.new or "").decision
+        except ValueError:
+            return "cannot be read"
+    if event.action in ("champion", "withdrawn"):
+        return f"{event.old or 'nobody'} → {event.new}"
+    return (event.new or "")[:12]  # a digest
+
+
+def local_time(at: datetime, usecase: UseCase) -> str:
+    return f"{at.astimezone(usecase.zone):%Y-%m-%d %H:%M:%S %Z}"
+
+
+def _version(text: str) -> tuple[str, int]:
+    if (match := re.fullmatch(r"([^/]+)/([1-9]\d*)", text, re.ASCII)) is None:
+        raise typer.BadParameter(f"{text!r} is no NAME/VERSION")
+    return match[1], int(match[2])
+
+
+def _registered(settings: Settings, text: str) -> tuple[UseCase, ModelRecord]:
+    from throughline.registry import models
+
+    name, version = _version(text)
+    return get_usecase(name), models.get(settings, name, version)
+
+
+def _judged_again(settings: Settings, usecase: UseCase) -> list[tuple[str, str, str]]:
+    """Gate, card and endpoint; the evaluation before them when the gate would soon find it stale: people take days."""
+    from throughline import recordstore
+    from throughline.evaluation.gate import MAX_AGE
+    from throughline.records import EvaluationRecord
+
+    rooms = (("evaluation", "gate"), ("evaluation", "card"), ("deployment", "endpoint"))
+    assets = [(usecase.name, *key) for key in rooms]
+    evaluation = recordstore.find(settings, (usecase.name, "evaluation", "evaluation"), EvaluationRecord)
+    if evaluation is None or datetime.now(UTC) - evaluation.evaluated_at > MAX_AGE / 2:
+        assets.insert(0, (usecase.name, "evaluation", "evaluation"))
+    return assets
+
+
+def _show_endpoint(endpoint: EndpointRecord) -> None:
+    console.print(f"[bold]{endpoint.model}[/] serves at {endpoint.address} (revision {endpoint.revision})")
+
+
+def _show_events(found: list[tuple[UseCase, HistoryEvent]]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    if not found:
+        console.print("nothing was told yet")
+        return
+    table = Table(box=None)
+    for name in ("when", "who"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("what, and why")
+    for usecase, event in found:
+        what = escape(f"{event.action} {event.target}  {what_happened(event)}".rstrip())
+        why = f"\n[dim]{escape(event.reason)}[/]" if event.reason else ""
+        table.add_row(local_time(event.at, usecase), escape(event.actor), what + why)
+    console.print(table)

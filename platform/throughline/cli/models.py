@@ -1,0 +1,77 @@
+"""`throughline models`: which versions are registered, and the card of one.
+
+Owns: tables, words, JSON:
+    models       a list of objects, newest first: model (NAME/VERSION), aliases, trainer, dataset (fingerprint),
+                 dataset_table, auc (on the rows held out), decision, parent, card (an address in MLflow), registered
+    models card  the card as one object (`throughline.registry.card.Card`)
+Does not own: what a version is (`registry/`).
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from throughline.cli.output import emit
+from throughline.settings import load_settings
+from throughline.usecase import get_usecase, load_usecases
+
+if TYPE_CHECKING:
+    from throughline.registry.description import VersionSummary
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+UseCaseName = Annotated[str | None, typer.Option("--usecase", help="Of one use case only.")]
+app = typer.Typer(help="Registered model versions; `models card` shows one's card.", invoke_without_command=True)
+
+
+@app.callback()
+def models(context: typer.Context, usecase: UseCaseName = None, as_json: AsJson = False) -> None:
+    """All registered versions, the newest first."""
+    if context.invoked_subcommand is not None:
+        return
+    from throughline.registry.description import summaries
+
+    settings = load_settings()
+    names = [get_usecase(usecase).name] if usecase else list(load_usecases())
+    found = [summary for name in names for summary in summaries(settings, name)]
+    emit(as_json, [summary.model_dump(mode="json") for summary in found], lambda: _show(found))
+
+
+@app.command()
+def card(
+    model: Annotated[str, typer.Argument(metavar="NAME/VERSION", help="A registered model version.")],
+    html: Annotated[bool, typer.Option("--html", help="Print the page instead of Markdown.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The card of a version, its signature verified, with the history as it stands now."""
+    from throughline.registry import models as registry
+    from throughline.registry.card import render_html, render_markdown
+    from throughline.registry.card_store import current_card
+
+    if (match := re.fullmatch(r"([^/]+)/([1-9]\d*)", model, re.ASCII)) is None:
+        raise typer.BadParameter(f"{model!r} is no NAME/VERSION")
+    settings = load_settings()
+    found = current_card(settings, registry.get(settings, match[1], int(match[2])))
+    text = render_html if html else render_markdown
+    emit(as_json, found.model_dump(mode="json"), lambda: sys.stdout.write(text(found)))
+
+
+def _show(found: list[VersionSummary]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    if not found:
+        out.print("no version is registered yet: `throughline run`, or `throughline train USECASE`")
+        return
+    table = Table("model", "alias", "trainer", "dataset", "AUC", "decision", "registered (UTC)", box=None)
+    for one in found:
+        auc = "" if one.auc is None else f"{one.auc:.4f}"
+        aliases, decision = ", ".join(one.aliases), one.decision or ""
+        cells = (one.model, aliases, one.trainer, one.dataset[:12], auc, decision, f"{one.registered:%Y-%m-%d %H:%M}")
+        table.add_row(*map(escape, cells))
+    out.print(table)

@@ -1,0 +1,116 @@
+"""The rows an explanation compares with: drawn once per model version, kept with its run, placed beside its revision.
+
+Owns: drawing, the JSON file and where it is. Does not own: explaining (`explain.py`).
+Whoever could change the file could falsify explanations, never a prediction: it is data, checked and bound to a model.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+import polars as pl
+from pydantic import ValidationError
+
+from throughline.errors import ThroughlineError
+from throughline.evaluation.explain import SEED, Model, sample
+from throughline.records import Background, ModelRecord
+from throughline.registry.served_model import ServedModel
+from throughline.settings import Settings
+
+log = logging.getLogger(__name__)
+
+ROWS = 50
+FOLDER, FILE = "evaluation", "background.json"  # among the artifacts of the version's run
+SERVED = "explain"  # in the folder of a use case
+
+
+def background_of(model: ServedModel, rows: pl.DataFrame, seed: int = SEED) -> Background:
+    """At most `ROWS` of the rows, with the model's features. The same rows in the same order give the same."""
+    drawn = sample(rows, ROWS, seed)
+    numeric = drawn.select(pl.col(name).cast(pl.Float64).fill_nan(None) for name in model.numeric)
+    words = drawn.select(pl.col(name).cast(pl.String) for name in model.categorical)
+    return Background(
+        sha256=model.sha256,
+        numeric=numeric.to_dict(as_series=False),
+        categorical=words.to_dict(as_series=False),
+    )
+
+
+def frame_of(background: Background, model: Model, sha256: str) -> pl.DataFrame:
+    """The rows, for the model whose file has this digest. Raises when they are another's."""
+    if (background.sha256, [*background.numeric], [*background.categorical]) != (
+        sha256,
+        model.numeric,
+        model.categorical,
+    ):
+        raise ThroughlineError(
+            f"The background is of the file {background.sha256[:12]}, explained is {sha256[:12]}: "
+            "evaluate and deploy the version again."
+        )
+    return pl.DataFrame(
+        [
+            *(pl.Series(name, values, pl.Float64) for name, values in background.numeric.items()),
+            *(pl.Series(name, values, pl.String) for name, values in background.categorical.items()),
+        ]
+    )
+
+
+def keep(settings: Settings, model: ModelRecord, background: Background) -> None:
+    """With the version's run in MLflow."""
+    from throughline.experiment.tracking import client_of
+
+    client_of(settings).log_text(model.run_id, background.model_dump_json(), f"{FOLDER}/{FILE}")
+
+
+def fetch(settings: Settings, model: ModelRecord) -> Background | None:
+    """What was kept with the version's run; None where nothing was."""
+    from throughline.experiment.tracking import client_of
+
+    client = client_of(settings)
+    kept = f"{FOLDER}/{FILE}"
+    if kept not in [artifact.path for artifact in client.list_artifacts(model.run_id, FOLDER)]:
+        return None
+    with tempfile.TemporaryDirectory() as scratch:
+        return read(Path(client.download_artifacts(model.run_id, kept, scratch)))
+
+
+def place(settings: Settings, model: ModelRecord, folder: Path) -> None:
+    """Copy what was kept to where the model server looks, in the folder of a use case, unless it is there.
+
+    Where it cannot be had the log says so, and nothing is raised: a version is served without explanations, too.
+    """
+    path = served_path(folder, model.sha256)
+    if path.exists():  # going back to a version needs no registry
+        return
+    try:
+        background = fetch(settings, model)
+    except Exception:  # each kind of store raises its own
+        log.exception("What %s is compared with cannot be had: it is served without explanations", model.reference)
+        return
+    if background is None:
+        log.warning("%s was never given a background: it is served without explanations", model.reference)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    draft.write_text(background.model_dump_json())
+    draft.replace(path)
+
+
+def served_path(folder: Path, sha256: str) -> Path:
+    """The file of a model, beside the revisions: a revision's own folder holds what was signed and nothing else."""
+    return folder / SERVED / f"{sha256[:12]}.json"
+
+
+def read(path: Path) -> Background | None:
+    """The file's content; None when there is none. Raises when it is no background."""
+    try:
+        return Background.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "content"
+        raise ThroughlineError(f"{path}: {where}: {first['msg']}; deploy the version again.") from error

@@ -1,0 +1,1 @@
+"""The thread between a raw row and a live prediction, followed backwards (`trace`) and forwards (`impact`)."""

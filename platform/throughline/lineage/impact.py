@@ -1,0 +1,114 @@
+"""What a table version reached: the tables, datasets and model versions made from it, and the predictions of these.
+
+Owns: following the notes of commits forwards. Does not own: those notes, what a prediction was made from (`trace.py`).
+Maintenance changes a table's version and not its content: such versions count as one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
+
+from pydantic import Field
+
+from throughline import recordstore
+from throughline.errors import ThroughlineError
+from throughline.featurestore.dataset import LAYER as TRAINING
+from throughline.featurestore.store import LAYER as FEATURES
+from throughline.lakehouse.maintenance import tables as all_tables
+from throughline.lakehouse.table import KEEPS_CONTENT
+from throughline.lineage.log import PredictionLog
+from throughline.lineage.pinned import PinnedTables, inputs_of, parse
+from throughline.records import FeatureStoreRecord, Record, TableVersion
+from throughline.registry.models import dataset_tables
+from throughline.settings import Settings
+
+
+class Impact(Record):
+    """What was made from a table version, directly or not. Tables as USECASE/LAYER/TABLE@VERSION."""
+
+    table: str
+    feature_tables: list[str]
+    datasets: list[str]
+    models: list[str] | None = Field(description="NAME/VERSION trained on one of them; None: unknown, see below.")
+    models_unknown: str | None = None
+    predictions: dict[str, int] = Field(description="NAME/VERSION -> logged predictions of those models.")
+    served_from: int = Field(description="Logged predictions made while a reached feature table's version was newest.")
+    log: str | None = Field(description="The inference log that was counted; None: there is none.")
+    log_lost: int = Field(description="Events of the log that never arrived: counts are too low by as many at most.")
+
+
+def impact(settings: Settings, pinned: TableVersion) -> Impact:
+    """Raises one line when the table is not there, or never had that version."""
+    usecase = pinned.table.partition("/")[0]
+    tables = PinnedTables(settings)
+    known = {commit.version for commit in tables.commits(pinned.table)}
+    if pinned.version not in known:
+        there = f"its versions are {min(known)} to {max(known)}" if known else "there is no such table"
+        raise ThroughlineError(f"{pinned} is not in the history of this home: {there}.")
+    made: dict[TableVersion, list[TableVersion]] = {}
+    for table in all_tables(settings):
+        if table.split("/")[:2] in ([usecase, FEATURES], [usecase, TRAINING]):
+            made |= _made_from(tables, table)
+    start = tables.content(pinned)
+    reached = follow(start, made)
+    log = PredictionLog(settings, usecase)
+    store = recordstore.find(settings, (usecase, FEATURES, "feature_store"), FeatureStoreRecord)
+    online = {view.table.table for view in (store.views if store else ())}
+    models, unknown = _trained_on(settings, usecase, tables, reached)
+    counts = log.per_model()
+    return Impact(
+        table=str(pinned),
+        feature_tables=[str(each) for each in reached if f"/{FEATURES}/" in each.table and each != start],
+        datasets=[str(each) for each in reached if f"/{TRAINING}/" in each.table and each != start],
+        models=models,
+        models_unknown=unknown,
+        predictions={model: counts.get(model, 0) for model in models or ()},
+        served_from=log.made_within(_stood(tables, each) for each in reached if each.table in online),
+        log=str(log.table) if log.table else None,
+        log_lost=log.lost,
+    )
+
+
+def _trained_on(
+    settings: Settings, usecase: str, tables: PinnedTables, reached: Collection[TableVersion]
+) -> tuple[list[str] | None, str | None]:
+    """The model versions, oldest first, or None and why they are unknown: MLflow may be down."""
+    try:
+        trained = dataset_tables(settings, usecase)
+    except ThroughlineError as error:
+        return None, str(error)
+    models = [model for model, text in trained.items() if tables.content(parse(text)) in reached]
+    return sorted(models, key=lambda model: int(model.rpartition("/")[2])), None
+
+
+def follow(start: TableVersion, made: Mapping[TableVersion, Iterable[TableVersion]]) -> list[TableVersion]:
+    """`start`, and after it all that was made from it, the nearest first; pure. made: what each was made from."""
+    children: dict[TableVersion, list[TableVersion]] = defaultdict(list)
+    for each, inputs in made.items():
+        for source in inputs:
+            children[source].append(each)
+    reached = {start: None}
+    following = deque(reached)
+    while following:
+        fresh = [each for each in children[following.popleft()] if each not in reached]
+        reached |= dict.fromkeys(fresh)
+        following.extend(fresh)
+    return list(reached)
+
+
+def _made_from(tables: PinnedTables, table: str) -> dict[TableVersion, list[TableVersion]]:
+    told = {commit.version: inputs_of(table, commit) for commit in tables.commits(table)}
+    return {
+        TableVersion(table=table, version=version): [tables.content(source) for source in inputs]
+        for version, inputs in told.items()
+        if inputs
+    }
+
+
+def _stood(tables: PinnedTables, pinned: TableVersion) -> tuple[datetime, datetime | None]:
+    """From when to when (wall clock) the content was the newest of its table; None: it still is."""
+    changes = [commit for commit in tables.commits(pinned.table) if commit.operation not in KEEPS_CONTENT]
+    (since,) = (commit.at for commit in changes if commit.version == pinned.version)
+    return since, min((commit.at for commit in changes if commit.version > pinned.version), default=None)

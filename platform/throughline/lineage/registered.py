@@ -1,0 +1,156 @@
+"""What MLflow knows of a model version and of the run it came from, asked over REST and remembered.
+
+Owns: these questions. Does not own: how a version is registered (`registry/models.py`). MLflow's client takes seconds
+to import; a trace needs three answers per model version, which do not change.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from throughline.errors import ThroughlineError
+from throughline.records import DatasetRecord, Record
+from throughline.settings import Settings
+
+_TAG = "throughline."
+_DATASET = "training/dataset.json"  # as `experiment/train.py` leaves it with every run
+
+
+class Registered(Record):
+    """A model version as registered. `said`: what it was described by, names without `throughline.`, values decoded."""
+
+    name: str
+    version: int
+    run_id: str
+    registered_at: datetime
+    said: dict[str, Any]
+
+
+class TrackedRun(Record):
+    """The run that trained it; `artifacts` is where it left its files."""
+
+    run_id: str
+    status: str
+    started_at: datetime | None
+    ended_at: datetime | None
+    artifacts: str
+    said: dict[str, Any]
+
+
+class Registry(Protocol):
+    """What a trace asks of the registry. Each raises one line when it cannot be had."""
+
+    def version(self, name: str, version: int) -> Registered: ...
+
+    def run(self, run_id: str) -> TrackedRun: ...
+
+    def dataset(self, run: TrackedRun) -> DatasetRecord: ...
+
+
+class MlflowRegistry:
+    """This home's MLflow server."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._versions: dict[tuple[str, int], Registered] = {}
+        self._runs: dict[str, TrackedRun] = {}
+        self._datasets: dict[str, DatasetRecord] = {}
+
+    def version(self, name: str, version: int) -> Registered:
+        if (name, version) not in self._versions:
+            found = self._ask("model-versions/get", {"name": name, "version": str(version)}, "model_version")
+            self._versions[name, version] = Registered(
+                name=name,
+                version=version,
+                run_id=found.get("run_id", ""),
+                registered_at=_instant(found["creation_timestamp"]),
+                said=_said(found.get("tags", [])),
+            )
+        return self._versions[name, version]
+
+    def run(self, run_id: str) -> TrackedRun:
+        if run_id not in self._runs:
+            found = self._ask("runs/get", {"run_id": run_id}, "run")
+            info = found["info"]
+            run = TrackedRun(
+                run_id=run_id,
+                status=info["status"],
+                started_at=_instant(info.get("start_time")),
+                ended_at=_instant(info.get("end_time")),
+                artifacts=info["artifact_uri"],
+                said=_said(found.get("data", {}).get("tags", [])),
+            )
+            if run.ended_at is None:  # it may still change
+                return run
+            self._runs[run_id] = run
+        return self._runs[run_id]
+
+    def dataset(self, run: TrackedRun) -> DatasetRecord:
+        """The dataset that the run was given, as kept with it."""
+        if run.run_id not in self._datasets:
+            self._datasets[run.run_id] = self._dataset(run)
+        return self._datasets[run.run_id]
+
+    def _dataset(self, run: TrackedRun) -> DatasetRecord:
+        from throughline.registry.models import resolve
+
+        kept = Path(resolve(self._settings, run.artifacts)) / _DATASET
+        try:
+            text = kept.read_text() if kept.is_file() else self._download(run)
+            return DatasetRecord.model_validate_json(text)
+        except (OSError, ValidationError) as error:
+            raise ThroughlineError(
+                f"Run {run.run_id} has no readable {_DATASET} ({type(error).__name__}): it was registered "
+                "before that was kept, or its files are gone."
+            ) from error
+
+    def _download(self, run: TrackedRun) -> str:
+        """Where the server's artifact folder is not mounted here."""
+        from mlflow.exceptions import MlflowException
+
+        from throughline.experiment.tracking import client_of
+
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                got = client_of(self._settings).download_artifacts(run.run_id, _DATASET, folder)
+            except MlflowException as error:
+                raise OSError(str(error)) from error
+            return Path(got).read_text()
+
+    def _ask(self, question: str, parameters: dict[str, str], answer: str) -> Any:
+        import httpx
+
+        uri = self._settings.url("mlflow")
+        try:
+            told = httpx.get(f"{uri}/api/2.0/mlflow/{question}", params=parameters, timeout=10)
+            if told.status_code == httpx.codes.NOT_FOUND:
+                raise ThroughlineError(f"MLflow at {uri} knows no {answer} {'/'.join(parameters.values())}.")
+            return told.raise_for_status().json()[answer]
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            raise ThroughlineError(
+                f"MLflow does not answer at {uri} ({error}): start it with `throughline up`."
+            ) from error
+
+
+def _said(tags: list[dict[str, str]]) -> dict[str, Any]:
+    return {tag["key"].removeprefix(_TAG): _decoded(tag["value"]) for tag in tags}
+
+
+def _decoded(text: str) -> Any:
+    """Some tags are JSON, some plain text: a commit that is all digits must stay a text."""
+    if not text.startswith(("{", "[", '"')):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _instant(milliseconds: Any) -> datetime | None:
+    return None if milliseconds is None else datetime.fromtimestamp(int(milliseconds) / 1000, UTC)

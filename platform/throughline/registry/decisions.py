@@ -1,0 +1,100 @@
+"""Gate decisions and approvals as the history has them: nothing is served on a decision that is not there.
+
+Owns: telling and finding them. Does not own: the rules (`evaluation/gate.py`, `evaluation/approval.py`), the table
+(`history.py`), what a decision lets happen (`rollout/`).
+"""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from throughline.errors import ThroughlineError
+from throughline.evaluation.approval import Approval, approval_verdict, objection, submitters
+from throughline.identity import GRAPH, Identity, identity_of
+from throughline.records import GateDecision, HistoryEvent, ModelRecord, RuleVerdict
+from throughline.registry.history import event_of, events, tell
+from throughline.settings import Settings
+from throughline.usecase import UseCase
+
+
+def decisions(settings: Settings, usecase: str, reference: str) -> list[GateDecision]:
+    """What the gate decided about NAME/VERSION, oldest first. Raises when one cannot be read."""
+    found = []
+    for event in events(settings, usecase, target=reference, action="decided"):
+        try:
+            found.append(GateDecision.model_validate_json(event.new or ""))
+        except ValidationError as error:
+            raise ThroughlineError(
+                f"The decision about {reference} of {event.at.isoformat()} cannot be read: have the gate decide again "
+                "about a new version."
+            ) from error
+    return found
+
+
+def newest(settings: Settings, usecase: str, reference: str) -> GateDecision | None:
+    """The decision that holds for NAME/VERSION, or None when the gate never decided about it."""
+    return next(reversed(decisions(settings, usecase, reference)), None)
+
+
+def released(settings: Settings, usecase: str, model: ModelRecord) -> GateDecision | None:
+    """The newest decision that released this version with this very file, whatever was decided later; or None."""
+    found = reversed(decisions(settings, usecase, model.reference))
+    return next((one for one in found if one.decision == "release" and one.sha256 == model.sha256), None)
+
+
+def recorded(settings: Settings, usecase: str, decision: GateDecision) -> GateDecision:
+    """The decision as it stands in the history: the one that holds when it says the same, otherwise this one, told."""
+    holds = newest(settings, usecase, decision.model)
+    if holds is not None and same(holds, decision.model_copy(update={"decided_at": holds.decided_at})):
+        return holds
+    content = decision.model_dump_json()
+    reason = decision.failures or "every rule passed"
+    tell(settings, usecase, event_of("decided", decision.model, GRAPH, new=content, reason=reason, once=content))
+    return decision
+
+
+def same(one: GateDecision, other: GateDecision) -> bool:
+    """To the last digit; a NaN is like another."""
+    return one.model_dump_json() == other.model_dump_json()
+
+
+def approval_of(settings: Settings, usecase: UseCase, model: ModelRecord) -> RuleVerdict:
+    """Whether somebody who may has approved this version and file, by the history and today's groups."""
+    given = [
+        Approval(identity_of(settings, event.actor), event.new, event.reason)
+        for event in events(settings, usecase.name, target=model.reference, action="approved")
+    ]
+    return approval_verdict(usecase, model, _submitters(settings, usecase, model) if given else frozenset(), given)
+
+
+def approve(settings: Settings, usecase: UseCase, model: ModelRecord, who: Identity, reason: str) -> HistoryEvent:
+    """Tell that `who` approves a version that waits. Repeating it is harmless.
+
+    Raises `ThroughlineError` when nothing waits for it or the approval would not count; then nothing is told.
+    """
+    if usecase.release.policy != "manual":
+        raise ThroughlineError(
+            f"{usecase.name} is released without approval (release.policy: auto): nothing to approve."
+        )
+    holds = newest(settings, usecase.name, model.reference)
+    if holds is None or holds.sha256 != model.sha256:
+        raise ThroughlineError(f"{model.reference} waits for no approval: the gate has not decided about this file.")
+    if holds.decision != "wait":
+        why = f" ({holds.failures})" if holds.failures else f": `throughline promote {model.reference}` serves it"
+        raise ThroughlineError(f"{model.reference} waits for no approval: the gate says {holds.decision}{why}.")
+    given = Approval(who, model.sha256, reason)
+    if why_not := objection(usecase, model, _submitters(settings, usecase, model), given):
+        raise ThroughlineError(f"{model.reference} is not approved: {why_not}.")
+    once = [who.name, model.sha256, holds.decided_at.isoformat()]
+    event = event_of("approved", model.reference, who.name, new=model.sha256, reason=reason, once=once)
+    tell(settings, usecase.name, event)
+    return event
+
+
+def _submitters(settings: Settings, usecase: UseCase, model: ModelRecord) -> frozenset[str]:
+    from throughline.registry.models import tags_of
+
+    if usecase.release.submitter_may_approve:
+        return frozenset()  # nobody asks
+    registered = events(settings, usecase.name, target=model.reference, action="registered")
+    return submitters(tags_of(settings, model), registered)

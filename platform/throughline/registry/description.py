@@ -1,0 +1,152 @@
+"""What a version says of itself beside its file: the tags that follow from its evaluation, and the list of versions.
+
+Owns: those tags, and reading all versions at once. Does not own: the tags of registration (`models.py`), the card.
+Read over REST: MLflow's own client loads every plug-in there is, for seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import Field
+
+from throughline.errors import ThroughlineError
+from throughline.experiment.fingerprint import combine, fingerprint_imports
+from throughline.records import DatasetRecord, EvaluationRecord, GateDecision, ModelRecord, Record
+from throughline.settings import Settings
+from throughline.usecase import UseCase
+
+TABLE_VERSIONS, SERVICE, DEFINITIONS = (
+    "throughline.table_versions",
+    "throughline.feature_service",
+    "throughline.feature_definitions",
+)
+AUC, PARENT = "throughline.holdout_auc", "throughline.parent"
+DECISION, FAILURES, DECIDED_AT = "throughline.gate", "throughline.gate_failures", "throughline.gate_at"
+CARD = "throughline.card"
+_REGISTERED = "throughline.sha256"  # has every version that was registered here
+
+
+class VersionSummary(Record):
+    """One line of `throughline models`; None: not told yet."""
+
+    model: str = Field(description="NAME/VERSION")
+    aliases: list[str]
+    trainer: str
+    dataset: str = Field(description="Fingerprint.")
+    dataset_table: str | None
+    auc: float | None = Field(description="On the rows held out.")
+    decision: str | None
+    parent: str | None
+    card: str | None
+    registered: datetime
+
+
+def description_of(
+    usecase: UseCase, dataset: DatasetRecord, evaluation: EvaluationRecord, decision: GateDecision | None
+) -> dict[str, str]:
+    """Tags of a version after its evaluation and, where there is one, its decision. Reads our own source."""
+    tags = {
+        TABLE_VERSIONS: json.dumps([str(version) for version in dataset.inputs]),
+        SERVICE: dataset.service or usecase.features.service,
+        DEFINITIONS: definitions_of(usecase),
+        AUC: repr(evaluation.candidate.auc),
+        PARENT: evaluation.champion_model or "none",
+    }
+    if decision is not None:
+        tags |= {
+            DECISION: decision.decision,
+            FAILURES: decision.failures or "none",
+            DECIDED_AT: decision.decided_at.isoformat(),
+        }
+    return tags
+
+
+def definitions_of(usecase: UseCase) -> str:
+    """Fingerprint of what the features are: the Feast definitions and the code of the request's own features."""
+    places = (usecase.features.definitions, usecase.features.request_features.partition(":")[0])
+    return combine(usecase.features.service, *(fingerprint_imports(place, (place.split(".")[0],)) for place in places))
+
+
+def describe_version(
+    settings: Settings,
+    usecase: UseCase,
+    model: ModelRecord,
+    dataset: DatasetRecord,
+    evaluation: EvaluationRecord,
+    decision: GateDecision | None,
+) -> dict[str, str]:
+    """Add what `description_of` says to the version in the registry; without a decision for what no gate judges."""
+    tags = description_of(usecase, dataset, evaluation, decision)
+    set_tags(settings, model, tags)
+    return tags
+
+
+def set_tags(settings: Settings, model: ModelRecord, tags: Mapping[str, str]) -> None:
+    from throughline.experiment.tracking import client_of
+
+    client = client_of(settings)
+    for name, value in tags.items():
+        client.set_model_version_tag(model.name, str(model.version), name, value)
+
+
+def summaries(settings: Settings, name: str) -> list[VersionSummary]:
+    """All versions of a model that were registered here, newest first."""
+    aliases = _aliases(settings, name)
+    found = (_summary(version, aliases) for version in _all(settings, name))
+    return sorted(filter(None, found), key=lambda one: -int(one.model.rpartition("/")[2]))
+
+
+def _summary(version: dict[str, Any], aliases: Mapping[int, list[str]]) -> VersionSummary | None:
+    tags = {tag["key"]: tag["value"] for tag in version.get("tags", [])}
+    if _REGISTERED not in tags:
+        return None
+    auc = tags.get(AUC)
+    return VersionSummary(
+        model=f"{version['name']}/{version['version']}",
+        aliases=aliases.get(int(version["version"]), []),
+        trainer=json.loads(tags["throughline.trainer"]),
+        dataset=json.loads(tags["throughline.dataset_fingerprint"]),
+        dataset_table=tags.get("throughline.dataset_table"),
+        auc=None if auc is None else float(auc),
+        decision=tags.get(DECISION),
+        parent=tags.get(PARENT),
+        card=tags.get(CARD),
+        registered=datetime.fromtimestamp(int(version["creation_timestamp"]) / 1000, UTC),
+    )
+
+
+def _aliases(settings: Settings, name: str) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    model = _get(settings, "registered-models/get", name=name).get("registered_model", {})
+    for one in model.get("aliases", []):
+        found.setdefault(int(one["version"]), []).append(one["alias"])
+    return {version: sorted(names) for version, names in found.items()}
+
+
+def _all(settings: Settings, name: str) -> Iterator[dict[str, Any]]:
+    page = ""
+    while True:
+        asked = {"filter": f"name = '{name}'", "max_results": 1000, "page_token": page}
+        content = _get(settings, "model-versions/search", **asked)
+        yield from content.get("model_versions", [])
+        page = content.get("next_page_token", "")
+        if not page:
+            return
+
+
+def _get(settings: Settings, what: str, **question: Any) -> dict[str, Any]:
+    """The answer; empty for what is not there."""
+    import httpx
+
+    uri = settings.url("mlflow")
+    try:
+        answer = httpx.get(f"{uri}/api/2.0/mlflow/{what}", params=question, timeout=30)
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return {}
+        return answer.raise_for_status().json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise ThroughlineError(f"MLflow does not answer at {uri} ({error}): start it with `throughline up`.") from error

@@ -1,0 +1,71 @@
+"""What was done to model versions, by whom and why: one Delta table per use case that is only ever added to.
+
+Owns: the table's schema and place, telling and reading. Does not own: who somebody is (`identity.py`), what follows
+from an event (`evaluation/approval.py`, `rollout/`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import datetime
+from typing import Any
+
+import polars as pl
+
+from throughline.clock import WallClock
+from throughline.lakehouse.table import current_version, insert, read
+from throughline.records import HistoryEvent, TableVersion
+from throughline.settings import Settings
+
+LAYER, TABLE = "governance", "history"
+_SCHEMA = {
+    "id": pl.String,
+    "at": pl.Datetime("us", "UTC"),
+    "actor": pl.String,
+    "action": pl.String,
+    "target": pl.String,
+    "old": pl.String,
+    "new": pl.String,
+    "reason": pl.String,
+}
+
+
+def event_of(
+    action: str,
+    target: str,
+    actor: str,
+    *,
+    old: str | None = None,
+    new: str | None = None,
+    reason: str = "",
+    once: Any = None,
+) -> HistoryEvent:
+    """An event of now. `once`: what makes it this very event, where a step that is repeated must not tell it twice."""
+    now = WallClock().now()
+    same = [action, target, once if once is not None else [actor, now.isoformat(), old, new, reason]]
+    identity = hashlib.sha256(json.dumps(same, default=str, sort_keys=True).encode()).hexdigest()[:32]
+    return HistoryEvent(id=identity, at=now, actor=actor, action=action, target=target, old=old, new=new, reason=reason)
+
+
+def tell(settings: Settings, usecase: str, event: HistoryEvent) -> None:
+    """Add the event, unless it was told before. Two processes may tell at the same time."""
+    insert(settings.table_path(usecase, LAYER, TABLE), pl.DataFrame([event.model_dump()], schema=_SCHEMA), ["id"])
+
+
+def events(
+    settings: Settings, usecase: str, *, target: str | None = None, action: str | None = None,
+    since: datetime | None = None,
+) -> list[HistoryEvent]:  # fmt: skip
+    """Oldest first. `target` NAME gives those of its versions, too."""
+    version = current_version(settings.table_path(usecase, LAYER, TABLE))
+    if version is None:
+        return []
+    rows = read(settings, TableVersion(table=f"{usecase}/{LAYER}/{TABLE}", version=version))
+    if target is not None:
+        rows = rows.filter((pl.col("target") == target) | pl.col("target").str.starts_with(f"{target}/"))
+    if action is not None:
+        rows = rows.filter(pl.col("action") == action)
+    if since is not None:
+        rows = rows.filter(pl.col("at") >= since)
+    return [HistoryEvent.model_validate(row) for row in rows.sort("at", "id").collect().to_dicts()]

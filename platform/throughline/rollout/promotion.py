@@ -1,0 +1,199 @@
+"""Who is champion: the one place where what serves, the history and the alias change together.
+
+Owns: the order of these steps, and whom a rollback returns to. Does not own: the decision to release (`evaluation`),
+how a version is served (`local.py`), the alias (`registry/models.py`).
+
+The history decides, the alias follows. A step that breaks off is completed by the same command: each step may be
+repeated, what is meant is told before anything changes, and the alias, by which a repetition sees that something was
+left undone, moves last.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from throughline import recordstore
+from throughline.errors import ThroughlineError
+from throughline.evaluation.gate import former_champion
+from throughline.identity import GRAPH, Identity
+from throughline.records import EndpointRecord, GateDecision, HistoryEvent, ModelRecord
+from throughline.registry.decisions import newest, released
+from throughline.registry.history import event_of, events, tell
+from throughline.rollout.local import deploy, place, refusal, serve
+from throughline.rollout.revision import read_revision
+from throughline.settings import Settings
+from throughline.usecase import UseCase
+
+
+@dataclass(frozen=True)
+class Line:
+    """The champions (NAME/VERSION) in the order they last became one, without those rolled back from since.
+
+    `told`: whom the newest event about a champion names, also when that one was rolled back from.
+    """
+
+    champions: tuple[str, ...] = ()
+    withdrawn: frozenset[str] = frozenset()
+    told: str | None = None
+
+    @property
+    def champion(self) -> str | None:
+        return self.champions[-1] if self.champions else None
+
+    @property
+    def former(self) -> frozenset[str]:
+        """Whom people or a better candidate replaced: only people bring them back."""
+        return self.withdrawn.union(self.champions[:-1])
+
+
+def line_of(history: Iterable[HistoryEvent]) -> Line:
+    """From events, oldest first. Who becomes champion again after a rollback stands in the line again."""
+    champions: list[str] = []
+    withdrawn: set[str] = set()
+    told = None
+    for event in history:
+        if event.action == "champion" and event.new:
+            told = event.new
+            withdrawn.discard(told)
+            champions = [*(one for one in champions if one != told), told]
+        elif event.action == "withdrawn":
+            withdrawn.add(event.target)
+            champions = [one for one in champions if one != event.target]
+    return Line(tuple(champions), frozenset(withdrawn), told)
+
+
+def rollback_target(line: Line, serving: str | None, alias: str | None) -> str | None:
+    """To whom a rollback returns: the champion before the current one, or None when there is none.
+
+    Versions rolled back from are not in the line: a second rollback goes one further back, and none goes forth again.
+    When something was left undone (of a rollback: who serves or has the alias was withdrawn; of a promotion: who serves
+    is not the champion) it is the champion by the history.
+    """
+    unfinished = bool({serving, alias} & line.withdrawn) or serving != line.champion
+    if unfinished:
+        return line.champion
+    return line.champions[-2] if len(line.champions) > 1 else None
+
+
+def release(
+    settings: Settings, usecase: UseCase, model: ModelRecord, decision: GateDecision, reason: str
+) -> EndpointRecord:
+    """Serve what the gate released and make it champion; the graph does. Raises as `deploy` does, and when somebody
+    else became champion since the evaluation: of two candidates at once the second has to be compared with the first.
+    """
+    with _alone(settings, usecase):
+        line = line_of(events(settings, usecase.name))
+        if model.reference in line.former:
+            raise ThroughlineError(f"{model.reference} is not deployed: {former_champion(model).bound}.")
+        if line.champion not in (None, decision.compared_with, model.reference):
+            raise ThroughlineError(
+                f"{model.reference} is not deployed: it was compared with {decision.compared_with or 'no champion'}, "
+                f"but {line.champion} is champion now; materialise {usecase.name}/evaluation/evaluation again."
+            )
+        endpoint = deploy(settings, usecase, model, decision)
+        _crown(settings, usecase, line, model, endpoint, line.champion, GRAPH, reason)
+    return endpoint
+
+
+def promote(settings: Settings, usecase: UseCase, model: ModelRecord, who: Identity, reason: str) -> EndpointRecord:
+    """Serve a version that the gate released once, and make it champion. Raises `ThroughlineError` when it did not."""
+    if not reason.strip():
+        raise ThroughlineError(f"{model.reference} is not promoted: give a --reason, it stands in the history.")
+    with _alone(settings, usecase):
+        decision = released(settings, usecase.name, model)
+        if decision is None:
+            holds = newest(settings, usecase.name, model.reference)
+            said = f"the gate says {holds.decision} ({holds.failures})" if holds else "the gate never decided about it"
+            raise ThroughlineError(f"{model.reference} is not promoted: {said}.")
+        if why_not := refusal(decision, model, decision, usecase.release.policy):
+            raise ThroughlineError(f"{model.reference} is not promoted: {why_not}.")
+        line = line_of(events(settings, usecase.name))
+        endpoint = serve(settings, usecase, model)
+        _crown(settings, usecase, line, model, endpoint, line.champion, who.name, reason)
+    return endpoint
+
+
+def rollback(settings: Settings, usecase: UseCase, who: Identity, reason: str) -> EndpointRecord:
+    """Return to the champion before the current one (see `rollback_target`), from the artifact that it was served from.
+
+    The gate is not asked again: it released this very file before, which is checked. Raises `ThroughlineError` when
+    there is no champion to return to or its file cannot be had; then nothing has changed. When the server does not
+    load it, the current one goes on serving, withdrawn, and a repetition completes the rollback.
+    """
+    from throughline.registry import models
+
+    with _alone(settings, usecase):
+        line = line_of(events(settings, usecase.name))
+        serving, current = _serving(settings, usecase), models.champion(settings, usecase.name)
+        alias = current.reference if current else None
+        target = rollback_target(line, serving, alias)
+        if target is None:
+            raise ThroughlineError(
+                f"{usecase.name} has no champion before {line.champion or serving or 'the first'} to return to: "
+                f"`throughline history {usecase.name}` shows who was, `throughline promote` takes another."
+            )
+        name, _, version = target.rpartition("/")
+        model = models.get(settings, name, int(version))
+        decision = released(settings, usecase.name, model)
+        if decision is None:
+            raise ThroughlineError(f"{target} is not served again: the history has no release of its registered file.")
+        place(settings, usecase, model)
+        left = next((one for one in (serving, alias) if one not in (None, target)), None)
+        if left and left not in line.withdrawn:
+            tell(settings, usecase.name, event_of("withdrawn", left, who.name, old=left, new=target, reason=reason))
+        endpoint = serve(settings, usecase, model)
+        _crown(settings, usecase, line, model, endpoint, left, who.name, reason)
+    return endpoint
+
+
+def settle(settings: Settings, usecase: UseCase) -> Line:
+    """Point the alias at the champion by the history, where something that broke off left it elsewhere."""
+    from throughline.registry import models
+
+    line = line_of(events(settings, usecase.name))
+    if line.champion is not None:
+        now = models.champion(settings, usecase.name)
+        if now is None or now.reference != line.champion:
+            name, _, version = line.champion.rpartition("/")
+            models.set_champion(settings, models.get(settings, name, int(version)))
+    return line
+
+
+def _crown(
+    settings: Settings,
+    usecase: UseCase,
+    line: Line,
+    model: ModelRecord,
+    endpoint: EndpointRecord,
+    old: str | None,
+    actor: str,
+    reason: str,
+) -> None:
+    from throughline.registry.models import set_champion
+
+    recordstore.save(settings, (usecase.name, "deployment", "endpoint"), endpoint)
+    if line.told != model.reference or model.reference in line.withdrawn:
+        event = event_of("champion", usecase.name, actor, old=old, new=model.reference, reason=reason)
+        tell(settings, usecase.name, event)
+    set_champion(settings, model)
+
+
+def _serving(settings: Settings, usecase: UseCase) -> str | None:
+    try:
+        revision = read_revision(settings.serving_home / usecase.name)
+    except ThroughlineError:
+        return None  # a server that starts could not serve it
+    return f"{revision.name}/{revision.version}" if revision else None
+
+
+@contextmanager
+def _alone(settings: Settings, usecase: UseCase) -> Iterator[None]:
+    """Of two who change the champion on this machine the second waits for the first."""
+    folder = settings.home / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"champion-{usecase.name}").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

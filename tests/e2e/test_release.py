@@ -1,0 +1,373 @@
+"""Champions come and go on real services: what serves, the alias and the history say the same, also after a crash."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.serving_bench_server import USECASE, model_bytes
+from tests.mlflow_server import mlflow_server
+from throughline import recordstore
+from throughline.cli import main as cli
+from throughline.errors import ThroughlineError
+from throughline.experiment.tracking import client_of, tracked_run
+from throughline.identity import GRAPH, Identity
+from throughline.records import EndpointRecord, GateDecision, ModelRecord, RuleVerdict
+from throughline.registry import decisions, models
+from throughline.registry.history import events, tell
+from throughline.rollout import promotion
+from throughline.rollout.promotion import line_of, promote, release, rollback, settle
+from throughline.settings import PROJECT_ROOT, Settings
+from throughline.usecase import UseCase, get_usecase
+
+pytestmark = pytest.mark.e2e
+
+ADA = Identity("ada")
+SERVER = Path(__file__).with_name("serving_bench_server.py")
+PASSED = RuleVerdict(rule="auc", verdict="pass", value=0.75, bound="at least 0.72")
+
+
+@pytest.fixture(scope="module")
+def usecase() -> UseCase:
+    return get_usecase(USECASE)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> Iterator[Settings]:
+    """A home with MLflow and the model server."""
+    with mlflow_server(tmp_path_factory.mktemp("home")) as settings:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(PROJECT_ROOT / "platform"), str(PROJECT_ROOT)]),
+            "THROUGHLINE_HOME": str(settings.home),
+            "THROUGHLINE_PORT_BASE": str(settings.port_base),
+        }
+        with (settings.home / "model-server.log").open("w") as log:
+            server = subprocess.Popen([sys.executable, str(SERVER)], stdout=log, stderr=log, env=environment)
+        try:
+            _answers(f"{settings.url('model_http')}/v2/health/live", server, settings.home / "model-server.log")
+            yield settings
+        finally:
+            server.terminate()
+            server.wait(timeout=30)
+
+
+def _answers(url: str, server: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            if httpx.get(url, timeout=2).is_success:
+                return
+        except httpx.HTTPError:
+            time.sleep(0.2)
+    pytest.fail(f"the model server did not start: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="module")
+def released(settings, usecase, tmp_path_factory) -> dict[int, ModelRecord]:
+    """Versions 1 to 3, each released by the gate over the one before it."""
+    made = {}
+    for version in (1, 2, 3):
+        made[version] = register(settings, tmp_path_factory.mktemp("file"), bias=version / 10)
+        assert made[version].version == version
+        over = f"{USECASE}/{version - 1}" if version > 1 else None
+        release(settings, usecase, made[version], decide(settings, made[version], over), "released by the gate")
+    return made
+
+
+@pytest.fixture
+def three(settings, usecase, released) -> dict[int, ModelRecord]:
+    """The third is champion, before it were the second and the first."""
+    wanted = tuple(model.reference for model in released.values())
+    stands = line_of(events(settings, USECASE)).champions
+    kept = len(stands) if stands == wanted[: len(stands)] else 0
+    for model in list(released.values())[kept:]:
+        promote(settings, usecase, model, ADA, "as it was")
+    settle(settings, usecase)
+    return released
+
+
+def register(settings: Settings, folder: Path, bias: float) -> ModelRecord:
+    file = folder / "output.onnx"
+    file.write_bytes(model_bytes(bias))
+    with tracked_run(client_of(settings), USECASE, {}, {}) as run_id:
+        pass
+    return models.register(
+        settings, name=USECASE, run_id=run_id, file=file, dataset_fingerprint="f",
+        trained_until=datetime(2013, 3, 17, tzinfo=UTC), trainer="t", parameters={},
+    )  # fmt: skip
+
+
+def decide(settings: Settings, model: ModelRecord, over: str | None, word: str = "release") -> GateDecision:
+    decision = GateDecision(
+        model=model.reference, sha256=model.sha256, decision=word, decided_at=datetime.now(UTC), rules=[PASSED],
+        compared_with=over,
+    )  # fmt: skip
+    return decisions.recorded(settings, USECASE, decision)
+
+
+def everywhere(settings: Settings) -> set[str]:
+    """Who is champion by each of those who say so."""
+    (serving,) = httpx.get(f"{settings.url('model_http')}/v1/throughline/revisions").json()
+    endpoint = recordstore.load(settings, (USECASE, "deployment", "endpoint"), EndpointRecord)
+    line = line_of(events(settings, USECASE))
+    alias = models.champion(settings, USECASE)
+    return {f"{USECASE}/{serving['version']}", endpoint.model, line.champion, line.told, alias.reference}
+
+
+def since(settings: Settings, begun: datetime) -> list[tuple[str, str, str | None, str | None, str]]:
+    told = [event for event in events(settings, USECASE, since=begun) if event.action in ("champion", "withdrawn")]
+    return [(event.action, event.actor, event.old, event.new, event.reason) for event in told]
+
+
+V1, V2, V3 = (f"{USECASE}/{version}" for version in (1, 2, 3))
+
+
+def test_what_the_gate_releases_one_after_the_other_is_champion_everywhere(settings, released):
+    told = [event for event in events(settings, USECASE, action="champion") if event.actor == GRAPH]
+    assert [(event.old, event.new) for event in told] == [(None, V1), (V1, V2), (V2, V3)]
+
+
+def test_releasing_the_champion_again_changes_and_tells_nothing(settings, usecase, three):
+    begun = datetime.now(UTC)
+    release(settings, usecase, three[3], decisions.newest(settings, USECASE, V3), "again")
+    assert (everywhere(settings), since(settings, begun)) == ({V3}, [])
+
+
+def test_rolling_back_twice_goes_one_further_back_and_no_third_time(settings, usecase, three):
+    begun = datetime.now(UTC)
+    assert rollback(settings, usecase, ADA, "it warns too often").model == V2
+    assert everywhere(settings) == {V2}
+    assert rollback(settings, usecase, ADA, "still").model == V1
+    assert everywhere(settings) == {V1}
+    assert since(settings, begun) == [
+        ("withdrawn", "ada", V3, V2, "it warns too often"),
+        ("champion", "ada", V3, V2, "it warns too often"),
+        ("withdrawn", "ada", V2, V1, "still"),
+        ("champion", "ada", V2, V1, "still"),
+    ]
+    with pytest.raises(ThroughlineError, match=r"no champion before flight_delay/1"):
+        rollback(settings, usecase, ADA, "further")
+    assert everywhere(settings) == {V1}
+
+
+def test_a_rollback_needs_nothing_but_the_artifact_that_served_before(settings, usecase, three):
+    """Not the registry's: it may be the very thing that broke."""
+    hidden = Path(three[2].uri).with_name("away")
+    Path(three[2].uri).rename(hidden)
+    try:
+        assert rollback(settings, usecase, ADA, "").model == V2
+    finally:
+        hidden.rename(three[2].uri)
+
+
+def test_a_tampered_artifact_is_not_served_again_but_the_registered_one(settings, usecase, three):
+    file = settings.serving_home / USECASE / "2" / "model.onnx"
+    good = file.read_bytes()
+    file.write_bytes(model_bytes(bias=9.0))
+    assert rollback(settings, usecase, ADA, "").model == V2
+    assert file.read_bytes() == good
+    assert everywhere(settings) == {V2}
+
+
+def test_where_no_artifact_is_as_it_was_a_rollback_changes_nothing(settings, usecase, three):
+    begun = datetime.now(UTC)
+    files = [settings.serving_home / USECASE / "2" / "model.onnx", Path(three[2].uri) / "model.onnx"]
+    good = files[0].read_bytes()
+    for file in files:
+        file.write_bytes(model_bytes(bias=9.0))
+    try:
+        with pytest.raises(ThroughlineError, match="flight_delay/2 is refused"):
+            rollback(settings, usecase, ADA, "")
+    finally:
+        for file in files:
+            file.write_bytes(good)
+    assert (everywhere(settings), since(settings, begun)) == ({V3}, [])
+
+
+def test_what_the_gate_never_released_is_not_promoted(settings, usecase, three, tmp_path):
+    begun = datetime.now(UTC)
+    new = register(settings, tmp_path, bias=0.7)
+    with pytest.raises(ThroughlineError, match="the gate never decided about it"):
+        promote(settings, usecase, new, ADA, "I like it")
+    decide(settings, new, V3, "wait")
+    with pytest.raises(ThroughlineError, match="the gate says wait"):
+        promote(settings, usecase, new, ADA, "I like it")
+    decide(settings, new.model_copy(update={"sha256": "b" * 64}), V3)
+    with pytest.raises(ThroughlineError, match="is not promoted"):
+        promote(settings, usecase, new, ADA, "I like it")
+    with pytest.raises(ThroughlineError, match="give a --reason"):
+        promote(settings, usecase, three[2], ADA, " ")
+    assert (everywhere(settings), since(settings, begun)) == ({V3}, [])
+
+
+def test_of_two_candidates_at_once_the_second_is_not_deployed(settings, usecase, three, tmp_path):
+    """Both were compared with the second version and released; meanwhile the third is champion."""
+    late = register(settings, tmp_path, bias=0.8)
+    decision = decide(settings, late, V2)
+    with pytest.raises(ThroughlineError, match=rf"compared with {V2}, but {V3} is champion now"):
+        release(settings, usecase, late, decision, "released by the gate")
+    assert everywhere(settings) == {V3}
+
+
+def test_what_was_rolled_back_from_only_people_bring_back(settings, usecase, three):
+    rollback(settings, usecase, ADA, "")
+    with pytest.raises(ThroughlineError, match=f"throughline promote {V3}"):
+        release(settings, usecase, three[3], decisions.newest(settings, USECASE, V3), "released by the gate")
+    assert everywhere(settings) == {V2}
+    promote(settings, usecase, three[3], ADA, "it was not the model")
+    assert everywhere(settings) == {V3}
+
+
+def test_an_alias_moved_by_hand_is_put_where_the_history_says(settings, usecase, three):
+    models.set_champion(settings, three[1])
+    assert settle(settings, usecase).champion == V3
+    assert everywhere(settings) == {V3}
+
+
+# A command that dies between any two of its steps
+
+
+class Died(BaseException):
+    """As by a signal: nobody catches it."""
+
+
+def breaking(monkeypatch: pytest.MonkeyPatch, step: int, when: str) -> None:
+    """Die before or after the numbered step of those that change something."""
+    counted = iter(range(1, 100))
+
+    def wrapped(act: Callable[..., Any]) -> Callable[..., Any]:
+        def acting(*arguments: Any, **named: Any) -> Any:
+            number = next(counted)
+            if number == step and when == "before":
+                raise Died
+            result = act(*arguments, **named)
+            if number == step:
+                raise Died
+            return result
+
+        return acting
+
+    monkeypatch.setattr(promotion, "tell", wrapped(tell))
+    monkeypatch.setattr(promotion, "serve", wrapped(promotion.serve))
+    monkeypatch.setattr(recordstore, "save", wrapped(recordstore.save))
+    monkeypatch.setattr(models, "set_champion", wrapped(models.set_champion))
+
+
+def each(steps: int, *always: tuple[int, str], first: int = 0, last: int = 0) -> list[Any]:
+    """Before and after each step; what is not `always` run belongs to the drills."""
+    deaths = [(step, when) for step in range(1, steps + 1) for when in ("before", "after")]
+    chosen = deaths[first : len(deaths) - last]
+    return [pytest.param(*one, marks=() if one in always else pytest.mark.drill) for one in chosen]
+
+
+# Of a rollback: withdrawn, serve, record, champion, alias. After the last it is done.
+@pytest.mark.parametrize(("step", "when"), each(5, (2, "before"), (5, "before"), last=1))
+def test_a_rollback_that_dies_is_completed_by_repeating_it(settings, usecase, three, monkeypatch, step, when):
+    begun = datetime.now(UTC)
+    with monkeypatch.context() as patch:
+        breaking(patch, step, when)
+        with pytest.raises(Died):
+            rollback(settings, usecase, ADA, "bad")
+    assert rollback(settings, usecase, ADA, "bad").model == V2
+    assert everywhere(settings) == {V2}
+    assert since(settings, begun) == [("withdrawn", "ada", V3, V2, "bad"), ("champion", "ada", V3, V2, "bad")]
+
+
+# Of a promotion: serve, record, champion, alias.
+@pytest.mark.parametrize(("step", "when"), each(4, (4, "before")))
+def test_a_promotion_that_dies_is_completed_by_repeating_it(settings, usecase, three, monkeypatch, step, when):
+    begun = datetime.now(UTC)
+    with monkeypatch.context() as patch:
+        breaking(patch, step, when)
+        with pytest.raises(Died):
+            promote(settings, usecase, three[2], ADA, "better")
+    promote(settings, usecase, three[2], ADA, "better")
+    assert everywhere(settings) == {V2}
+    assert since(settings, begun) == [("champion", "ada", V3, V2, "better")]
+
+
+@pytest.mark.parametrize(("step", "when"), each(4, (1, "after"), first=1, last=1))
+def test_a_promotion_that_dies_is_undone_by_a_rollback(settings, usecase, three, monkeypatch, step, when):
+    with monkeypatch.context() as patch:
+        breaking(patch, step, when)
+        with pytest.raises(Died):
+            promote(settings, usecase, three[2], ADA, "better")
+    assert rollback(settings, usecase, ADA, "no, worse").model == V3
+    assert everywhere(settings) == {V3}
+
+
+# The commands
+
+
+def run(monkeypatch: pytest.MonkeyPatch, settings: Settings, *arguments: str) -> int:
+    monkeypatch.setenv("THROUGHLINE_HOME", str(settings.home))
+    monkeypatch.setenv("THROUGHLINE_PORT_BASE", str(settings.port_base))
+    monkeypatch.setattr(sys, "argv", ["throughline", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code or 0
+
+
+def test_the_commands_say_who_serves_and_the_history_who_did_it(settings, three, monkeypatch, capsys):
+    me, begun = getpass.getuser(), datetime.now(UTC)
+    assert run(monkeypatch, settings, "rollback", USECASE, "--reason", "late at night", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["model"] == V2
+    assert run(monkeypatch, settings, "promote", V3, "--reason", "it was the data", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["model"] == V3
+    assert since(settings, begun) == [
+        ("withdrawn", me, V3, V2, "late at night"),
+        ("champion", me, V3, V2, "late at night"),
+        ("champion", me, V2, V3, "it was the data"),
+    ]
+    assert run(monkeypatch, settings, "history", V3, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {event["action"] for event in told} >= {"registered", "decided", "withdrawn", "champion"}
+    assert told[-1]["reason"] == "it was the data"
+    assert run(monkeypatch, settings, "history", V3) == 0
+    assert "it was the data" in capsys.readouterr().err
+    assert run(monkeypatch, settings, "promote", f"{USECASE}/99", "--reason", "x") == 1
+    assert "flight_delay/99 is not registered" in capsys.readouterr().err
+
+
+def test_approving_what_is_not_the_candidate_or_does_not_wait_is_refused(settings, three, monkeypatch, capsys):
+    assert run(monkeypatch, settings, "approve", V3, "--reason", "x") == 1
+    assert "is not the candidate" in capsys.readouterr().err
+    recordstore.save(settings, (USECASE, "training", "model"), three[3])
+    assert run(monkeypatch, settings, "approve", V3, "--reason", "x") == 1
+    assert "nothing to approve" in capsys.readouterr().err
+    assert events(settings, USECASE, action="approved") == []
+
+
+def test_an_approval_stands_though_the_graph_does_not_answer(settings, usecase, three, monkeypatch, capsys, tmp_path):
+    """And it takes somebody else than who registered the version."""
+    me = getpass.getuser()
+    for lenient, said in ((False, f"{me} submitted it"), (True, None)):
+        manual = usecase.release.model_copy(update={"policy": "manual", "submitter_may_approve": lenient})
+        changed = usecase.model_copy(update={"release": manual, "approvers": [me]})
+        monkeypatch.setattr("throughline.cli.govern.get_usecase", lambda name, changed=changed: changed)
+        new = register(settings, tmp_path, bias=0.9)
+        decide(settings, new, V3, "wait")
+        recordstore.save(settings, (USECASE, "training", "model"), new)
+        assert run(monkeypatch, settings, "approve", new.reference, "--reason", "numbers seen", "--json") == bool(said)
+        out, err = capsys.readouterr()
+        if said:
+            assert said in err
+            assert events(settings, USECASE, target=new.reference, action="approved") == []
+    result = json.loads(out)
+    assert (result["approved_by"], result["sha256"], result["run"]) == (me, new.sha256, None)
+    assert "Repeat the command" in result["note"]
+    (event,) = events(settings, USECASE, target=new.reference, action="approved")
+    assert (event.actor, event.new, event.reason) == (me, new.sha256, "numbers seen")
+    assert everywhere(settings) == {V3}

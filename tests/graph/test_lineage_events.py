@@ -1,0 +1,132 @@
+"""A run's steps are told when it has ended; a receiver that is down fails neither the run nor the sensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from dagster import (
+    AssetKey,
+    AssetsDefinition,
+    DagsterEventType,
+    DagsterInstance,
+    DagsterRunStatus,
+    DataVersion,
+    DefaultSensorStatus,
+    Definitions,
+    ExecuteInProcessResult,
+    MetadataValue,
+    Output,
+    SkipReason,
+    asset,
+    build_run_status_sensor_context,
+)
+
+from assets.lineage_events import ENDED, lineage_events
+from tests.lineage_receiver import Receiver, receiver
+from throughline.errors import ThroughlineError
+from throughline.settings import Settings, load_settings
+
+ENDINGS = {DagsterEventType.RUN_SUCCESS, DagsterEventType.RUN_FAILURE}
+
+
+@pytest.fixture
+def here() -> Iterator[Receiver]:
+    with receiver() as listening:
+        yield listening
+
+
+@pytest.fixture
+def told(tmp_path, here: Receiver) -> Settings:
+    return load_settings(home=tmp_path, openlineage_url=here.url)
+
+
+def graph(fails: bool = False) -> list[AssetsDefinition]:
+    """Raw table, feature table, dataset, model: with the metadata that ours have."""
+
+    @asset(key=["u", "raw", "t"])
+    def raw() -> Output[int]:
+        return Output(1, data_version=DataVersion("digest"), metadata={"delta_version": 7})
+
+    @asset(key=["u", "features", "ticks"], deps=[AssetKey(["u", "raw", "t"])])
+    def ticks() -> Output[int]:
+        return Output(1, metadata={"delta_version": 3, "read_versions": MetadataValue.json({"t": 6})})
+
+    @asset(key=["u", "training", "dataset"], deps=[AssetKey(["u", "features", "ticks"])])
+    def dataset() -> Output[int]:
+        return Output(1, metadata={"delta_version": 5, "inputs": ["u/features/ticks@3", "u/features/spine@2"]})
+
+    @asset(key=["u", "training", "model"], deps=[AssetKey(["u", "training", "dataset"])])
+    def model() -> Output[int]:
+        if fails:
+            raise ThroughlineError("The training was lost.\nAnd a page of details.")
+        return Output(1, data_version=DataVersion("sha"))
+
+    return [raw, ticks, dataset, model]
+
+
+def run(instance: DagsterInstance, fails: bool = False) -> ExecuteInProcessResult:
+    job = Definitions(assets=graph(fails)).resolve_implicit_global_asset_job_def()
+    return job.execute_in_process(instance=instance, raise_on_error=False)
+
+
+def tell(settings: Settings, instance: DagsterInstance, done: ExecuteInProcessResult) -> SkipReason:
+    status = done.dagster_run.status
+    sensor = next(each for each in lineage_events(settings).sensors if each.name.endswith(status.value.lower()))
+    context = build_run_status_sensor_context(
+        sensor_name=sensor.name,
+        dagster_event=next(each for each in done.all_events if each.event_type in ENDINGS),
+        dagster_instance=instance,
+        dagster_run=instance.get_run_by_id(done.run_id),
+    )
+    return sensor(context)
+
+
+def test_without_a_receiver_there_is_no_sensor(tmp_path) -> None:
+    assert not lineage_events(load_settings(home=tmp_path)).sensors
+
+
+def test_with_one_every_way_in_which_a_run_ends_is_told(told: Settings) -> None:
+    sensors = list(lineage_events(told).sensors)
+    assert {each.name for each in sensors} == {f"openlineage_{status.value.lower()}" for status in ENDED}
+    assert {each.default_status for each in sensors} == {DefaultSensorStatus.RUNNING}
+
+
+def test_each_step_is_told_with_what_it_read_and_wrote(told: Settings, here: Receiver) -> None:
+    with DagsterInstance.ephemeral() as instance:
+        done = run(instance)
+        assert tell(told, instance, done).skip_message == f"4 steps of run {done.run_id} told"
+    steps = {name.partition(".")[2] for name, _ in here.told()}
+    assert steps == {"u__raw__t", "u__features__ticks", "u__training__dataset", "u__training__model"}
+    assert [state for _, state in here.told()] == ["START", "COMPLETE"] * 4
+    ends = {event.job.name.rpartition("__")[2]: event for event in here.events if event.eventType.value == "COMPLETE"}
+
+    def tables(step: str, side: str) -> dict[str, str]:
+        return {each.name: each.facets["version"].datasetVersion for each in getattr(ends[step], side)}
+
+    assert tables("t", "outputs") == {"u/raw/t": "7"}
+    assert tables("ticks", "inputs") == {"u/raw/t": "6"}  # the version that was read, not the newest
+    assert tables("dataset", "inputs") == {"u/features/ticks": "3", "u/features/spine": "2"}
+    assert list(tables("model", "inputs")) == ["u/training/dataset"]
+    assert tables("model", "outputs") == {"u/training/model": "sha"}
+    assert {event.run.facets["parent"].run["runId"] for event in here.events} == {done.run_id}
+
+
+def test_a_step_that_failed_says_why_and_those_that_never_began_are_not_told(told: Settings, here: Receiver) -> None:
+    with DagsterInstance.ephemeral() as instance:
+        done = run(instance, fails=True)
+        assert done.dagster_run.status == DagsterRunStatus.FAILURE
+        tell(told, instance, done)
+    assert here.told()[-1] == ("__ASSET_JOB.u__training__model", "FAIL")
+    message = here.events[-1].run.facets["errorMessage"].message
+    assert "The training was lost." in message
+    assert "details" not in message
+
+
+def test_a_receiver_that_is_down_is_a_line_in_the_sensors_log(tmp_path, here: Receiver) -> None:
+    here.status = 503
+    settings = load_settings(home=tmp_path, openlineage_url=here.url)
+    with DagsterInstance.ephemeral() as instance:
+        done = run(instance)
+        assert done.success
+        assert "0 of 8 events taken by" in tell(settings, instance, done).skip_message

@@ -1,0 +1,184 @@
+"""The history is only ever added to: nothing is told twice, lost or changed, and people can read it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from throughline.cli import main as cli
+from throughline.cli.govern import concerning, local_time, what_happened
+from throughline.identity import GRAPH
+from throughline.lakehouse.table import current_version
+from throughline.records import GateDecision, HistoryEvent
+from throughline.registry.history import LAYER, TABLE, event_of, events, tell
+from throughline.settings import Settings, load_settings
+from throughline.usecase import get_usecase
+
+NAME = "flight_delay"
+NOW = datetime(2024, 7, 1, 12, tzinfo=UTC)
+
+
+def told(action: str, target: str, minutes: int = 0, **values) -> HistoryEvent:
+    event = event_of(action, target, values.pop("actor", "ada"), **values)
+    return event.model_copy(update={"at": NOW + timedelta(minutes=minutes)})
+
+
+def test_what_was_told_comes_back_as_it_was_oldest_first(settings: Settings):
+    late = told("champion", "shop", 5, old="shop/1", new="shop/2", reason='für "alle", gerne')
+    early = told("registered", "shop/2", 1, new="a" * 64, actor=GRAPH)
+    tell(settings, "shop", late)
+    tell(settings, "shop", early)
+    assert events(settings, "shop") == [early, late]
+    assert events(settings, "other") == []
+
+
+def test_a_step_that_is_repeated_tells_once_and_the_first_telling_stands(settings: Settings):
+    first = event_of("decided", "shop/2", GRAPH, new="1", reason="first", once=["a", 1])
+    tell(settings, "shop", first)
+    tell(settings, "shop", event_of("decided", "shop/2", GRAPH, new="2", reason="second", once=["a", 1]))
+    assert events(settings, "shop") == [first]
+    tell(settings, "shop", event_of("decided", "shop/3", GRAPH, once=["a", 1]))
+    tell(settings, "shop", event_of("approved", "shop/2", GRAPH, once=["a", 1]))
+    assert len(events(settings, "shop")) == 3
+
+
+def test_without_once_the_same_words_at_another_time_are_another_event(settings: Settings):
+    for _ in range(2):
+        tell(settings, "shop", event_of("note", "shop/2", "ada", reason="seen"))
+    assert len(events(settings, "shop")) == 2
+
+
+def test_many_who_tell_at_the_same_time_lose_nothing(settings: Settings):
+    tell(settings, "shop", event_of("note", "shop", "ada", reason="first"))
+    notes = [event_of("note", f"shop/{n}", "ada", reason=str(n)) for n in range(8)]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda note: tell(settings, "shop", note), notes))
+    assert {event.id for event in events(settings, "shop", since=notes[0].at)} == {note.id for note in notes}
+
+
+def test_telling_again_does_not_change_the_table(settings: Settings):
+    note = event_of("note", "shop", "ada", reason="once")
+    place = settings.table_path("shop", LAYER, TABLE)
+    tell(settings, "shop", note)
+    before = current_version(place)
+    tell(settings, "shop", note)
+    assert current_version(place) == before
+
+
+def test_a_name_gives_its_versions_and_a_version_only_itself(settings: Settings):
+    for target in ("shop", "shop/1", "shop/12", "shopping/1"):
+        tell(settings, "shop", event_of("note", target, "ada", reason=target))
+    assert [event.target for event in events(settings, "shop", target="shop")] == ["shop", "shop/1", "shop/12"]
+    assert [event.target for event in events(settings, "shop", target="shop/1")] == ["shop/1"]
+
+
+# What people see
+
+
+def test_of_a_version_one_also_sees_when_it_became_champion_and_ceased_to_be():
+    up = told("champion", "shop", 1, old="shop/1", new="shop/2")
+    down = told("withdrawn", "shop/2", 2, old="shop/2", new="shop/1")
+    back = told("champion", "shop", 3, old="shop/2", new="shop/1")
+    other = told("note", "shop/12", 4, reason="not this one")
+    assert concerning([up, down, back, other], "shop/2") == [up, down, back]
+    assert concerning([up, other], "shop/12") == [other]
+    assert concerning([up, other], "shop") == [up, other]
+
+
+def test_an_event_reads_as_what_changed():
+    decision = GateDecision(model="shop/2", sha256="a", decision="reject", decided_at=NOW, rules=[])
+    assert what_happened(told("decided", "shop/2", new=decision.model_dump_json())) == "reject"
+    assert what_happened(told("decided", "shop/2", new="{")) == "cannot be read"
+    assert what_happened(told("champion", "shop", new="shop/1")) == "nobody → shop/1"
+    assert what_happened(told("approved", "shop/2", new="a" * 64)) == "a" * 12
+
+
+def test_people_see_the_time_of_the_use_case():
+    usecase = get_usecase(NAME)
+    assert local_time(datetime(2013, 3, 10, 6, 59, tzinfo=UTC), usecase) == "2013-03-10 01:59:00 EST"
+    assert local_time(datetime(2013, 3, 10, 7, 0, tzinfo=UTC), usecase) == "2013-03-10 03:00:00 EDT"
+
+
+@pytest.fixture
+def home(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A home whose services are all down."""
+    monkeypatch.setenv("THROUGHLINE_HOME", str(settings.home))
+    monkeypatch.setenv("THROUGHLINE_PORT_BASE", "64970")
+    return load_settings()
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["throughline", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code or 0
+
+
+def test_a_note_stands_in_the_history_under_who_wrote_it(home, monkeypatch, capsys):
+    import getpass
+
+    assert run(monkeypatch, "note", NAME, "[bold]closed on Monday", "--json") == 0
+    note = json.loads(capsys.readouterr().out)
+    assert (note["actor"], note["target"], note["action"]) == (getpass.getuser(), NAME, "note")
+    assert run(monkeypatch, "history", NAME, "--json") == 0
+    (event,) = json.loads(capsys.readouterr().out)
+    assert event == {"usecase": NAME, **note}
+    assert datetime.fromisoformat(event["at"]).utcoffset() == timedelta(0)
+    assert run(monkeypatch, "history") == 0
+    assert "[bold]closed" in "".join(capsys.readouterr().err.split())
+
+
+def test_of_no_history_one_is_told_so(home, monkeypatch, capsys):
+    assert run(monkeypatch, "history", f"{NAME}/3") == 0
+    assert "nothing was told yet" in capsys.readouterr().err
+    assert run(monkeypatch, "history", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("approve", f"{NAME}/1"),
+        ("promote", f"{NAME}/1"),
+        ("approve", NAME, "--reason", "seen"),
+        ("promote", f"{NAME}/one", "--reason", "seen"),
+        ("promote", f"{NAME}/0", "--reason", "seen"),
+        ("history", f"{NAME}/"),
+        ("note", NAME),
+        ("note", NAME, " "),
+        ("rollback",),
+    ],
+)
+def test_a_wrong_call_is_exit_code_2_and_changes_nothing(home, monkeypatch, arguments):
+    assert run(monkeypatch, *arguments) == 2
+    assert not home.lakehouse.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("approve", f"{NAME}/1", "--reason", "seen"), "MLflow does not answer"),
+        (("promote", f"{NAME}/1", "--reason", "seen"), "MLflow does not answer"),
+        (("rollback", NAME), "MLflow does not answer"),
+        (("note", f"{NAME}/1", "seen"), "MLflow does not answer"),
+        (("rollback", "nobody"), "Unknown use case 'nobody'"),
+        (("history", "nobody/1"), "Unknown use case 'nobody'"),
+    ],
+)
+def test_what_cannot_be_done_now_is_one_line_and_exit_code_1(home, monkeypatch, capsys, arguments, says):
+    assert run(monkeypatch, *arguments) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert says in line
+
+
+def test_with_the_token_of_nobody_nothing_is_written(home, monkeypatch, capsys):
+    monkeypatch.setenv("THROUGHLINE_BIND", "0.0.0.0")
+    monkeypatch.setenv("THROUGHLINE_TOKEN", "nobody's")
+    assert run(monkeypatch, "note", NAME, "seen") == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "users.toml has the token of this process" in line
+    assert not home.lakehouse.exists()

@@ -1,0 +1,117 @@
+"""Rows kept in memory are those of the version that is asked for, whatever was read before, and never too many."""
+
+from __future__ import annotations
+
+import json
+from datetime import date, timedelta
+from typing import Any
+
+import polars as pl
+import pytest
+from deltalake import CommitProperties, DeltaTable, write_deltalake
+
+from throughline.errors import ThroughlineError
+from throughline.lakehouse.table import current_version, replace_all, replace_days, scan
+from throughline.lineage import pinned as module
+from throughline.lineage.pinned import PinnedTables
+from throughline.records import TableVersion
+from throughline.settings import Settings
+
+TABLE, FIRST = "u/raw/t", date(2013, 1, 1)
+DAYS = [FIRST + timedelta(days=n) for n in range(4)]
+
+
+def rows(days: list[date], value: int, **more: int) -> pl.DataFrame:
+    return pl.DataFrame([{"day": day, "value": value, **more} for day in days])
+
+
+@pytest.fixture
+def versions(settings: Settings) -> list[TableVersion]:
+    """Four days of zeros, then the second of ones, then the last with another column."""
+    path = settings.lakehouse / TABLE
+    replace_days(path, rows(DAYS, 0), DAYS[0], DAYS[-1])
+    replace_days(path, rows(DAYS[1:2], 1), DAYS[1], DAYS[1])
+    return [TableVersion(table=TABLE, version=version) for version in range(current_version(path) + 1)]
+
+
+def values(found: pl.DataFrame) -> list[int]:
+    return found.sort("day")["value"].to_list()
+
+
+def test_each_version_gives_its_own_rows_in_whatever_order_they_are_asked_for(
+    settings: Settings, versions: list[TableVersion]
+) -> None:
+    tables = PinnedTables(settings)
+    for _ in range(2):
+        for pinned in (versions[1], versions[0]):
+            assert values(tables.rows(pinned)) == values(scan(settings.lakehouse / TABLE, pinned.version).collect())
+            assert values(tables.rows(pinned, DAYS[1], DAYS[1])) == [pinned.version]
+    assert tables.days(versions[0]) == DAYS
+    assert tables.rows(versions[0], DAYS[-1] + timedelta(days=1)).schema == {"day": pl.Date, "value": pl.Int64}
+
+
+def test_days_that_two_versions_share_are_read_once(
+    settings: Settings, versions: list[TableVersion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables, read = PinnedTables(settings), []
+    collect = PinnedTables._collect
+
+    def counted(self: PinnedTables, *asked: Any) -> pl.DataFrame:
+        read.append(collect(self, *asked))
+        return read[-1]
+
+    monkeypatch.setattr(PinnedTables, "_collect", counted)
+    for pinned in versions:
+        tables.rows(pinned)
+    assert [found.height for found in read] == [4, 1]
+
+
+def test_memory_is_bounded_and_the_answer_is_not(settings: Settings, versions: list[TableVersion]) -> None:
+    tables = PinnedTables(settings, bytes_kept=1)
+    for pinned in versions:
+        for day in DAYS:
+            assert tables.rows(pinned, day, day).height == 1
+            assert len(tables._rows) == 1
+        assert tables.rows(pinned).height == 4
+
+
+def test_days_of_unlike_columns_are_put_together(settings: Settings) -> None:
+    from throughline.lakehouse.rules import Rules
+
+    path = settings.lakehouse / TABLE
+    replace_days(path, rows(DAYS[:2], 0), DAYS[0], DAYS[1])
+    tables = PinnedTables(settings)
+    tables.rows(TableVersion(table=TABLE, version=0), DAYS[0], DAYS[0])
+    declared = Rules(columns={"day", "value", "more"})
+    replace_days(path, rows(DAYS[1:2], 0, more=7), DAYS[1], DAYS[1], declared)
+    found = tables.rows(TableVersion(table=TABLE, version=1)).sort("day")
+    assert found["more"].to_list() == [None, 7]
+
+
+def test_a_version_that_is_vacuumed_while_it_is_open_is_said_to_be_gone(
+    settings: Settings, versions: list[TableVersion]
+) -> None:
+    tables = PinnedTables(settings)
+    tables.rows(versions[0], DAYS[0], DAYS[0])
+    DeltaTable(str(settings.lakehouse / TABLE)).vacuum(
+        retention_hours=0, enforce_retention_duration=False, dry_run=False
+    )
+    with pytest.raises(ThroughlineError, match="cannot be read: nothing pinned it"):
+        tables.rows(versions[0], DAYS[1], DAYS[1])
+    assert tables.rows(versions[1]).height == 4
+
+
+def test_what_a_version_was_made_from_stands_through_maintenance_and_not_through_a_write(settings: Settings) -> None:
+    path, source = settings.lakehouse / TABLE, TableVersion(table="u/raw/s", version=3)
+    replace_all(path, pl.DataFrame({"value": [1]}))
+    note = CommitProperties(custom_metadata={"inputs": json.dumps([str(source)])})
+    write_deltalake(str(path), pl.DataFrame({"value": [2]}).to_arrow(), mode="append", commit_properties=note)
+    DeltaTable(str(path)).optimize.compact()
+    tables = PinnedTables(settings)
+    nothing, written, compacted = (TableVersion(table=TABLE, version=version) for version in range(3))
+    assert (tables.made_from(compacted), tables.content(compacted)) == ([source], written)
+    assert (tables.made_from(nothing), tables.content(nothing)) == (None, nothing)
+    pl.DataFrame({"value": [2]}).write_delta(str(path), mode="overwrite")
+    unknown = TableVersion(table=TABLE, version=3)
+    assert tables.made_from(unknown) is None, "a newer version than was seen is looked for"
+    assert module.parse(str(unknown)) == unknown

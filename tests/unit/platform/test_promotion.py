@@ -1,0 +1,115 @@
+"""Whom a rollback returns to follows from the history alone, also after a command that broke off."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from throughline.records import HistoryEvent
+from throughline.registry.history import event_of
+from throughline.rollout.promotion import Line, line_of, rollback_target
+
+NOW = datetime(2024, 7, 1, tzinfo=UTC)
+
+
+def history(*steps: tuple[str, int]) -> list[HistoryEvent]:
+    """("champion", 3): u/3 became champion; ("withdrawn", 3): somebody rolled back from it."""
+    told = []
+    for number, (action, version) in enumerate(steps):
+        reference = f"u/{version}"
+        event = event_of(action, reference if action == "withdrawn" else "u", "ada", new=reference)
+        told.append(event.model_copy(update={"at": NOW + timedelta(minutes=number)}))
+    return told
+
+
+def returns_to(*steps: tuple[str, int]) -> str | None:
+    """Of a history that is complete: who is champion serves and has the alias."""
+    line = line_of(history(*steps))
+    return rollback_target(line, line.champion, line.champion)
+
+
+UP = "champion"
+DOWN = "withdrawn"
+
+
+@pytest.mark.parametrize(
+    ("steps", "target"),
+    [
+        ([], None),
+        ([(UP, 1)], None),
+        ([(UP, 1), (UP, 2)], "u/1"),
+        ([(UP, 1), (UP, 2), (UP, 3)], "u/2"),
+        # rolled back from 3: again goes one further back, and not forth to 3
+        ([(UP, 1), (UP, 2), (UP, 3), (DOWN, 3), (UP, 2)], "u/1"),
+        ([(UP, 1), (UP, 2), (UP, 3), (DOWN, 3), (UP, 2), (DOWN, 2), (UP, 1)], None),
+        # a new champion after a rollback: what was rolled back from is skipped
+        ([(UP, 1), (UP, 2), (DOWN, 2), (UP, 1), (UP, 3)], "u/1"),
+        # an earlier one was promoted: the one before it is who it replaced
+        ([(UP, 1), (UP, 2), (UP, 3), (UP, 1)], "u/3"),
+        # promoted again after a rollback: it counts again
+        ([(UP, 1), (UP, 2), (DOWN, 2), (UP, 1), (UP, 2), (UP, 3)], "u/2"),
+    ],
+)
+def test_a_rollback_returns_to_the_champion_before_the_current_one(steps, target):
+    assert returns_to(*steps) == target
+
+
+def test_other_events_say_nothing_about_champions():
+    others = [event_of(action, "u/9", "ada", new="u/9") for action in ("note", "decided", "approved", "refused")]
+    assert line_of(others) == Line()
+
+
+@pytest.mark.parametrize(
+    ("steps", "serving", "alias", "target"),
+    [
+        # a rollback from 3 to 2 that broke off after: telling it, serving, telling the champion
+        ([(UP, 1), (UP, 2), (UP, 3), (DOWN, 3)], 3, 3, 2),
+        ([(UP, 1), (UP, 2), (UP, 3), (DOWN, 3)], 2, 3, 2),
+        ([(UP, 1), (UP, 2), (UP, 3), (DOWN, 3), (UP, 2)], 2, 3, 2),
+        # a promotion of 3 that broke off after: serving, telling the champion. To undo it is to return to 2
+        ([(UP, 1), (UP, 2)], 3, 2, 2),
+        ([(UP, 1), (UP, 2), (UP, 3)], 3, 2, 2),
+        # the same of an earlier champion, 1
+        ([(UP, 1), (UP, 2), (UP, 3)], 1, 3, 3),
+        # nothing is deployed here: the champion is what should be
+        ([(UP, 1), (UP, 2)], None, 2, 2),
+        # the alias was taken away or moved by hand: the history decides
+        ([(UP, 1), (UP, 2)], 2, None, 1),
+        ([(UP, 1), (UP, 2)], 2, 7, 1),
+        # the first champion broke off before it was told: there is nobody to return to
+        ([], 1, None, None),
+    ],
+)
+def test_repeated_after_it_broke_off_a_rollback_ends_where_it_was_going(steps, serving, alias, target):
+    named = [None if version is None else f"u/{version}" for version in (serving, alias, target)]
+    assert rollback_target(line_of(history(*steps)), *named[:2]) == named[2]
+
+
+moves = st.lists(st.one_of(st.integers(1, 5), st.just("rollback")), max_size=20)
+
+
+@settings(max_examples=300, deadline=None)
+@given(moves)
+def test_rollbacks_undo_promotions_like_a_stack_without_those_rolled_back_from(steps):
+    """Against a plain list: a promotion puts a version on top, wherever it was; a rollback takes the top away."""
+    told: list[tuple[str, int]] = []
+    stack: list[int] = []
+    for step in steps:
+        target = returns_to(*told)
+        if step != "rollback":
+            told.append((UP, step))
+            stack = [*(one for one in stack if one != step), step]
+        elif len(stack) > 1:
+            top = stack.pop()
+            assert target == f"u/{stack[-1]}"
+            told += [(DOWN, top), (UP, stack[-1])]
+        else:
+            assert target is None
+    line = line_of(history(*told))
+    assert line.champions == tuple(f"u/{version}" for version in stack)
+    assert line.champion not in line.former
+    everybody = {f"u/{version}" for action, version in told if action == UP}
+    assert line.former == everybody - {line.champion}
