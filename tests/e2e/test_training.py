@@ -26,7 +26,7 @@ from throughline.registry import models
 from throughline.registry.served_model import ServedModel
 from throughline.services.ports import free_ports
 from throughline.settings import Settings, load_settings
-from throughline.usecase import UseCase, get_usecase
+from throughline.usecase import Evaluation, UseCase, get_usecase
 
 pytestmark = pytest.mark.e2e
 
@@ -125,7 +125,10 @@ def test_the_same_recipe_on_the_same_rows_is_not_trained_again(trained, settings
 
 def test_an_evaluation_of_the_registered_file_passes_or_fails_by_its_own_numbers(trained, settings, usecase, dataset):
     record, _ = trained
-    evaluation = evaluate_candidate(settings, usecase, dataset, record)
+    with pytest.raises(ThroughlineError, match="which dataset flight_delay/training/dataset@0 does not have"):
+        evaluate_candidate(settings, usecase, dataset, record)  # the declaration speaks of other rows
+    plain = usecase.model_copy(update={"evaluation": Evaluation(holdout="14d")})
+    evaluation = evaluate_candidate(settings, plain, dataset, record)
     assert evaluation.candidate.log_loss < evaluation.constant.log_loss
     assert evaluation.candidate.auc > 0.7
     decision = decide(evaluation, record, usecase.gate, evaluation.evaluated_at)

@@ -104,6 +104,11 @@ def evaluate(
             f"Dataset {dataset.table} has no row at or after {dataset.holdout_from.isoformat()}: "
             "nothing was held out; build the dataset with a later as-of."
         )
+    if unknown := _unknown(usecase, holdout):
+        raise ThroughlineError(
+            f"evaluation of {usecase.name} names {', '.join(unknown)}, which dataset {dataset.table} does not have: "
+            "correct the declaration, or evaluate on a dataset of its features."
+        )
     labels = labels_of(holdout)
     scores = {"candidate": model.score(holdout), "constant": np.full(len(labels), rows.base_rate)}
     if champion is not None:
@@ -150,6 +155,15 @@ def evaluate(
         outside_domain=float(np.mean([bool(names) for names in model.outside_domain(holdout)])),
         cost=_cost(model, holdout),
     )
+
+
+def _unknown(usecase: UseCase, rows: pl.DataFrame) -> list[str]:
+    """Columns that the declaration wants to look at and the rows do not have."""
+    declared = usecase.evaluation
+    wanted = {*declared.slices.columns, *(expected.feature for expected in declared.behaviour.values())}
+    if declared.simple_rule is not None:
+        wanted.add(declared.simple_rule.feature)
+    return sorted(wanted - {*rows.columns, *local_columns(rows, usecase.timezone)})
 
 
 def _known_to(model: ServedModel, views: Mapping[str, list[str]]) -> dict[str, list[str]]:

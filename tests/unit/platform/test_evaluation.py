@@ -169,3 +169,10 @@ def test_a_record_with_nan_survives_storage():
     record = judged(float("nan"))
     read = EvaluationRecord.model_validate_json(record.model_dump_json())
     assert math.isnan(read.candidate.auc)
+
+
+def test_a_declaration_that_looks_at_columns_the_rows_lack_is_refused_and_they_are_named():
+    declared = get_usecase("flight_delay")
+    rows = Rows(holdout=FRAME[3:], before=FRAME[:2], base_rate=0.3)
+    with pytest.raises(ThroughlineError, match=f"names .*{declared.evaluation.simple_rule.feature}.* does not have"):
+        evaluate(declared, Stub(0.5), a_model(2), rows, a_dataset(), NOW)
