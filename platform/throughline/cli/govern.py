@@ -146,15 +146,14 @@ def concerning(events: Iterable[HistoryEvent], target: str | None) -> list[Histo
 def what_happened(event: HistoryEvent) -> str:
     """An event's old and new value as a person reads them, without its reason."""
     from throughline.records import GateDecision
+    from throughline.registry.history import change
 
-    if event.action == "decided":
-        try:
-            return GateDecision.model_validate_json(event.new or "").decision
-        except ValueError:
-            return "cannot be read"
-    if event.action in ("champion", "withdrawn"):
-        return f"{event.old or 'nobody'} → {event.new}"
-    return (event.new or "")[:12]  # a digest
+    if event.action != "decided":
+        return change(event)
+    try:
+        return GateDecision.model_validate_json(event.new or "").decision
+    except ValueError:
+        return "cannot be read"
 
 
 def local_time(at: datetime, usecase: UseCase) -> str:

@@ -7,13 +7,12 @@ Whoever could change the file could falsify explanations, never a prediction: it
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 from pathlib import Path
 
 import polars as pl
-from pydantic import ValidationError
 
+from throughline import recordstore
 from throughline.errors import ThroughlineError
 from throughline.evaluation.explain import SEED, Model, sample
 from throughline.records import Background, ModelRecord
@@ -93,10 +92,7 @@ def place(settings: Settings, model: ModelRecord, folder: Path) -> None:
     if background is None:
         log.warning("%s was never given a background: it is served without explanations", model.reference)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_text(background.model_dump_json())
-    draft.replace(path)
+    recordstore.write_file(path, background)
 
 
 def served_path(folder: Path, sha256: str) -> Path:
@@ -106,11 +102,4 @@ def served_path(folder: Path, sha256: str) -> Path:
 
 def read(path: Path) -> Background | None:
     """The file's content; None when there is none. Raises when it is no background."""
-    try:
-        return Background.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "content"
-        raise ThroughlineError(f"{path}: {where}: {first['msg']}; deploy the version again.") from error
+    return recordstore.read_file(path, Background, "deploy the version again")

@@ -8,12 +8,10 @@ the reading and recording around it. Does not own: the metrics' definitions (`me
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -64,8 +62,8 @@ def evaluate_candidate(
     """
     champion = models.champion(settings, usecase.name)
     rows = read_rows(dataset)
-    loaded = _load(settings, model)
-    incumbent = None if champion is None else (_load(settings, champion), champion)
+    loaded = models.load(settings, model)
+    incumbent = None if champion is None else (models.load(settings, champion), champion)
     record = evaluate(usecase, loaded, model, rows, dataset, WallClock().now(), incumbent)
     kept = background.background_of(loaded, rows.holdout)
     background.keep(settings, model, kept)
@@ -222,8 +220,3 @@ def _cost(model: ServedModel, holdout: pl.DataFrame) -> ServingCost:
         times.append(time.perf_counter() - begun)
     p50, p95 = (float(value) * 1000 for value in np.quantile(times, [0.5, 0.95]))
     return ServingCost(latency_p50_ms=p50, latency_p95_ms=p95, size_bytes=model.size_bytes)
-
-
-def _load(settings: Settings, model: ModelRecord) -> ServedModel:
-    with tempfile.TemporaryDirectory() as scratch:  # the session is made from bytes read: the file may go
-        return ServedModel.load(models.fetch(settings, model, Path(scratch)), model.sha256)

@@ -6,10 +6,8 @@ Owns: that what is explained is what was said. Does not own: the estimate (`expl
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -40,8 +38,7 @@ def explain_logged(settings: Settings, prediction_id: str) -> dict[str, Any]:
             f"{record.reference} has nothing to compare with: it was never evaluated, or before explanations were; "
             "evaluate it again."
         )
-    with tempfile.TemporaryDirectory() as scratch:  # the session is made from bytes read: the file may go
-        model = ServedModel.load(models.fetch(settings, record, Path(scratch)), record.sha256)
+    model = models.load(settings, record)
     row = features_of(event["features"], model)
     explanation = explain(model, row, background.frame_of(kept, model, record.sha256))
     if abs(explanation.score - event["score"]) > TOLERANCE:

@@ -1,7 +1,7 @@
 """What MLflow knows of a model version and of the run it came from, asked over REST and remembered.
 
-Owns: these questions. Does not own: how a version is registered (`registry/models.py`). MLflow's client takes seconds
-to import; a trace needs three answers per model version, which do not change.
+Owns: these questions. Does not own: how a version is registered (`registry/models.py`). A trace needs three answers per
+model version, which do not change.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from throughline.errors import ThroughlineError
 from throughline.records import DatasetRecord, Record
+from throughline.registry.rest import ask, silent
 from throughline.settings import Settings
 
 _TAG = "throughline."
@@ -124,18 +125,13 @@ class MlflowRegistry:
             return Path(got).read_text()
 
     def _ask(self, question: str, parameters: dict[str, str], answer: str) -> Any:
-        import httpx
-
-        uri = self._settings.url("mlflow")
-        try:
-            told = httpx.get(f"{uri}/api/2.0/mlflow/{question}", params=parameters, timeout=10)
-            if told.status_code == httpx.codes.NOT_FOUND:
-                raise ThroughlineError(f"MLflow at {uri} knows no {answer} {'/'.join(parameters.values())}.")
-            return told.raise_for_status().json()[answer]
-        except (httpx.HTTPError, ValueError, KeyError) as error:
-            raise ThroughlineError(
-                f"MLflow does not answer at {uri} ({error}): start it with `throughline up`."
-            ) from error
+        told = ask(self._settings, question, **parameters)
+        if told is None:
+            what = f"{answer} {'/'.join(parameters.values())}"
+            raise ThroughlineError(f"MLflow at {self._settings.url('mlflow')} knows no {what}.")
+        if answer not in told:
+            raise silent(self._settings, f"no {answer} in its answer")
+        return told[answer]
 
 
 def _said(tags: list[dict[str, str]]) -> dict[str, Any]:

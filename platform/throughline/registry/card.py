@@ -27,6 +27,7 @@ from throughline.records import (
     SliceMetrics,
     TableVersion,
 )
+from throughline.registry.history import change
 from throughline.usecase import CardStatement, UseCase
 
 REQUEST = "request"  # the group of what comes with the request, beside the feature views
@@ -182,11 +183,7 @@ def concerning(reference: str, events: Iterable[HistoryEvent]) -> list[HistoryEv
 
 def what_happened(event: HistoryEvent) -> str:
     """Old and new value as a person reads them; a decision is told by its reason."""
-    if event.action == "decided":
-        return ""
-    if event.action in ("champion", "withdrawn"):
-        return f"{event.old or 'nobody'} → {event.new}"
-    return (event.new or "")[:12]  # a digest
+    return "" if event.action == "decided" else change(event)
 
 
 def render_markdown(card: Card) -> str:

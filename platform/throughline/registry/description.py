@@ -1,21 +1,20 @@
 """What a version says of itself beside its file: the tags that follow from its evaluation, and the list of versions.
 
 Owns: those tags, and reading all versions at once. Does not own: the tags of registration (`models.py`), the card.
-Read over REST: MLflow's own client loads every plug-in there is, for seconds.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import Field
 
-from throughline.errors import ThroughlineError
 from throughline.experiment.fingerprint import combine, fingerprint_imports
 from throughline.records import DatasetRecord, EvaluationRecord, GateDecision, ModelRecord, Record
+from throughline.registry.rest import ask, model_versions
 from throughline.settings import Settings
 from throughline.usecase import UseCase
 
@@ -96,7 +95,7 @@ def set_tags(settings: Settings, model: ModelRecord, tags: Mapping[str, str]) ->
 def summaries(settings: Settings, name: str) -> list[VersionSummary]:
     """All versions of a model that were registered here, newest first."""
     aliases = _aliases(settings, name)
-    found = (_summary(version, aliases) for version in _all(settings, name))
+    found = (_summary(version, aliases) for version in model_versions(settings, name))
     return sorted(filter(None, found), key=lambda one: -int(one.model.rpartition("/")[2]))
 
 
@@ -121,32 +120,7 @@ def _summary(version: dict[str, Any], aliases: Mapping[int, list[str]]) -> Versi
 
 def _aliases(settings: Settings, name: str) -> dict[int, list[str]]:
     found: dict[int, list[str]] = {}
-    model = _get(settings, "registered-models/get", name=name).get("registered_model", {})
-    for one in model.get("aliases", []):
+    model = ask(settings, "registered-models/get", name=name) or {}
+    for one in model.get("registered_model", {}).get("aliases", []):
         found.setdefault(int(one["version"]), []).append(one["alias"])
     return {version: sorted(names) for version, names in found.items()}
-
-
-def _all(settings: Settings, name: str) -> Iterator[dict[str, Any]]:
-    page = ""
-    while True:
-        asked = {"filter": f"name = '{name}'", "max_results": 1000, "page_token": page}
-        content = _get(settings, "model-versions/search", **asked)
-        yield from content.get("model_versions", [])
-        page = content.get("next_page_token", "")
-        if not page:
-            return
-
-
-def _get(settings: Settings, what: str, **question: Any) -> dict[str, Any]:
-    """The answer; empty for what is not there."""
-    import httpx
-
-    uri = settings.url("mlflow")
-    try:
-        answer = httpx.get(f"{uri}/api/2.0/mlflow/{what}", params=question, timeout=30)
-        if answer.status_code == httpx.codes.NOT_FOUND:
-            return {}
-        return answer.raise_for_status().json()
-    except (httpx.HTTPError, ValueError) as error:
-        raise ThroughlineError(f"MLflow does not answer at {uri} ({error}): start it with `throughline up`.") from error

@@ -48,6 +48,13 @@ def event_of(
     return HistoryEvent(id=identity, at=now, actor=actor, action=action, target=target, old=old, new=new, reason=reason)
 
 
+def change(event: HistoryEvent) -> str:
+    """Old and new value as a person reads them, of whatever is no decision."""
+    if event.action in ("champion", "withdrawn"):
+        return f"{event.old or 'nobody'} → {event.new}"
+    return (event.new or "")[:12]  # a digest
+
+
 def tell(settings: Settings, usecase: str, event: HistoryEvent) -> None:
     """Add the event, unless it was told before. Two processes may tell at the same time."""
     insert(settings.table_path(usecase, LAYER, TABLE), pl.DataFrame([event.model_dump()], schema=_SCHEMA), ["id"])

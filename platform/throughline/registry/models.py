@@ -14,7 +14,6 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from throughline.experiment.tracking import client_of
 from throughline.identity import GRAPH, whoami
 from throughline.records import ModelRecord
 from throughline.registry.onnx_graph import CATEGORICAL, NUMERIC, SCORE
+from throughline.registry.rest import model_versions
 from throughline.registry.served_model import ServedModel, sha256_of
 from throughline.registry.signing import sign, verify
 from throughline.settings import Settings
@@ -114,6 +114,12 @@ def get(settings: Settings, name: str, version: int) -> ModelRecord:
         ) from error
 
 
+def named(settings: Settings, reference: str) -> ModelRecord:
+    """The record of NAME/VERSION. Raises as `get` does."""
+    name, _, version = reference.rpartition("/")
+    return get(settings, name, int(version))
+
+
 def versions(settings: Settings, name: str) -> list[ModelRecord]:
     """All versions of a model, oldest first; those others have registered without our tags are left out."""
     found = client_of(settings).search_model_versions(f"name = '{name}'")
@@ -135,7 +141,7 @@ def dataset_tables(settings: Settings, name: str) -> dict[str, str]:
     """NAME/VERSION -> TABLE@VERSION of the dataset it was trained on. Raises when a version does not say it."""
     tags = {
         f"{v['name']}/{v['version']}": {tag["key"]: tag["value"] for tag in v.get("tags", [])}
-        for v in _searched(settings, name)
+        for v in model_versions(settings, name)
     }
     ours = {version: said.get(_TAG + "dataset_table") for version, said in tags.items() if _TAG + "sha256" in said}
     if silent := [version for version, table in ours.items() if table is None]:
@@ -143,26 +149,6 @@ def dataset_tables(settings: Settings, name: str) -> dict[str, str]:
             f"{', '.join(silent)} does not say which dataset it was trained on: delete the version, or train it again."
         )
     return {version: table for version, table in ours.items() if table}
-
-
-def _searched(settings: Settings, name: str) -> Iterator[dict[str, Any]]:
-    """Every version of a model, over REST: MLflow's client loads all plug-ins there are, Feast and torch among them."""
-    import httpx
-
-    uri, page = settings.url("mlflow"), ""
-    while True:
-        question = {"filter": f"name = '{name}'", "max_results": 1000, "page_token": page}
-        try:
-            answer = httpx.get(f"{uri}/api/2.0/mlflow/model-versions/search", params=question, timeout=30)
-            content = answer.raise_for_status().json()
-        except (httpx.HTTPError, ValueError) as error:
-            raise ThroughlineError(
-                f"MLflow does not answer at {uri} ({error}): start it with `throughline up`."
-            ) from error
-        yield from content.get("model_versions", [])
-        page = content.get("next_page_token", "")
-        if not page:
-            return
 
 
 def fetch(settings: Settings, record: ModelRecord, folder: Path) -> Path:
@@ -205,6 +191,12 @@ def verified(settings: Settings, name: str, version: int, sha256: str, folder: P
         _tell_refused(settings, name, reference, str(error))
         raise ThroughlineError(f"Model {reference} is refused: {error}") from error
     return folder / MODEL_FILE
+
+
+def load(settings: Settings, record: ModelRecord) -> ServedModel:
+    """The version ready to score, its signature and digest checked. Raises as `fetch` does."""
+    with tempfile.TemporaryDirectory() as scratch:  # the session is made from bytes read: the file may go
+        return ServedModel.load(fetch(settings, record, Path(scratch)), record.sha256)
 
 
 def champion(settings: Settings, name: str) -> ModelRecord | None:

@@ -135,8 +135,7 @@ def rollback(settings: Settings, usecase: UseCase, who: Identity, reason: str) -
                 f"{usecase.name} has no champion before {line.champion or serving or 'the first'} to return to: "
                 f"`throughline history {usecase.name}` shows who was, `throughline promote` takes another."
             )
-        name, _, version = target.rpartition("/")
-        model = models.get(settings, name, int(version))
+        model = models.named(settings, target)
         decision = released(settings, usecase.name, model)
         if decision is None:
             raise ThroughlineError(f"{target} is not served again: the history has no release of its registered file.")
@@ -157,8 +156,7 @@ def settle(settings: Settings, usecase: UseCase) -> Line:
     if line.champion is not None:
         now = models.champion(settings, usecase.name)
         if now is None or now.reference != line.champion:
-            name, _, version = line.champion.rpartition("/")
-            models.set_champion(settings, models.get(settings, name, int(version)))
+            models.set_champion(settings, models.named(settings, line.champion))
     return line
 
 

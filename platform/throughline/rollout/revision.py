@@ -5,14 +5,13 @@ Owns: `serving/<usecase>/revision.json` and its meaning. Does not own: deciding 
 
 from __future__ import annotations
 
-import os
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from throughline.errors import ThroughlineError
+from throughline import recordstore
 from throughline.records import ModelRecord, Record
 
 FILE = "revision.json"
@@ -56,19 +55,9 @@ def revision_of(usecase: str, model: ModelRecord, deployed_at: datetime) -> Revi
 
 def read_revision(folder: Path) -> Revision | None:
     """The revision in the folder of a use case; None when nothing was deployed. Raises `ThroughlineError`."""
-    path = folder / FILE
-    try:
-        return Revision.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "content"
-        raise ThroughlineError(f"{path}: {where}: {first['msg']}; deploy the version again.") from error
+    return recordstore.read_file(folder / FILE, Revision, "deploy the version again")
 
 
 def write_revision(folder: Path, revision: Revision) -> None:
     """Atomically: a reader sees the old revision or the new one."""
-    temporary = folder / f".{FILE}.{os.getpid()}"
-    temporary.write_text(revision.model_dump_json(indent=1))
-    temporary.replace(folder / FILE)
+    recordstore.write_file(folder / FILE, revision)

@@ -19,7 +19,6 @@ from serving.metrics import Metrics
 from serving.repository import Repository, RevisionRefused
 from tests.e2e.serving_bench_server import USECASE, FakeFeatureReader, model_bytes, put_revision
 from throughline.errors import ThroughlineError
-from throughline.evaluation.evaluate import _load
 from throughline.events.publisher import Publisher
 from throughline.records import ModelRecord
 from throughline.registry import history, models
@@ -175,7 +174,7 @@ def test_what_was_signed_is_fetched_whole_and_scores(settings, record, tmp_path)
     assert {path.name for path in file.parent.iterdir()} == {*FILES, "model.onnx", SIGNATURE}
     assert verify(settings, file.parent)["model.onnx"] == sha256_of(file) == record.sha256
     frame = pl.DataFrame({"departure_hour": [5.0], "aircraft_flights": [1.0], "carrier": ["B6"]})
-    assert 0 < _load(settings, record).score(frame)[0] < 1
+    assert 0 < models.load(settings, record).score(frame)[0] < 1
     assert not events(settings)
 
 
@@ -193,7 +192,7 @@ def test_a_version_tampered_with_in_the_registry_is_refused_and_told(settings, f
     assert (event.actor, event.reason in str(refusal.value)) == ("graph", True)
 
     with pytest.raises(ThroughlineError, match=says):  # before it is evaluated
-        _load(settings, record)
+        models.load(settings, record)
     place = settings.serving_home / USECASE / "3"
     with pytest.raises(ThroughlineError, match=says):  # before it is served
         _place_file(settings, record, place / "model.onnx")
