@@ -19,10 +19,11 @@ from throughline.featurestore.online import open_reader
 from throughline.featurestore.pushed import KNOWN
 from throughline.featurestore.store import EVENT_TIME, register
 from throughline.lakehouse.table import replace_all
-from throughline.records import TableVersion
-from throughline.registry.signing import sign
+from throughline.records import ModelRecord, TableVersion
+from throughline.registry import provenance
+from throughline.registry.provenance import Provenance
 from throughline.requests import example_instance, parse_instances
-from throughline.rollout.revision import Revision, write_revision
+from throughline.rollout.revision import revision_of, write_revision
 from throughline.settings import Settings
 from throughline.usecase import UseCase, load_object
 
@@ -39,23 +40,22 @@ def make_home(settings: Settings, usecase: UseCase) -> list[dict[str, Any]]:
     values = open_reader(settings, usecase).read(parse_instances(usecase, instances)).values
     numeric = [name for name in values.columns if name not in usecase.request]
     content = model_bytes(values, numeric, usecase.features.categories)
-    digest = hashlib.sha256(content).hexdigest()
+    said = Provenance(
+        name=usecase.name,
+        run_id="none",
+        sha256=hashlib.sha256(content).hexdigest(),
+        dataset_fingerprint="none",
+        trained_until=datetime.now(UTC),
+        trainer="none",
+        parameters={},
+        tags={},
+    )
+    model = ModelRecord(version=1, uri="none", **said.model_dump(exclude={"tags"}))
     folder = settings.serving_home / usecase.name
     (folder / "1").mkdir(parents=True)
     (folder / "1" / "model.onnx").write_bytes(content)
-    sign(settings, folder / "1")
-    write_revision(
-        folder,
-        Revision(
-            revision=f"v1-{digest[:12]}",
-            usecase=usecase.name,
-            name=usecase.name,
-            version=1,
-            sha256=digest,
-            file="1/model.onnx",
-            deployed_at=datetime.now(UTC),
-        ),
-    )
+    provenance.seal(settings, folder / "1", said)
+    write_revision(folder, revision_of(usecase.name, model, datetime.now(UTC)))
     return instances
 
 

@@ -200,8 +200,7 @@ def load_served(settings: Settings, folder: Path, revision: Revision) -> ServedM
     Raises `ThroughlineError`; a signature that does not hold is told in the history, too.
     """
     place = (folder / revision.file).parent
-    file = verified(settings, revision.name, revision.version, revision.sha256, place)
-    return ServedModel.load(file, revision.sha256)
+    return ServedModel.load(verified(settings, revision, place), revision.sha256)
 
 
 def _is_probability(score: Any) -> bool:

@@ -26,7 +26,7 @@ from throughline.registry import history, models
 from throughline.registry.signing import SIGNATURE, verify
 from throughline.settings import Settings
 
-FILES = {"MLmodel", "conda.yaml", "model.onnx", "python_env.yaml", "requirements.txt", SIGNATURE}
+FILES = {"MLmodel", "conda.yaml", "model.onnx", "provenance.json", "python_env.yaml", "requirements.txt", SIGNATURE}
 
 
 class Payload:

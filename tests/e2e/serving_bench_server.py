@@ -5,16 +5,15 @@ Run as a script it serves the home of the environment; imported, it gives what a
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
 
+from tests.sealed import seal_model
 from throughline.featurestore.online import FeatureRead
-from throughline.registry.signing import sign
-from throughline.rollout.revision import Revision, write_revision
+from throughline.rollout.revision import Revision, revision_of, write_revision
 from throughline.settings import Settings, load_settings
 from throughline.usecase import load_usecases
 
@@ -93,19 +92,10 @@ def put_revision(settings: Settings, version: int = 1, bias: float = 0.0, **chan
     """Model file and revision.json where the server looks for them."""
     folder = settings.serving_home / USECASE
     (folder / str(version)).mkdir(parents=True, exist_ok=True)
-    content = model_bytes(bias)
-    (folder / f"{version}/model.onnx").write_bytes(content)
-    sign(settings, folder / str(version))
-    digest = hashlib.sha256(content).hexdigest()
-    revision = Revision(
-        revision=f"v{version}-{digest[:12]}",
-        usecase=USECASE,
-        name=USECASE,
-        version=version,
-        sha256=digest,
-        file=f"{version}/model.onnx",
-        deployed_at=datetime.now(UTC) - timedelta(minutes=version),
-    ).model_copy(update=changes)
+    (folder / f"{version}/model.onnx").write_bytes(model_bytes(bias))
+    model = seal_model(settings, folder / str(version), version, USECASE)
+    deployed_at = datetime.now(UTC) - timedelta(minutes=version)
+    revision = revision_of(USECASE, model, deployed_at).model_copy(update=changes)
     write_revision(folder, revision)
     return revision
 

@@ -25,10 +25,10 @@ import pytest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
+from tests.sealed import seal_model
 from throughline.errors import ThroughlineError
 from throughline.records import GateDecision, ModelRecord, RuleVerdict
 from throughline.registry import decisions, history
-from throughline.registry.signing import sign
 from throughline.requests import example_instance
 from throughline.rollout.local import deploy
 from throughline.settings import PROJECT_ROOT, Settings
@@ -440,8 +440,7 @@ def test_a_refused_revision_leaves_the_served_one_alone_and_a_good_one_replaces_
     registry = served.settings.home / "registered"
     registry.mkdir()
     (registry / "model.onnx").write_bytes(doubles["model_bytes"](bias=1.0))
-    sign(served.settings, registry)
-    model = model_record(registry, version=2)
+    model = seal_model(served.settings, registry, version=2)
     decision = decisions.recorded(served.settings, NAME, gate_decision(model))
     before = call_v1(served, [instance])[1][0]
 
@@ -459,8 +458,7 @@ def test_a_refused_revision_leaves_the_served_one_alone_and_a_good_one_replaces_
     ]
 
     (registry / "model.onnx").write_bytes(b"not a model")
-    sign(served.settings, registry)
-    broken = model_record(registry, version=3)
+    broken = seal_model(served.settings, registry, version=3)
     with pytest.raises(ThroughlineError, match=r"refused flight_delay/3.*not an ONNX model"):
         deploy(served.settings, usecase, broken, decisions.recorded(served.settings, NAME, gate_decision(broken)))
     assert call_v1(served, [instance])[1][0]["model_version"] == 2
@@ -475,22 +473,6 @@ def test_a_refused_revision_leaves_the_served_one_alone_and_a_good_one_replaces_
     assert call_v1(served, [instance])[1][0]["score"] == after["score"]
     file.write_bytes(good)
     assert httpx.post(f"{served.url}/v2/repository/models/{NAME}/load").status_code == 200
-
-
-def model_record(folder: Path, version: int) -> ModelRecord:
-    import hashlib
-
-    return ModelRecord(
-        name=NAME,
-        version=version,
-        run_id="r",
-        sha256=hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest(),
-        uri=str(folder),
-        dataset_fingerprint="f",
-        trained_until=datetime(2013, 3, 17, tzinfo=UTC),
-        trainer="t",
-        parameters={},
-    )
 
 
 def gate_decision(model: ModelRecord) -> GateDecision:

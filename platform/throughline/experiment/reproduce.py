@@ -54,7 +54,7 @@ def reproduce(run: Run, name: str, version: int) -> Reproduction:
     Raises one line when the record is not enough: data gone or changed, code never committed or changed.
     """
     record = models.get(run.settings, name, version)
-    tags = models.tags_of(run.settings, record)
+    tags = models.provenance_of(run.settings, record).tags
     with tempfile.TemporaryDirectory(prefix="throughline-") as folder:
         work = Path(folder)
         dataset = _kept(run, record.run_id, DATASET_FILE, DatasetRecord, work)

@@ -42,11 +42,11 @@ def publish_card(
     Raises `ThroughlineError` when the declaration leaves out what a card must say: the version is described then, and
     has no card.
     """
-    describe_version(settings, usecase, model, dataset, evaluation, decision)
+    described = describe_version(settings, usecase, model, dataset, evaluation, decision)
     card = card_of(
         usecase,
         model,
-        models.tags_of(settings, model),
+        {**models.provenance_of(settings, model).tags, **described},
         dataset,
         evaluation,
         decision,

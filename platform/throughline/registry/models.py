@@ -23,20 +23,24 @@ from throughline.errors import ThroughlineError
 from throughline.experiment.tracking import client_of
 from throughline.identity import GRAPH, whoami
 from throughline.records import ModelRecord
+from throughline.registry import provenance
 from throughline.registry.onnx_graph import CATEGORICAL, NUMERIC, SCORE
+from throughline.registry.provenance import Provenance
 from throughline.registry.rest import model_versions
 from throughline.registry.served_model import ServedModel, sha256_of
-from throughline.registry.signing import sign, verify
+from throughline.registry.signing import verify
 from throughline.settings import Settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from throughline.rollout.revision import Revision
+
 log = logging.getLogger(__name__)
 
 MODEL_FILE = "model.onnx"
 # What MLflow keeps beside it, for those who load it by MLflow. A version with anything else is refused.
-_FILES = {MODEL_FILE, "MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt"}
+_FILES = {MODEL_FILE, provenance.FILE, "MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt"}
 CHAMPION = "champion"
 SUBMITTER_TAG = "throughline.submitter"  # who asked for the training; else it is whoever runs it
 _TAG = "throughline."
@@ -73,21 +77,22 @@ def register(
     logged = client.create_logged_model(
         client.get_run(run_id).info.experiment_id, name=name, source_run_id=run_id, model_type="onnx"
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "model"
-        _mlflow_folder(file, folder, model, logged, run_id)
-        sign(settings, folder)
-        client.log_model_artifacts(logged.model_id, str(folder))
-    client.finalize_logged_model(logged.model_id, "READY")
-    _link(client, run_id, logged.model_id)
     described = {
         "sha256": digest,
-        "uri": resolve(settings, logged.artifact_location),
         "dataset_fingerprint": dataset_fingerprint,
         "trained_until": trained_until.isoformat(),
         "trainer": trainer,
         "parameters": parameters,
     }
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        _mlflow_folder(file, folder, model, logged, run_id)
+        said = Provenance(name=name, run_id=run_id, tags=tags or {}, **described)
+        provenance.seal(settings, folder, said)
+        client.log_model_artifacts(logged.model_id, str(folder))
+    client.finalize_logged_model(logged.model_id, "READY")
+    _link(client, run_id, logged.model_id)
+    described["uri"] = resolve(settings, logged.artifact_location)
     version = client.create_model_version(
         name,
         source=logged.artifact_location,
@@ -163,15 +168,15 @@ def fetch(settings: Settings, record: ModelRecord, folder: Path) -> Path:
             _copy(source, draft, record)
         else:
             _download(settings, record, draft)
-        verified(settings, record.name, record.version, record.sha256, draft, record.uri)
+        verified(settings, record, draft, record.uri)
         for path in draft.iterdir():
             path.replace(folder / path.name)
     return folder / MODEL_FILE
 
 
-def verified(settings: Settings, name: str, version: int, sha256: str, folder: Path, where: object = None) -> Path:
-    """The model.onnx in a copy of a version's folder, once a trusted key vouches for every file, it is the registered
-    one and nothing but ONNX lies there to be loaded.
+def verified(settings: Settings, registered: ModelRecord | Revision, folder: Path, where: object = None) -> Path:
+    """The model.onnx in a copy of a version's folder, once a trusted key vouches for every file, they say of the
+    version what `registered` says and nothing but ONNX lies there to be loaded.
 
     A refusal raises `ThroughlineError` and is told in the history. `where`: what it calls the folder. The caller loads
     by `ServedModel.load`, which compares the bytes that it runs with the same digest.
@@ -181,14 +186,19 @@ def verified(settings: Settings, name: str, version: int, sha256: str, folder: P
         signed = verify(settings, folder, where)
         if foreign := sorted(signed.keys() - _FILES):
             raise ThroughlineError(f"{where} holds {', '.join(foreign)}, which is no part of a registered model.")
-        if (digest := signed.get(MODEL_FILE, "none")) != sha256:
+        if (digest := signed.get(MODEL_FILE, "none")) != registered.sha256:
             raise ThroughlineError(
-                f"{where} is signed, but is another model (digest {digest[:12]}, registered is {sha256[:12]}): "
-                "restore it."
+                f"{where} is signed, but is another model (digest {digest[:12]}, registered is "
+                f"{registered.sha256[:12]}): restore it."
+            )
+        if differing := provenance.differences(provenance.read(folder, where), registered):
+            raise ThroughlineError(
+                f"{where} was signed with another {', '.join(differing)} than is said of it: somebody has changed what "
+                "MLflow says of the version; put it back."
             )
     except ThroughlineError as error:
-        reference = f"{name}/{version}"
-        _tell_refused(settings, name, reference, str(error))
+        reference = f"{registered.name}/{registered.version}"
+        _tell_refused(settings, registered.name, reference, str(error))
         raise ThroughlineError(f"Model {reference} is refused: {error}") from error
     return folder / MODEL_FILE
 
@@ -197,6 +207,12 @@ def load(settings: Settings, record: ModelRecord) -> ServedModel:
     """The version ready to score, its signature and digest checked. Raises as `fetch` does."""
     with tempfile.TemporaryDirectory() as scratch:  # the session is made from bytes read: the file may go
         return ServedModel.load(fetch(settings, record, Path(scratch)), record.sha256)
+
+
+def provenance_of(settings: Settings, record: ModelRecord) -> Provenance:
+    """What the version was signed with. Raises as `fetch` does."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return provenance.read(fetch(settings, record, Path(scratch)).parent)
 
 
 def champion(settings: Settings, name: str) -> ModelRecord | None:

@@ -109,7 +109,7 @@ def _place_file(settings: Settings, model: ModelRecord, target: Path) -> None:
     folder = target.parent
     if folder.exists():
         with contextlib.suppress(ThroughlineError):  # told in the history; what is registered takes its place
-            verified(settings, model.name, model.version, model.sha256, folder)
+            verified(settings, model, folder)
             return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch:

@@ -7,11 +7,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from pydantic import ValidationError
 
+from tests.sealed import seal_model
 from throughline.errors import ThroughlineError
 from throughline.records import GateDecision, ModelRecord, RuleVerdict
 from throughline.registry import decisions
-from throughline.registry.served_model import sha256_of
-from throughline.registry.signing import sign
 from throughline.rollout.local import deploy, refusal
 from throughline.rollout.revision import FILE, Revision, read_revision, revision_of, write_revision
 from throughline.settings import Settings
@@ -73,11 +72,9 @@ def test_with_no_server_nothing_is_deployed_and_the_disk_is_as_before(tmp_path):
     registered = tmp_path / "registered"
     registered.mkdir()
     (registered / "model.onnx").write_bytes(b"bytes")
-    sign(settings, registered)
-    digest = sha256_of(registered / "model.onnx")
-    model = MODEL.model_copy(update={"uri": str(registered), "sha256": digest})
+    model = seal_model(settings, registered, version=4)
     folder = settings.serving_home / "flight_delay"
-    decision = decisions.recorded(settings, "flight_delay", RELEASE.model_copy(update={"sha256": digest}))
+    decision = decisions.recorded(settings, "flight_delay", RELEASE.model_copy(update={"sha256": model.sha256}))
     with pytest.raises(ThroughlineError, match="throughline up"):
         deploy(settings, get_usecase("flight_delay"), model, decision)
     assert not (folder / FILE).exists()

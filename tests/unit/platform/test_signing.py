@@ -18,6 +18,7 @@ import pytest
 from serving.metrics import Metrics
 from serving.repository import Repository, RevisionRefused
 from tests.e2e.serving_bench_server import USECASE, FakeFeatureReader, model_bytes, put_revision
+from tests.sealed import seal_model
 from throughline.errors import ThroughlineError
 from throughline.events.publisher import Publisher
 from throughline.records import ModelRecord
@@ -62,29 +63,18 @@ class Payload:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, settings: Settings) -> Path:
-    """What a registered version's folder holds, signed."""
+def record(tmp_path: Path, settings: Settings) -> ModelRecord:
+    """A registered version, its folder signed."""
     made = tmp_path / "artifacts"
     made.mkdir()
     for name, content in {**FILES, "model.onnx": model_bytes()}.items():
         (made / name).write_bytes(content)
-    sign(settings, made)
-    return made
+    return seal_model(settings, made, version=3, parameters={"leaves": [7, 31], "rate": 0.1})
 
 
 @pytest.fixture
-def record(folder: Path) -> ModelRecord:
-    return ModelRecord(
-        name=USECASE,
-        version=3,
-        run_id="r",
-        sha256=sha256_of(folder / "model.onnx"),
-        uri=str(folder),
-        dataset_fingerprint="f",
-        trained_until=NOW,
-        trainer="t",
-        parameters={},
-    )
+def folder(record: ModelRecord) -> Path:
+    return Path(record.uri)
 
 
 @pytest.fixture
@@ -171,7 +161,7 @@ def events(settings: Settings) -> list[str]:
 
 def test_what_was_signed_is_fetched_whole_and_scores(settings, record, tmp_path):
     file = models.fetch(settings, record, tmp_path / "copy")
-    assert {path.name for path in file.parent.iterdir()} == {*FILES, "model.onnx", SIGNATURE}
+    assert {path.name for path in file.parent.iterdir()} == {*FILES, "model.onnx", "provenance.json", SIGNATURE}
     assert verify(settings, file.parent)["model.onnx"] == sha256_of(file) == record.sha256
     frame = pl.DataFrame({"departure_hour": [5.0], "aircraft_flights": [1.0], "carrier": ["B6"]})
     assert 0 < models.load(settings, record).score(frame)[0] < 1
@@ -215,6 +205,34 @@ def test_the_folder_of_another_version_is_refused_though_its_signature_holds(set
     with pytest.raises(ThroughlineError, match=f"is another model .*registered is {record.sha256[:12]}"):
         models.fetch(settings, record, tmp_path / "copy")
     assert events(settings) == [f"graph refused {record.reference}"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dataset_fingerprint": "of-newer-rows"},
+        {"trained_until": datetime(2013, 1, 1, tzinfo=UTC)},  # or a model could be judged on rows that it has seen
+        {"trainer": "honest"},
+        {"parameters": {"leaves": [7, 31], "rate": 0.2}},
+        {"run_id": "of-another"},
+        {"name": "another"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_version_of_which_the_registry_says_something_else_is_refused(settings, record, tmp_path, change):
+    claimed = record.model_copy(update=change)
+    with pytest.raises(ThroughlineError, match=rf"signed with another {next(iter(change))} than is said of it"):
+        models.fetch(settings, claimed, tmp_path / "copy")
+    (event,) = history.events(settings, claimed.name, action="refused")
+    assert (event.target, next(iter(change)) in event.reason) == (claimed.reference, True)
+    assert models.fetch(settings, record, tmp_path / "copy").exists()
+
+
+def test_a_signed_model_that_says_nothing_of_its_making_is_refused(settings, folder, record, tmp_path):
+    (folder / "provenance.json").unlink()
+    sign(settings, folder)
+    with pytest.raises(ThroughlineError, match=r"no provenance\.json\): train it again"):
+        models.fetch(settings, record, tmp_path / "copy")
 
 
 def test_a_refusal_stands_where_the_history_cannot_be_written(settings, folder, record, tmp_path):
