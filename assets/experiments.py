@@ -24,7 +24,7 @@ from assets.evaluation import told_of_evaluation
 from assets.features import GROUP as FEATURES
 from assets.resources import Launchers, clock_now, record_of
 from assets.training import tags_of, tell_in, told_of_dataset, told_of_model
-from throughline.evaluation.evaluate import evaluate_candidate
+from throughline.evaluation.evaluate import evaluate_candidate, require_columns
 from throughline.evaluation.publish import publish
 from throughline.experiment.request import SearchRequest, TrainingRequest, check, dataset_for
 from throughline.experiment.submitted import carry_out
@@ -91,6 +91,7 @@ def _model(usecase: UseCase) -> AssetsDefinition:
         request, now = config.request(usecase), clock_now(settings, usecase)
         check(settings, usecase, request, now)
         dataset = dataset_for(settings, usecase, request, feature_store, now)
+        require_columns(usecase, dataset)
         run = Run(settings, tell_in(context), launchers=launchers)
         record = carry_out(run, usecase, request, dataset, tags_of(context))
         evaluation = evaluate_candidate(settings, usecase, dataset, record)

@@ -22,6 +22,7 @@ from pydantic import Field
 from assets.features import GROUP as FEATURES
 from assets.resources import Launchers, clock_now, record_of
 from throughline import tags
+from throughline.evaluation.evaluate import require_columns
 from throughline.experiment.fingerprint import fingerprint_code
 from throughline.experiment.recipe import pipeline_code, recipe_of
 from throughline.experiment.train import Run, train_and_register
@@ -62,6 +63,7 @@ def _dataset(usecase: UseCase) -> AssetsDefinition:
         context: AssetExecutionContext, settings: ResourceParam[Settings], feature_store: FeatureStoreRecord
     ) -> Output[DatasetRecord]:
         record = build_dataset(settings, usecase, feature_store, clock_now(settings, usecase))
+        require_columns(usecase, record)
         return Output(record, data_version=DataVersion(record.fingerprint), metadata=told_of_dataset(record))
 
     return dataset

@@ -23,7 +23,7 @@ from throughline.evaluation.baseline import SimpleRule
 from throughline.evaluation.bootstrap import Draws, interval
 from throughline.evaluation.explain import global_importance
 from throughline.evaluation.metrics import metrics_of, reliability
-from throughline.evaluation.slices import disparity, judge_slice, local_columns, slices_of
+from throughline.evaluation.slices import LOCAL, disparity, judge_slice, local_columns, slices_of
 from throughline.lakehouse.table import scan
 from throughline.records import (
     DatasetRecord,
@@ -102,11 +102,7 @@ def evaluate(
             f"Dataset {dataset.table} has no row at or after {dataset.holdout_from.isoformat()}: "
             "nothing was held out; build the dataset with a later as-of."
         )
-    if unknown := _unknown(usecase, holdout):
-        raise ThroughlineError(
-            f"evaluation of {usecase.name} names {', '.join(unknown)}, which dataset {dataset.table} does not have: "
-            "correct the declaration, or evaluate on a dataset of its features."
-        )
+    require_columns(usecase, dataset)
     labels = labels_of(holdout)
     scores = {"candidate": model.score(holdout), "constant": np.full(len(labels), rows.base_rate)}
     if champion is not None:
@@ -155,13 +151,17 @@ def evaluate(
     )
 
 
-def _unknown(usecase: UseCase, rows: pl.DataFrame) -> list[str]:
-    """Columns that the declaration wants to look at and the rows do not have."""
+def require_columns(usecase: UseCase, dataset: DatasetRecord) -> None:
+    """Raises one line when the declaration wants to look at columns that the dataset lacks: ask before training."""
     declared = usecase.evaluation
     wanted = {*declared.slices.columns, *(expected.feature for expected in declared.behaviour.values())}
     if declared.simple_rule is not None:
         wanted.add(declared.simple_rule.feature)
-    return sorted(wanted - {*rows.columns, *local_columns(rows, usecase.timezone)})
+    if unknown := sorted(wanted - {*dataset.numeric, *dataset.categorical, *LOCAL}):
+        raise ThroughlineError(
+            f"evaluation of {usecase.name} names {', '.join(unknown)}, which dataset {dataset.table} does not have: "
+            "correct the declaration, or take a dataset of its features."
+        )
 
 
 def _known_to(model: ServedModel, views: Mapping[str, list[str]]) -> dict[str, list[str]]:

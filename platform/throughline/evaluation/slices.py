@@ -17,6 +17,7 @@ from throughline.evaluation.metrics import losses, metrics_of
 from throughline.records import SliceMetrics
 
 MISSING = "missing"
+LOCAL = ("month", "weekday", "hour")  # of the prediction, where its use case is at home
 
 
 @dataclass(frozen=True)
@@ -90,4 +91,5 @@ def _spread(values: list[float]) -> float:
 def local_columns(rows: pl.DataFrame, timezone: str) -> dict[str, pl.Series]:
     """What slices may be made of beside the dataset's own columns: local month, weekday and hour of the prediction."""
     local = rows["prediction_time"].dt.convert_time_zone(timezone)
-    return {"month": local.dt.strftime("%Y-%m"), "weekday": local.dt.strftime("%a"), "hour": local.dt.strftime("%H")}
+    told = (local.dt.strftime("%Y-%m"), local.dt.strftime("%a"), local.dt.strftime("%H"))
+    return dict(zip(LOCAL, told, strict=True))

@@ -1,0 +1,41 @@
+"""An experiment on a real ephemeral instance: what cannot end well is refused before anything is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dagster import AssetKey, AssetSpec, materialize
+
+from assets.experiments import experiments
+from assets.resources import RecordIOManager
+from tests.graph.test_release import error_of
+from tests.training_home import START, write_dataset
+from throughline import recordstore
+from throughline.featurestore.dataset import NOTE
+from throughline.lakehouse.table import replace_all, scan
+from throughline.records import FeatureStoreRecord, TableVersion
+from throughline.settings import Settings
+from throughline.usecase import get_usecase
+
+
+def test_rows_that_the_declared_evaluation_cannot_judge_are_not_trained_on(settings: Settings, tmp_path: Path) -> None:
+    """Neither MLflow nor a launcher is there: whatever asked for one would be refused for that."""
+    usecase = get_usecase("flight_delay")
+    dataset = write_dataset(tmp_path, rows=100)
+    table = settings.table_path(usecase.name, "training", "dataset")
+    version = replace_all(table, scan(dataset.path, 0), {NOTE: dataset.model_dump_json()}, inputs=[])
+    store = FeatureStoreRecord(
+        usecase=usecase.name, as_of=START, sources=[], spine=TableVersion(table="none", version=0), views=[]
+    )
+    recordstore.save(settings, (usecase.name, "features", "feature_store"), store)
+    asked = {"trainer": "lightgbm", "table": f"{usecase.name}/training/dataset@{version}"}
+    result = materialize(
+        [*experiments(usecase).assets, AssetSpec([usecase.name, "features", "feature_store"])],
+        selection=[AssetKey([usecase.name, "experiments", "model"])],
+        resources={"settings": settings, "launchers": {}, "io_manager": RecordIOManager(settings)},
+        run_config={"ops": {f"{usecase.name}__experiments__model": {"config": asked}}},
+        raise_on_error=False,
+    )
+    assert not result.success
+    assert usecase.evaluation.simple_rule.feature in error_of(result)
+    assert f"which dataset {asked['table']} does not have" in error_of(result)
