@@ -14,7 +14,7 @@ from throughline.services.ports import FIRST, free_ports
 from throughline.settings import Settings, load_settings
 
 LONGEST = {"test_thread.py", "test_incremental_features.py"}
-PARTS = {"java": "Java", "redis-server": "Redis", "chromium": "Chromium"}
+PARTS = {"java": "Java", "redis-server": "Redis", "chromium": "Chromium", "softhsm2-util": "SoftHSM"}
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -6,8 +6,7 @@ signed, when, and what follows from a refusal (`models.py`).
 By default an elliptic-curve key (P-256) signs, made on first use: `keys/signing.pem`, readable by its owner only, and
 `keys/signing.pub`. Trusted are this home's own key and every `keys/trusted/*.pub` (PEM). The setting `signing` names
 another signer: a PKCS #11 URI of a key in an HSM or KMS (its public key goes to `keys/trusted`), or `sigstore`, whose
-signatures are accepted of `sigstore_identity` alone. Neither is covered by our tests: the first needs a token and
-PyKCS11, the second Sigstore's public service.
+signatures are accepted of `sigstore_identity` alone. The last is not covered by our tests: it needs a public service.
 
 Nothing in a folder is interpreted here but `model.sig`, which is JSON.
 """
@@ -37,7 +36,7 @@ PRIVATE, PUBLIC, TRUSTED = "signing.pem", "signing.pub", "trusted"
 def sign(settings: Settings, folder: Path) -> Path:
     """Write `model.sig` over all other files of `folder`, in place of the one there is; its path.
 
-    Raises `ThroughlineError`, also for a symbolic link in the folder.
+    Raises `ThroughlineError`, also for a symbolic link in the folder and for a signer that is not trusted here.
     """
     from model_signing.signing import Config
 
@@ -54,6 +53,12 @@ def sign(settings: Settings, folder: Path) -> Path:
         raise
     except Exception as error:  # every signer raises its own kinds
         raise ThroughlineError(f"{folder} cannot be signed ({_one_line(error)}): see the setting `signing`.") from error
+    if settings.signing != "key":
+        try:
+            verify(settings, folder)
+        except ThroughlineError:
+            (folder / SIGNATURE).unlink()
+            raise
     return folder / SIGNATURE
 
 
