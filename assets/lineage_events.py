@@ -1,7 +1,7 @@
-"""What runs did, told to an OpenLineage receiver where one is set: each step's beginning, end, inputs and outputs.
+"""What runs do, told to an OpenLineage receiver where one is set: each step's beginning, end, inputs and outputs.
 
-A run is told of when it has ended, from its event log and by a sensor of the daemon: no step waits for the receiver,
-and none fails with it. What an event says is `throughline.lineage.openlineage`.
+That a run began is told at once, its steps when it has ended, from its event log and by sensors of the daemon: no step
+waits for the receiver, and none fails with it. What an event says is `throughline.lineage.openlineage`.
 """
 
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ from dagster import (
 from throughline.lineage.openlineage import StepRun, Table, send
 from throughline.settings import Settings
 
-ENDED = (DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED)
+ENDED = {DagsterRunStatus.SUCCESS: "COMPLETE", DagsterRunStatus.FAILURE: "FAIL", DagsterRunStatus.CANCELED: "ABORT"}
 _TOLD = {
     DagsterEventType.STEP_START,
     DagsterEventType.ASSET_MATERIALIZATION,
@@ -39,10 +39,10 @@ _READ = ("inputs", "versions")
 
 
 def lineage_events(settings: Settings) -> Definitions:
-    """A sensor per way in which a run ends; none at all without a receiver."""
+    """A sensor for runs that begin and one per way in which they end; none at all without a receiver."""
     if settings.openlineage_url is None:
         return Definitions()
-    return Definitions(sensors=[_sensor(settings, status) for status in ENDED])
+    return Definitions(sensors=[_sensor(settings, status) for status in (DagsterRunStatus.STARTED, *ENDED)])
 
 
 def _sensor(settings: Settings, status: DagsterRunStatus) -> SensorDefinition:
@@ -55,14 +55,32 @@ def _sensor(settings: Settings, status: DagsterRunStatus) -> SensorDefinition:
     )
     def tell(context: RunStatusSensorContext) -> SkipReason:
         run = context.dagster_run
-        entries = context.instance.all_logs(run.run_id, of_type=_TOLD)
-        steps = steps_of(run, entries)
-        problem = send(settings, steps)
+        record = context.instance.get_run_record_by_id(run.run_id)
+        steps = []
+        if status in ENDED:
+            steps = steps_of(run, context.instance.all_logs(run.run_id, of_type=_TOLD))
+        problem = send(settings, [*steps, whole(run, status, record.start_time, record.end_time, steps)])
         if problem:
             context.log.warning(f"Run {run.run_id} is not fully told: {problem}")
-        return SkipReason(problem or f"{len(steps)} steps of run {run.run_id} told")
+        return SkipReason(problem or f"run {run.run_id} told: {status.value.lower()}, {len(steps)} steps")
 
     return tell
+
+
+def whole(
+    run: DagsterRun, status: DagsterRunStatus, began: float, ended: float | None, steps: Iterable[StepRun]
+) -> StepRun:
+    """The run itself, `status` being what is told of it: a run that has just begun may have ended when that is told."""
+    over = status in ENDED and ended is not None
+    return StepRun(
+        run_id=run.run_id,
+        job=run.job_name,
+        step=None,
+        started=_instant(began),
+        ended=_instant(ended) if over else None,
+        state=ENDED[status] if over else None,
+        error=next((step.error for step in steps if step.error), None),
+    )
 
 
 def steps_of(run: DagsterRun, entries: Iterable[EventLogEntry]) -> list[StepRun]:

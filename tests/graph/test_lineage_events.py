@@ -27,6 +27,7 @@ from tests.lineage_receiver import Receiver, receiver
 from throughline.errors import ThroughlineError
 from throughline.settings import Settings, load_settings
 
+BEGINNING = {DagsterEventType.RUN_START}
 ENDINGS = {DagsterEventType.RUN_SUCCESS, DagsterEventType.RUN_FAILURE}
 
 
@@ -70,12 +71,15 @@ def run(instance: DagsterInstance, fails: bool = False) -> ExecuteInProcessResul
     return job.execute_in_process(instance=instance, raise_on_error=False)
 
 
-def tell(settings: Settings, instance: DagsterInstance, done: ExecuteInProcessResult) -> SkipReason:
-    status = done.dagster_run.status
+def tell(
+    settings: Settings, instance: DagsterInstance, done: ExecuteInProcessResult, began: bool = False
+) -> SkipReason:
+    """By the sensor for how the run ended, or by the one for runs that begin."""
+    status = DagsterRunStatus.STARTED if began else done.dagster_run.status
     sensor = next(each for each in lineage_events(settings).sensors if each.name.endswith(status.value.lower()))
     context = build_run_status_sensor_context(
         sensor_name=sensor.name,
-        dagster_event=next(each for each in done.all_events if each.event_type in ENDINGS),
+        dagster_event=next(each for each in done.all_events if each.event_type in (BEGINNING if began else ENDINGS)),
         dagster_instance=instance,
         dagster_run=instance.get_run_by_id(done.run_id),
     )
@@ -86,19 +90,25 @@ def test_without_a_receiver_there_is_no_sensor(tmp_path) -> None:
     assert not lineage_events(load_settings(home=tmp_path)).sensors
 
 
-def test_with_one_every_way_in_which_a_run_ends_is_told(told: Settings) -> None:
+def test_with_one_that_a_run_begins_and_every_way_in_which_it_ends_is_told(told: Settings) -> None:
     sensors = list(lineage_events(told).sensors)
-    assert {each.name for each in sensors} == {f"openlineage_{status.value.lower()}" for status in ENDED}
+    assert {each.name for each in sensors} == {
+        f"openlineage_{status.value.lower()}" for status in (DagsterRunStatus.STARTED, *ENDED)
+    }
     assert {each.default_status for each in sensors} == {DefaultSensorStatus.RUNNING}
 
 
 def test_each_step_is_told_with_what_it_read_and_wrote(told: Settings, here: Receiver) -> None:
     with DagsterInstance.ephemeral() as instance:
         done = run(instance)
-        assert tell(told, instance, done).skip_message == f"4 steps of run {done.run_id} told"
+        assert tell(told, instance, done).skip_message == f"run {done.run_id} told: success, 4 steps"
     steps = {name.partition(".")[2] for name, _ in here.told()}
-    assert steps == {"u__raw__t", "u__features__ticks", "u__training__dataset", "u__training__model"}
-    assert [state for _, state in here.told()] == ["START", "COMPLETE"] * 4
+    assert steps == {"u__raw__t", "u__features__ticks", "u__training__dataset", "u__training__model", ""}
+    assert [state for _, state in here.told()] == ["START", "COMPLETE"] * 5
+    *of_steps, began, ended = here.events
+    assert (began.run.runId, ended.run.runId, "parent" in ended.run.facets) == (done.run_id, done.run_id, False)
+    assert began.eventTime <= min(event.eventTime for event in of_steps)
+    assert ended.eventTime >= max(event.eventTime for event in of_steps)
     ends = {event.job.name.rpartition("__")[2]: event for event in here.events if event.eventType.value == "COMPLETE"}
 
     def tables(step: str, side: str) -> dict[str, str]:
@@ -109,7 +119,16 @@ def test_each_step_is_told_with_what_it_read_and_wrote(told: Settings, here: Rec
     assert tables("dataset", "inputs") == {"u/features/ticks": "3", "u/features/spine": "2"}
     assert list(tables("model", "inputs")) == ["u/training/dataset"]
     assert tables("model", "outputs") == {"u/training/model": "sha"}
-    assert {event.run.facets["parent"].run["runId"] for event in here.events} == {done.run_id}
+    assert {event.run.facets["parent"].run["runId"] for event in of_steps} == {done.run_id}
+    assert {event.run.facets["parent"].job["name"] for event in of_steps} == {ended.job.name}
+
+
+def test_that_a_run_began_is_told_before_it_has_ended(told: Settings, here: Receiver) -> None:
+    with DagsterInstance.ephemeral() as instance:
+        done = run(instance)
+        tell(told, instance, done, began=True)
+        assert here.told() == [("__ASSET_JOB", "START")]
+        assert here.events[0].run.runId == done.run_id
 
 
 def test_a_step_that_failed_says_why_and_those_that_never_began_are_not_told(told: Settings, here: Receiver) -> None:
@@ -117,7 +136,10 @@ def test_a_step_that_failed_says_why_and_those_that_never_began_are_not_told(tol
         done = run(instance, fails=True)
         assert done.dagster_run.status == DagsterRunStatus.FAILURE
         tell(told, instance, done)
-    assert here.told()[-1] == ("__ASSET_JOB.u__training__model", "FAIL")
+    assert here.told()[-3:] == [
+        ("__ASSET_JOB.u__training__model", "FAIL"), ("__ASSET_JOB", "START"), ("__ASSET_JOB", "FAIL")
+    ]  # fmt: skip
+    assert here.events[-1].run.facets["errorMessage"] == here.events[-3].run.facets["errorMessage"]
     message = here.events[-1].run.facets["errorMessage"].message
     assert "The training was lost." in message
     assert "details" not in message
@@ -129,4 +151,4 @@ def test_a_receiver_that_is_down_is_a_line_in_the_sensors_log(tmp_path, here: Re
     with DagsterInstance.ephemeral() as instance:
         done = run(instance)
         assert done.success
-        assert "0 of 8 events taken by" in tell(settings, instance, done).skip_message
+        assert "0 of 10 events taken by" in tell(settings, instance, done).skip_message

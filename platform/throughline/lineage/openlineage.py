@@ -1,4 +1,4 @@
-"""The steps of a run as OpenLineage events, for a lineage server that others read too.
+"""Runs of the graph and their steps as OpenLineage events, for a lineage server that others read too.
 
 Owns: their form, and sending them. Does not own: what a step read and wrote (the graph knows). A dataset's namespace is
 the URI of the lakehouse, its name the table; a step's run has the same id however often it is told.
@@ -38,11 +38,14 @@ class Table:
 
 @dataclass(frozen=True)
 class StepRun:
-    """A step of a run that has begun. Instants in UTC; `ended` None: it runs. `error`: why it failed."""
+    """A step of a run that has begun. Instants in UTC; `ended` None: it runs. `error`: why it failed.
+
+    `step` None: the run as a whole, which is the parent of its steps.
+    """
 
     run_id: str
     job: str
-    step: str
+    step: str | None
     started: datetime
     ended: datetime | None = None
     state: Literal["COMPLETE", "FAIL", "ABORT"] | None = None
@@ -62,9 +65,12 @@ def events_of(step: StepRun, namespace: str) -> list[RunEvent]:
     from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
     from openlineage.client.facet_v2 import error_message_run, parent_run
 
-    parent = parent_run.ParentRunFacet(
-        run=parent_run.Run(runId=step.run_id), job=parent_run.Job(namespace=NAMESPACE, name=step.job)
-    )
+    run_id, name, within = step.run_id, step.job, {}
+    if step.step is not None:
+        run_id, name = str(uuid5(UUID(step.run_id), step.step)), f"{step.job}.{step.step}"
+        within["parent"] = parent_run.ParentRunFacet(
+            run=parent_run.Run(runId=step.run_id), job=parent_run.Job(namespace=NAMESPACE, name=step.job)
+        )
     error = error_message_run.ErrorMessageRunFacet(
         message=(step.error or "it ended without a word")[:_LONGEST_ERROR], programmingLanguage="PYTHON"
     )
@@ -74,8 +80,8 @@ def events_of(step: StepRun, namespace: str) -> list[RunEvent]:
         return RunEvent(
             eventType=state,
             eventTime=at.astimezone(UTC).isoformat(),
-            run=Run(runId=str(uuid5(UUID(step.run_id), step.step)), facets={"parent": parent, **failed}),
-            job=Job(namespace=NAMESPACE, name=f"{step.job}.{step.step}"),
+            run=Run(runId=run_id, facets={**within, **failed}),
+            job=Job(namespace=NAMESPACE, name=name),
             inputs=[_dataset(InputDataset, table, namespace) for table in step.inputs],
             outputs=[_dataset(OutputDataset, table, namespace) for table in step.outputs],
             producer=_PRODUCER,
