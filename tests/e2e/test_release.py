@@ -336,7 +336,7 @@ def test_the_commands_say_who_serves_and_the_history_who_did_it(settings, three,
     assert {event["action"] for event in told} >= {"registered", "decided", "withdrawn", "champion"}
     assert told[-1]["reason"] == "it was the data"
     assert run(monkeypatch, settings, "history", V3) == 0
-    assert "it was the data" in capsys.readouterr().err
+    assert "it was the data" in capsys.readouterr().out
     assert run(monkeypatch, settings, "promote", f"{USECASE}/99", "--reason", "x") == 1
     assert "flight_delay/99 is not registered" in capsys.readouterr().err
 

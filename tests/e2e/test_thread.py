@@ -255,7 +255,7 @@ def test_a_training_is_submitted_with_a_few_values_and_leaves_the_pipeline_as_it
     listed = json.loads(cli("jobs", "--json").stdout)
     assert [job["model"] for job in listed[:3]] == [told["model"]] * 3
     logs = cli("jobs", "logs", listed[0]["job"][:8])
-    assert "reused" in logs.stderr
+    assert "reused" in logs.stdout
 
     run = json.loads(cli("run", "--json").stdout)["usecases"][0]
     assert run["materialised"] == []

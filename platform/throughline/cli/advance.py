@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import typer
+from rich.console import Console
 
-from throughline.cli.output import console, emit, follow_run
+from throughline.cli.output import console, emit, follow_run, out
 from throughline.settings import load_settings
 from throughline.usecase import get_usecase, load_usecases
 
@@ -49,14 +50,14 @@ def advance(
                 "seconds": round(done.seconds, 1),
             }
             lived.append(row)
-            _show(row)
+            _show(row, console if as_json else out())
     emit(as_json, lived, lambda: None)
 
 
-def _show(row: dict[str, Any]) -> None:
-    console.print(
+def _show(row: dict[str, Any], screen: Console) -> None:
+    screen.print(
         f"[bold]{row['usecase']} {row['day']}[/] {row['predictions']} predictions by {row['model']}, "
         f"{row['labelled']} outcomes known, {row['verdict']}: {row['reason']} [dim]{row['seconds']} s[/]"
     )
     if row["retraining"]:
-        console.print(f"  [yellow]retrained[/] ({row['retraining_status']}): {row['retraining']}")
+        screen.print(f"  [yellow]retrained[/] ({row['retraining_status']}): {row['retraining']}")

@@ -7,15 +7,13 @@ Does not own: the explanation (`throughline.evaluation.logged`).
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from throughline.cli.output import emit
+from throughline.cli.output import emit, out
 from throughline.settings import load_settings
 
 BAR = 24  # columns of the longest bar
@@ -37,8 +35,8 @@ def explain(
 
 
 def _show(told: dict[str, Any]) -> None:
-    out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    out.print(
+    screen = out()
+    screen.print(
         f"[bold]{escape(told['decision'])}[/] score {told['score']:.4f}, "
         f"{escape(told['model_name'])}/{told['model_version']}, prediction_id {told['prediction_id']}"
     )
@@ -54,7 +52,7 @@ def _show(told: dict[str, Any]) -> None:
     if "rest" in told:
         table.add_row("[dim]all others[/]", "", f"{told['rest']:+.4f}", "")
     table.add_row("[bold]score[/]", "", f"[bold]{told['score']:.4f}[/]", "")
-    out.print(table)
+    screen.print(table)
 
 
 def _colour(adds: float) -> str:

@@ -12,16 +12,14 @@ Does not own: how these are put together (`throughline.catalogue`).
 
 from __future__ import annotations
 
-import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from throughline.cli.output import emit
+from throughline.cli.output import emit, out
 from throughline.errors import ThroughlineError
 from throughline.settings import load_settings
 from throughline.usecase import get_usecase, load_usecases
@@ -35,8 +33,6 @@ app = typer.Typer(no_args_is_help=True, help="The catalogue of features: list, s
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 UseCaseName = Annotated[str | None, typer.Option("--usecase", help="Of one use case only.")]
-
-WIDTH_WITHOUT_TERMINAL = 160
 
 
 @app.command("list")
@@ -63,7 +59,7 @@ def search(
         near = [name for word in nowhere for name in catalogue.nearest([entry.name for entry in entries], word)]
         hint = f" ({', '.join(nowhere)} occurs nowhere)" if nowhere else ""
         advice = f": near are {', '.join(near)}" if near else ""
-        _out().print(escape(f"Nothing holds all of: {' '.join(words)}{hint}{advice}."))
+        out().print(escape(f"Nothing holds all of: {' '.join(words)}{hint}{advice}."))
 
 
 @app.command()
@@ -110,16 +106,11 @@ def _emit(entries: list[Entry], clock: datetime, as_json: bool) -> None:
     emit(as_json, result, lambda: _show_many(entries))
 
 
-def _out() -> Console:
-    """Results go to stdout; without a terminal rows are not broken at 80 columns."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
-
-
 def _show_many(entries: list[Entry]) -> None:
-    out = _out()
+    screen = out()
     for group in _by_view(entries):
         first = group[0]
-        out.print(f"\n[bold]{escape(first.view)}[/]  [dim]{escape(_of_view(first))}[/]")
+        screen.print(f"\n[bold]{escape(first.view)}[/]  [dim]{escape(_of_view(first))}[/]")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
         for heading in ("feature", "", "unit", "models", "reads"):
             table.add_column(
@@ -131,7 +122,7 @@ def _show_many(entries: list[Entry]) -> None:
             unit = entry.tags.get("unit", "")
             said = _deprecation(entry) or entry.description
             table.add_row(escape(entry.name), escape(said), escape(unit), models, f"{entry.reads:,}", style=style)
-        out.print(table)
+        screen.print(table)
 
 
 def _by_view(entries: list[Entry]) -> list[list[Entry]]:
@@ -174,7 +165,7 @@ def _deprecation(entry: Entry) -> str | None:
 
 
 def _show(entry: Entry) -> None:
-    out = _out()
+    screen = out()
     newest = f"{entry.freshness.newest.isoformat()}, " if entry.freshness.newest else ""
     models = f"unknown ({entry.models_unknown})" if entry.models is None else ", ".join(entry.models) or "none"
     lines = {
@@ -194,11 +185,11 @@ def _show(entry: Entry) -> None:
         "reads": f"{entry.reads:,}" + (f", by {entry.reads_from}" if entry.reads_from else ""),
         "profile": entry.profile or "none yet: materialise the profile",
     }
-    out.print(f"[bold]{escape(entry.name)}[/]", style="yellow" if entry.deprecated else None)
+    screen.print(f"[bold]{escape(entry.name)}[/]", style="yellow" if entry.deprecated else None)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for label, value in lines.items():
         if value:
             table.add_row(label, escape(value))
-    out.print(table)
+    screen.print(table)

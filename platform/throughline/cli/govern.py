@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from throughline.cli.output import console, emit, follow_run
+from throughline.cli.output import emit, follow_run, out
 from throughline.errors import ThroughlineError
 from throughline.settings import Settings, load_settings
 from throughline.usecase import UseCase, get_usecase, load_usecases
@@ -59,11 +59,11 @@ def approve(
         run_id = graph.launch(_judged_again(settings, usecase))
     except ThroughlineError as error:
         hint = f"not released yet: {error} Repeat the command when Dagster runs."
-        emit(as_json, {**result, "run": None, "note": hint}, lambda: console.print(f"{model} is approved, {hint}"))
+        emit(as_json, {**result, "run": None, "note": hint}, lambda: out().print(f"{model} is approved, {hint}"))
         return
     if not wait:
         line = f"{model} is approved, run {run_id} releases it: {settings.url('dagster')}/runs/{run_id}"
-        emit(as_json, {**result, "run": run_id}, lambda: console.print(line))
+        emit(as_json, {**result, "run": run_id}, lambda: out().print(line))
         return
     outcome = follow_run(graph, settings, run_id, quiet=as_json)
     gate = recordstore.find(settings, (usecase.name, "evaluation", "gate"), GateDecision)
@@ -133,7 +133,7 @@ def note(
     usecase = _registered(settings, target)[0] if "/" in target else get_usecase(target)
     event = event_of("note", target, whoami(settings).name, reason=text)
     tell(settings, usecase.name, event)
-    emit(as_json, event.model_dump(mode="json"), lambda: console.print(f"noted on {target}"))
+    emit(as_json, event.model_dump(mode="json"), lambda: out().print(f"noted on {target}"))
 
 
 def concerning(events: Iterable[HistoryEvent], target: str | None) -> list[HistoryEvent]:
@@ -188,7 +188,7 @@ def _judged_again(settings: Settings, usecase: UseCase) -> list[tuple[str, str, 
 
 
 def _show_endpoint(endpoint: EndpointRecord) -> None:
-    console.print(f"[bold]{endpoint.model}[/] serves at {endpoint.address} (revision {endpoint.revision})")
+    out().print(f"[bold]{endpoint.model}[/] serves at {endpoint.address} (revision {endpoint.revision})")
 
 
 def _show_events(found: list[tuple[UseCase, HistoryEvent]]) -> None:
@@ -196,7 +196,7 @@ def _show_events(found: list[tuple[UseCase, HistoryEvent]]) -> None:
     from rich.table import Table
 
     if not found:
-        console.print("nothing was told yet")
+        out().print("nothing was told yet")
         return
     table = Table(box=None)
     for name in ("when", "who"):
@@ -206,4 +206,4 @@ def _show_events(found: list[tuple[UseCase, HistoryEvent]]) -> None:
         what = escape(f"{event.action} {event.target}  {what_happened(event)}".rstrip())
         why = f"\n[dim]{escape(event.reason)}[/]" if event.reason else ""
         table.add_row(local_time(event.at, usecase), escape(event.actor), what + why)
-    console.print(table)
+    out().print(table)

@@ -15,15 +15,13 @@ Does not own: how these are found (`throughline.lineage`).
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from throughline.cli.output import emit
+from throughline.cli.output import emit, out
 from throughline.errors import ThroughlineError
 from throughline.settings import load_settings
 from throughline.usecase import load_usecases
@@ -31,8 +29,6 @@ from throughline.usecase import load_usecases
 if TYPE_CHECKING:
     from throughline.lineage.impact import Impact
     from throughline.lineage.trace import Step, Trace
-
-WIDTH_WITHOUT_TERMINAL = 160
 
 
 def register(app: typer.Typer) -> None:
@@ -105,12 +101,8 @@ def _name(table: str) -> str:
 # On the terminal
 
 
-def _out() -> Console:
-    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
-
-
 def _show(found: Trace) -> None:
-    out = _out()
+    screen = out()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("step", "id", "version", ""):
         table.add_column(heading, no_wrap=heading in {"step", "version"}, overflow="fold")
@@ -119,9 +111,9 @@ def _show(found: Trace) -> None:
         shown = "" if step.version is None else str(step.version)[:12]
         style = "yellow" if step.missing else None
         table.add_row(step.kind.replace("_", " "), escape(step.id or ""), escape(shown), escape(said), style=style)
-    out.print(table)
+    screen.print(table)
     if found.gaps:
-        out.print(f"[yellow]{len(found.gaps)} of {len(found.steps)} steps are incomplete.[/]")
+        screen.print(f"[yellow]{len(found.gaps)} of {len(found.steps)} steps are incomplete.[/]")
 
 
 def _said(step: Step) -> str:
@@ -152,22 +144,22 @@ def _said(step: Step) -> str:
 
 
 def _show_value(value: dict[str, Any]) -> None:
-    out = _out()
+    screen = out()
     where = value["table"] or value.get("note") or value.get("missing") or ""
     happened = f" of {value['event_time']}" if value["event_time"] else ""
-    out.print(f"[bold]{escape(value['name'])}[/] {escape(str(value['value']))}{happened}  [dim]{escape(where)}[/]")
+    screen.print(f"[bold]{escape(value['name'])}[/] {escape(str(value['value']))}{happened}  [dim]{escape(where)}[/]")
     for part in value["raw"]:
-        out.print(f"\n{escape(part['table'])}  [dim]{len(part['rows'])} of {part['of']:,} rows that it could see[/]")
+        screen.print(f"\n{escape(part['table'])}  [dim]{len(part['rows'])} of {part['of']:,} rows that it could see[/]")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
         for column in part["rows"][0] if part["rows"] else ():
             table.add_column(column, no_wrap=True)
         for row in part["rows"]:
             table.add_row(*("" if cell is None else escape(str(cell)) for cell in row.values()))
-        out.print(table)
+        screen.print(table)
 
 
 def _show_impact(found: Impact) -> None:
-    out = _out()
+    screen = out()
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -182,7 +174,7 @@ def _show_impact(found: Impact) -> None:
     }
     if found.log_lost:
         lines["counted in"] += f", which lacks {found.log_lost:,} events"
-    out.print(f"[bold]{escape(found.table)}[/]")
+    screen.print(f"[bold]{escape(found.table)}[/]")
     for label, value in lines.items():
         table.add_row(label, escape(value))
-    out.print(table)
+    screen.print(table)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from throughline.cli.output import emit
+from throughline.cli.output import emit, out
 from throughline.settings import load_settings
 from throughline.usecase import get_usecase, load_usecases
 
@@ -60,13 +60,11 @@ def card(
 
 
 def _show(found: list[VersionSummary]) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     if not found:
-        out.print("no version is registered yet: `throughline run`, or `throughline train USECASE`")
+        out().print("no version is registered yet: `throughline run`, or `throughline train USECASE`")
         return
     table = Table("model", "alias", "trainer", "dataset", "AUC", "decision", "registered (UTC)", box=None)
     for one in found:
@@ -74,4 +72,4 @@ def _show(found: list[VersionSummary]) -> None:
         aliases, decision = ", ".join(one.aliases), one.decision or ""
         cells = (one.model, aliases, one.trainer, one.dataset[:12], auc, decision, f"{one.registered:%Y-%m-%d %H:%M}")
         table.add_row(*map(escape, cells))
-    out.print(table)
+    out().print(table)

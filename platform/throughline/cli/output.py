@@ -18,8 +18,15 @@ if TYPE_CHECKING:
 # log lines that need more room than a terminal has are left to the UI
 LONGEST_LINE = 110
 
+WIDTH = 160  # of a result in a file or a pipe, where rows are not to be broken at 80 columns
+
 # progress goes to stderr, so that stdout holds nothing but the result
 console = Console(stderr=True, highlight=False)
+
+
+def out() -> Console:
+    """Where a command's result goes: stdout as it is at this moment."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
 def emit(as_json: bool, result: Any, human: Callable[[], None]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from throughline.cli.output import console, emit
+from throughline.cli.output import emit, out
 from throughline.errors import ThroughlineError
 from throughline.settings import load_settings
 from throughline.usecase import get_usecase
@@ -46,9 +46,10 @@ def _instances(path: Path) -> list[dict[str, Any]]:
 
 
 def _show(instances: list[dict[str, Any]], predictions: list[dict[str, Any]]) -> None:
+    screen = out()
     for instance, prediction in zip(instances, predictions, strict=True):
-        console.print(", ".join(f"{name} {value}" for name, value in instance.items()))
-        console.print(
+        screen.print(", ".join(f"{name} {value}" for name, value in instance.items()))
+        screen.print(
             f"[bold]{prediction['decision']}[/] score {prediction['score']:.4f}, "
             f"{prediction['model_name']}/{prediction['model_version']}, prediction_id {prediction['prediction_id']}"
         )

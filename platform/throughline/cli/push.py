@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from throughline.cli.output import console, emit
+from throughline.cli.output import emit, out
 from throughline.errors import ThroughlineError
 from throughline.settings import load_settings
 from throughline.usecase import get_usecase
@@ -27,7 +27,7 @@ def push(
     pushed = push_rows(settings, declared, view, _rows(json_body))
     result = {**asdict(pushed), "table": str(pushed.table), "known_at": pushed.known_at.isoformat()}
     line = f"{pushed.rows} row(s) of {pushed.view}, known at {result['known_at']}, in {pushed.table} and online"
-    emit(as_json, {"usecase": usecase, **result}, lambda: console.print(line))
+    emit(as_json, {"usecase": usecase, **result}, lambda: out().print(line))
 
 
 def _rows(path: Path) -> list[dict]:

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from throughline import doctor
-from throughline.cli.output import console, emit, follow_run
+from throughline.cli.output import console, emit, follow_run, out
 from throughline.cli.services import require_all
 from throughline.errors import ThroughlineError
 from throughline.settings import PROJECT_ROOT, Settings, load_settings
@@ -113,10 +113,10 @@ def _table(settings: Settings, result: dict[str, Any]) -> None:
         prediction = done["prediction"]
         table.add_row("a prediction", f"{prediction['decision']}, score {prediction['score']:.4f}")
         table.add_row("", f"prediction_id {prediction['prediction_id']}")
-        console.print(table)
+        out().print(table)
     places = Table(show_header=False)
     places.add_row("Dagster", settings.url("dagster"))
     places.add_row("MLflow", settings.url("mlflow"))
     places.add_row("logs", str(settings.logs))
     places.add_row("stop", "make stop")
-    console.print(places)
+    out().print(places)

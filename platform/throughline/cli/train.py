@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from throughline.cli.output import console, emit, follow_run
+from throughline.cli.output import console, emit, follow_run, out
 from throughline.errors import ThroughlineError
 from throughline.settings import load_settings
 
@@ -72,9 +72,7 @@ def train(
     except WorkerFailed as error:
         raise typer.BadParameter(str(error)) from error
     if not wait:
-        emit(
-            as_json, {"job": job.run_id}, lambda: console.print(f"job {job.run_id}: `throughline jobs logs` follows it")
-        )
+        emit(as_json, {"job": job.run_id}, lambda: out().print(f"job {job.run_id}: `throughline jobs logs` follows it"))
         return
     outcome = follow_run(job.graph, settings, job.run_id)
     if not outcome.succeeded:
@@ -105,14 +103,14 @@ def reproduce(
 
     def table() -> None:
         verdict = "identical" if found.identical else "agrees within the tolerance" if found.agrees else "DIFFERS"
-        console.print(
+        out().print(
             f"[bold]{model}[/]: {verdict}, digest {found.digest[:12]} (registered {found.registered_digest[:12]})"
         )
         for key, values in found.metrics.items():
-            console.print(f"  {key}: registered {values.registered}, rebuilt {values.rebuilt}")
-        console.print(f"  revision {found.revision[:12]}, lock {found.lock}")
+            out().print(f"  {key}: registered {values.registered}, rebuilt {values.rebuilt}")
+        out().print(f"  revision {found.revision[:12]}, lock {found.lock}")
         for note in found.notes:
-            console.print(f"  {note}")
+            out().print(f"  {note}")
 
     emit(as_json, found.model_dump(), table)
     if not found.agrees:
@@ -143,7 +141,7 @@ def jobs(context: typer.Context, limit: int = typer.Option(20, min=1), as_json: 
                 str(told["model"] or ""),
                 *(f"{told[name]:.4f}" if told[name] is not None else "" for name in ("auc", "log_loss")),
             )
-        console.print(shown if found else "no training was submitted yet: throughline train USECASE")
+        out().print(shown if found else "no training was submitted yet: throughline train USECASE")
 
     emit(as_json, [_told(run) for run in found], table)
 
@@ -156,10 +154,10 @@ def logs(job: str = typer.Argument(metavar="ID")) -> None:
     graph = Graph(load_settings())
 
     def show(event: RunEvent) -> None:
-        console.print(f"{datetime.fromtimestamp(event.seconds, UTC):%H:%M:%S} {event.message}", markup=False)
+        out().print(f"{datetime.fromtimestamp(event.seconds, UTC):%H:%M:%S} {event.message}", markup=False)
 
     outcome = graph.follow(_whole(job), show, timeout_s=86_400)
-    console.print(outcome.status.lower())
+    out().print(outcome.status.lower())
 
 
 @app.command()
@@ -171,7 +169,7 @@ def cancel(job: str = typer.Argument(metavar="ID"), as_json: AsJson = False) -> 
     graph.cancel(run_id)
     while not (state := graph.job(run_id)).ended_somehow:
         time.sleep(0.5)
-    emit(as_json, _told(state), lambda: console.print(f"{run_id[:8]}: {state.status.lower()}"))
+    emit(as_json, _told(state), lambda: out().print(f"{run_id[:8]}: {state.status.lower()}"))
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -208,8 +206,8 @@ def _told(run: JobRun) -> dict[str, Any]:
 
 def _show_result(run: JobRun) -> None:
     told = _told(run)
-    console.print(
+    out().print(
         f"[bold]{told['model']}[/] by {told['trainer']}: on the weeks held out AUC {told['auc']:.4f}, "
         f"log loss {told['log_loss']:.4f} (constant {told['constant_log_loss']:.4f})"
     )
-    console.print(f"dataset {told['fingerprint'][:12]}, MLflow run {told['mlflow_run']}")
+    out().print(f"dataset {told['fingerprint'][:12]}, MLflow run {told['mlflow_run']}")

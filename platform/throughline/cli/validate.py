@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from throughline.cli.output import console, emit
+from throughline.cli.output import emit, out
 from throughline.errors import ThroughlineError
 from throughline.records import TableVersion
 from throughline.settings import Settings, load_settings
@@ -102,18 +102,17 @@ def _result(pinned: TableVersion, judgement: Judgement) -> dict[str, Any]:
 
 
 def _show(result: dict[str, Any]) -> None:
-    console.print(
+    screen = out()
+    screen.print(
         f"{result['table']}: {result['rows']:,} rows of {result['days']} days, {result['bad_rows']} of them bad",
         markup=False,
     )
     if result["worst"]:
-        console.print(f"  {result['worst']}", style="dim", markup=False)
+        screen.print(f"  {result['worst']}", style="dim", markup=False)
     for verdict in result["verdicts"]:
         line = f"  {verdict['day']} {verdict['aspect']}: {verdict['outcome']}, {verdict['detail']}"
-        console.print(line, style="red" if verdict["outcome"] == "fail" else "yellow", markup=False)
-    console.print(
-        "as expected" if result["passed"] else "not as expected", style="green" if result["passed"] else "red"
-    )
+        screen.print(line, style="red" if verdict["outcome"] == "fail" else "yellow", markup=False)
+    screen.print("as expected" if result["passed"] else "not as expected", style="green" if result["passed"] else "red")
 
 
 def _pinned(text: str) -> TableVersion:

@@ -129,12 +129,12 @@ def test_a_note_stands_in_the_history_under_who_wrote_it(home, monkeypatch, caps
     assert event == {"usecase": NAME, **note}
     assert datetime.fromisoformat(event["at"]).utcoffset() == timedelta(0)
     assert run(monkeypatch, "history") == 0
-    assert "[bold]closed" in "".join(capsys.readouterr().err.split())
+    assert "[bold]closed" in "".join(capsys.readouterr().out.split())
 
 
 def test_of_no_history_one_is_told_so(home, monkeypatch, capsys):
     assert run(monkeypatch, "history", f"{NAME}/3") == 0
-    assert "nothing was told yet" in capsys.readouterr().err
+    assert "nothing was told yet" in capsys.readouterr().out
     assert run(monkeypatch, "history", "--json") == 0
     assert json.loads(capsys.readouterr().out) == []
 

@@ -88,7 +88,7 @@ def test_a_version_that_does_not_says_so_and_exits_with_1(call) -> None:
     assert (verdict["day"], verdict["aspect"], verdict["outcome"]) == ("2013-02-13", "rows", "fail")
     shown = call("check", f"{WEATHER}@1")
     assert shown.exit_code == 1
-    assert "2013-02-13 rows: fail, 33.3% of the rows are bad" in " ".join(shown.stderr.split())
+    assert "2013-02-13 rows: fail, 33.3% of the rows are bad" in " ".join(shown.stdout.split())
 
 
 @pytest.mark.parametrize(
