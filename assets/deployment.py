@@ -5,7 +5,16 @@ Who is champion, and in which order that changes, is `throughline.rollout.promot
 
 from collections.abc import Iterator
 
-from dagster import AssetExecutionContext, AssetsDefinition, DataVersion, Definitions, Output, ResourceParam, asset
+from dagster import (
+    AssetExecutionContext,
+    AssetsDefinition,
+    DataVersion,
+    Definitions,
+    MetadataValue,
+    Output,
+    ResourceParam,
+    asset,
+)
 
 from assets.evaluation import GROUP as EVALUATION
 from assets.features import GROUP as FEATURES
@@ -14,6 +23,7 @@ from assets.training import GROUP as TRAINING
 from throughline import tags
 from throughline.evaluation.gate import former_champion
 from throughline.records import EndpointRecord, GateDecision, ModelRecord, OnlineStoreRecord
+from throughline.registry.models import page
 from throughline.rollout.promotion import release, settle
 from throughline.settings import Settings
 from throughline.usecase import UseCase
@@ -60,7 +70,10 @@ def _endpoint(usecase: UseCase) -> AssetsDefinition:
             data_version=DataVersion(record.sha256),
             metadata={
                 "model": record.model,
+                "mlflow": MetadataValue.url(page(settings, model)),
                 "revision": record.revision,
+                "sha256": record.sha256,
+                "gate": f"{gate.decision} at {gate.decided_at.isoformat()}",
                 "address": record.address,
                 "features_until": online_store.until.isoformat(),
             },

@@ -94,6 +94,8 @@ def _gate(usecase: UseCase) -> AssetsDefinition:
             metadata={
                 "decision": decision.decision,
                 "model": decision.model,
+                "sha256": decision.sha256,
+                "compared_with": decision.compared_with or "no champion yet",
                 "rules": MetadataValue.md(
                     "\n".join(
                         ["| rule | verdict | value | bound |", "|---|---|---|---|"]

@@ -97,7 +97,7 @@ def _model(usecase: UseCase) -> AssetsDefinition:
         evaluation = evaluate_candidate(settings, usecase, dataset, record)
         report = {"report": MetadataValue.url(publish(settings, record, evaluation))}
         describe_version(settings, usecase, record, dataset, evaluation, decision=None)
-        told = {**told_of_dataset(dataset), **told_of_model(record), **told_of_evaluation(evaluation)}
+        told = {**told_of_dataset(dataset), **told_of_model(settings, record), **told_of_evaluation(evaluation)}
         return Output(record, metadata=report | told)
 
     return model

@@ -13,6 +13,7 @@ from dagster import (
     Config,
     DataVersion,
     Definitions,
+    MetadataValue,
     Output,
     ResourceParam,
     asset,
@@ -29,6 +30,7 @@ from throughline.experiment.train import Run, train_and_register
 from throughline.featurestore.dataset import build_dataset
 from throughline.identity import GRAPH
 from throughline.records import DatasetRecord, FeatureStoreRecord, ModelRecord
+from throughline.registry import models
 from throughline.registry.models import SUBMITTER_TAG
 from throughline.settings import PROJECT_ROOT, Settings
 from throughline.usecase import UseCase
@@ -94,7 +96,7 @@ def _model(usecase: UseCase) -> AssetsDefinition:
             tags=tags_of(context),
             force=config.force,
         )
-        return Output(record, data_version=DataVersion(record.sha256), metadata=told_of_model(record))
+        return Output(record, data_version=DataVersion(record.sha256), metadata=told_of_model(settings, record))
 
     return model
 
@@ -118,13 +120,18 @@ def told_of_dataset(record: DatasetRecord) -> dict[str, Any]:
     }
 
 
-def told_of_model(record: ModelRecord) -> dict[str, Any]:
+def told_of_model(settings: Settings, record: ModelRecord) -> dict[str, Any]:
+    """A version with what it was made from: as it was registered, which may be long ago."""
+    said = models.provenance_of(settings, record).tags
     return {
         "model": record.reference,
         "sha256": record.sha256,
+        "dataset": said.get("throughline.dataset_table"),
         "dataset_fingerprint": record.dataset_fingerprint,
-        "mlflow_run": record.run_id,
+        "code": said.get("throughline.revision"),
         "trainer": record.trainer,
+        "mlflow_run": record.run_id,
+        "mlflow": MetadataValue.url(models.page(settings, record)),
     }
 
 

@@ -37,6 +37,7 @@ from throughline.registry.description import set_tags, summaries
 from throughline.registry.onnx_graph import compose, learn_preprocessing
 from throughline.registry.retention import apply
 from throughline.registry.served_model import ServedModel, sha256_of
+from throughline.registry.signing import PUBLIC, TRUSTED
 from throughline.services.daemon import Supervisor
 from throughline.settings import Settings, load_settings
 from throughline.usecase import CardStatement, UseCase
@@ -319,8 +320,11 @@ def test_a_swapped_card_is_refused_in_one_line_and_the_history_knows(
 
 
 def test_a_card_signed_by_an_unknown_key_is_refused(registry: Registry, usecase: UseCase, tmp_path: Path) -> None:
+    """A stranger's, who trusts us and whom we do not trust."""
     record = register(registry.settings, tmp_path, 8.0)
     stranger = registry.settings.model_copy(update={"home": tmp_path / "another home"})
+    (stranger.keys / TRUSTED).mkdir(parents=True)
+    shutil.copy(registry.settings.keys / PUBLIC, stranger.keys / TRUSTED / "us.pub")
     publish_card(stranger, usecase, **facts(record))
     with pytest.raises(ThroughlineError, match="not trusted"):
         read_card(registry.settings, record)

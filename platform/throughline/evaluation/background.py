@@ -16,6 +16,7 @@ from throughline import recordstore
 from throughline.errors import ThroughlineError
 from throughline.evaluation.explain import SEED, Model, sample
 from throughline.records import Background, ModelRecord
+from throughline.registry import artifacts
 from throughline.registry.served_model import ServedModel
 from throughline.settings import Settings
 
@@ -66,14 +67,11 @@ def keep(settings: Settings, model: ModelRecord, background: Background) -> None
 
 def fetch(settings: Settings, model: ModelRecord) -> Background | None:
     """What was kept with the version's run; None where nothing was."""
-    from throughline.experiment.tracking import client_of
-
-    client = client_of(settings)
     kept = f"{FOLDER}/{FILE}"
-    if kept not in [artifact.path for artifact in client.list_artifacts(model.run_id, FOLDER)]:
+    if not artifacts.kept(settings, model.run_id, kept):
         return None
     with tempfile.TemporaryDirectory() as scratch:
-        return read(Path(client.download_artifacts(model.run_id, kept, scratch)))
+        return read(artifacts.fetch_of_run(settings, model.run_id, kept, Path(scratch) / FILE))
 
 
 def place(settings: Settings, model: ModelRecord, folder: Path) -> None:

@@ -16,11 +16,10 @@ from throughline.experiment.job import Job, JobResult, run_job_at
 from throughline.experiment.recipe import Recipe
 from throughline.experiment.revision import committed, lock_of
 from throughline.experiment.spec import MODEL_FILE, REPORT_FILE, TrainingReport
-from throughline.experiment.tracking import client_of
 from throughline.experiment.train import DATASET_FILE, RECIPE_FILE, Run
 from throughline.featurestore.dataset import identity_of
 from throughline.records import DatasetRecord, Record
-from throughline.registry import models
+from throughline.registry import artifacts, models
 from throughline.registry.served_model import sha256_of
 from throughline.settings import PROJECT_ROOT
 
@@ -108,12 +107,9 @@ def _close(one: float | None, other: float | None) -> bool:
 
 def _kept(run: Run, run_id: str, name: str, kind: type[R], folder: Path) -> R:
     """A file that was kept with the version's run."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        file = client_of(run.settings).download_artifacts(run_id, f"training/{name}", str(folder))
-        return kind.model_validate_json(Path(file).read_text())
-    except (MlflowException, OSError) as error:
+    if not artifacts.kept(run.settings, run_id, f"training/{name}"):
         raise ThroughlineError(
             f"Run {run_id} has no training/{name}: the version was registered before this could be rebuilt."
-        ) from error
+        )
+    file = artifacts.fetch_of_run(run.settings, run_id, f"training/{name}", folder / name)
+    return kind.model_validate_json(file.read_bytes())

@@ -6,6 +6,7 @@ model versions (`registry/models.py`). `mlflow` takes seconds to import and is i
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ def open_client(uri: str) -> MlflowClient:
     _answers(uri)
     # Before the import, which is when it is read: no vendor's telemetry, also where no service set it for us.
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    _import_without_feasts_plugin()
     from mlflow import MlflowClient
     from mlflow.environment_variables import (
         MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR,
@@ -37,6 +39,22 @@ def open_client(uri: str) -> MlflowClient:
     MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.set(True)  # standard output belongs to commands with --json
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _import_without_feasts_plugin() -> None:
+    """MLflow asks plug-ins for headers of its requests, and loads them when that is first imported.
+
+    Feast's would import all of Feast, torch and Spark, 13 s of a core in each process, and send the token of a pod's
+    service account along.
+    """
+    from mlflow.utils import plugins
+
+    found = plugins.get_entry_points
+    plugins.get_entry_points = lambda group: [plugin for plugin in found(group) if plugin.dist.name != "feast"]
+    try:
+        importlib.import_module("mlflow.tracking.request_header.registry")
+    finally:
+        plugins.get_entry_points = found
 
 
 def client_of(settings: Settings) -> MlflowClient:

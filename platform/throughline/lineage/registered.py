@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from throughline.errors import ThroughlineError
 from throughline.records import DatasetRecord, Record
+from throughline.registry import artifacts
 from throughline.registry.rest import ask, silent
 from throughline.settings import Settings
 
@@ -99,30 +100,15 @@ class MlflowRegistry:
         return self._datasets[run.run_id]
 
     def _dataset(self, run: TrackedRun) -> DatasetRecord:
-        from throughline.registry.models import resolve
-
-        kept = Path(resolve(self._settings, run.artifacts)) / _DATASET
         try:
-            text = kept.read_text() if kept.is_file() else self._download(run)
-            return DatasetRecord.model_validate_json(text)
-        except (OSError, ValidationError) as error:
+            with tempfile.TemporaryDirectory() as folder:
+                file = artifacts.fetch(self._settings, f"{run.artifacts}/{_DATASET}", Path(folder) / "dataset.json")
+                return DatasetRecord.model_validate_json(file.read_bytes())
+        except (ThroughlineError, ValidationError) as error:
             raise ThroughlineError(
                 f"Run {run.run_id} has no readable {_DATASET} ({type(error).__name__}): it was registered "
                 "before that was kept, or its files are gone."
             ) from error
-
-    def _download(self, run: TrackedRun) -> str:
-        """Where the server's artifact folder is not mounted here."""
-        from mlflow.exceptions import MlflowException
-
-        from throughline.experiment.tracking import client_of
-
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                got = client_of(self._settings).download_artifacts(run.run_id, _DATASET, folder)
-            except MlflowException as error:
-                raise OSError(str(error)) from error
-            return Path(got).read_text()
 
     def _ask(self, question: str, parameters: dict[str, str], answer: str) -> Any:
         told = ask(self._settings, question, **parameters)

@@ -18,7 +18,7 @@ from throughline.errors import ThroughlineError
 from throughline.experiment.tracking import client_of
 from throughline.identity import GRAPH
 from throughline.records import DatasetRecord, EvaluationRecord, GateDecision, ModelRecord
-from throughline.registry import history, models
+from throughline.registry import artifacts, history, models
 from throughline.registry.card import Card, card_of, concerning, render_html, render_markdown
 from throughline.registry.description import CARD, describe_version, set_tags
 from throughline.settings import Settings
@@ -110,15 +110,9 @@ def _keep(settings: Settings, model: ModelRecord, card: Card) -> None:
 
 
 def _fetch(settings: Settings, model: ModelRecord, scratch: Path) -> Path:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client_of(settings).download_artifacts(model.run_id, FOLDER, str(scratch))
-    except (MlflowException, OSError) as error:
-        raise ThroughlineError(
-            f"{model.reference} has no card ({str(error).splitlines()[0]}): it gets one when the gate decides about it."
-        ) from error
-    return scratch / FOLDER
+    if not artifacts.kept(settings, model.run_id, f"{FOLDER}/{RECORD}"):
+        raise ThroughlineError(f"{model.reference} has no card: it gets one when the gate decides about it.")
+    return artifacts.fetch_of_run(settings, model.run_id, FOLDER, scratch / FOLDER)
 
 
 def _tell_refused(settings: Settings, model: ModelRecord, reason: str) -> None:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from throughline.experiment.fingerprint import combine, fingerprint_imports
 from throughline.records import DatasetRecord, EvaluationRecord, GateDecision, ModelRecord, Record
-from throughline.registry.rest import ask, model_versions
+from throughline.registry.rest import ask, model_versions, tags_in, tell
 from throughline.settings import Settings
 from throughline.usecase import UseCase
 
@@ -85,11 +85,8 @@ def describe_version(
 
 
 def set_tags(settings: Settings, model: ModelRecord, tags: Mapping[str, str]) -> None:
-    from throughline.experiment.tracking import client_of
-
-    client = client_of(settings)
-    for name, value in tags.items():
-        client.set_model_version_tag(model.name, str(model.version), name, value)
+    for tag, value in tags.items():
+        tell(settings, "model-versions/set-tag", name=model.name, version=str(model.version), key=tag, value=value)
 
 
 def summaries(settings: Settings, name: str) -> list[VersionSummary]:
@@ -100,7 +97,7 @@ def summaries(settings: Settings, name: str) -> list[VersionSummary]:
 
 
 def _summary(version: dict[str, Any], aliases: Mapping[int, list[str]]) -> VersionSummary | None:
-    tags = {tag["key"]: tag["value"] for tag in version.get("tags", [])}
+    tags = tags_in(version)
     if _REGISTERED not in tags:
         return None
     auc = tags.get(AUC)

@@ -14,19 +14,19 @@ import json
 import logging
 import shutil
 import tempfile
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlparse
 
 from throughline.errors import ThroughlineError
 from throughline.experiment.tracking import client_of
 from throughline.identity import GRAPH, whoami
 from throughline.records import ModelRecord
-from throughline.registry import provenance
+from throughline.registry import artifacts, provenance
 from throughline.registry.onnx_graph import CATEGORICAL, NUMERIC, SCORE
 from throughline.registry.provenance import Provenance
-from throughline.registry.rest import model_versions
+from throughline.registry.rest import ask, model_versions, tags_in, tell
 from throughline.registry.served_model import ServedModel, sha256_of
 from throughline.registry.signing import verify
 from throughline.settings import Settings
@@ -66,7 +66,7 @@ def register(
     _registered_model(client, name)
     digest = sha256_of(file)
     actor = (tags or {}).get(SUBMITTER_TAG) or _me(settings)
-    if known := _version_of_run(client, name, run_id):
+    if known := _version_of_run(settings, name, run_id):
         if known.sha256 != digest:
             raise ThroughlineError(
                 f"Run {run_id} is already registered as {known.reference} with another file: register a run once."
@@ -92,7 +92,7 @@ def register(
         client.log_model_artifacts(logged.model_id, str(folder))
     client.finalize_logged_model(logged.model_id, "READY")
     _link(client, run_id, logged.model_id)
-    described["uri"] = resolve(settings, logged.artifact_location)
+    described["uri"] = artifacts.resolve(settings, logged.artifact_location)
     version = client.create_model_version(
         name,
         source=logged.artifact_location,
@@ -100,23 +100,14 @@ def register(
         model_id=logged.model_id,
         tags={**(tags or {}), **{_TAG + key: json.dumps(value, sort_keys=True) for key, value in described.items()}},
     )
-    record = _record(version)
+    record = get(settings, name, int(version.version))
     _tell_registered(settings, record, actor)
     return record
 
 
 def get(settings: Settings, name: str, version: int) -> ModelRecord:
     """The version's record. Raises `ThroughlineError` when there is none."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return _record(client_of(settings).get_model_version(name, str(version)))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        raise ThroughlineError(
-            f"Model {name}/{version} is not registered: `throughline models` lists what is."
-        ) from error
+    return _record(_described(settings, name, version))
 
 
 def named(settings: Settings, reference: str) -> ModelRecord:
@@ -127,27 +118,24 @@ def named(settings: Settings, reference: str) -> ModelRecord:
 
 def versions(settings: Settings, name: str) -> list[ModelRecord]:
     """All versions of a model, oldest first; those others have registered without our tags are left out."""
-    found = client_of(settings).search_model_versions(f"name = '{name}'")
-    return sorted((_record(v) for v in found if _TAG + "sha256" in v.tags), key=lambda record: record.version)
+    ours = [version for version in model_versions(settings, name) if _TAG + "sha256" in tags_in(version)]
+    return sorted((_record(version) for version in ours), key=lambda record: record.version)
 
 
 def with_tag(settings: Settings, name: str, tag: str, value: str) -> ModelRecord | None:
     """The newest version whose tag has this value, or None."""
-    found = client_of(settings).search_model_versions(f"name = '{name}' and tag.`{tag}` = '{value}'")
-    return _record(max(found, key=lambda version: int(version.version))) if found else None
+    found = list(model_versions(settings, name, f"tag.`{tag}` = '{value}'"))
+    return _record(max(found, key=lambda version: int(version["version"]))) if found else None
 
 
 def tags_of(settings: Settings, record: ModelRecord) -> dict[str, str]:
-    """What was said of a version when it was registered."""
-    return dict(client_of(settings).get_model_version(record.name, str(record.version)).tags)
+    """What MLflow says of a version: what it was registered with, and what was added since."""
+    return tags_in(_described(settings, record.name, record.version))
 
 
 def dataset_tables(settings: Settings, name: str) -> dict[str, str]:
     """NAME/VERSION -> TABLE@VERSION of the dataset it was trained on. Raises when a version does not say it."""
-    tags = {
-        f"{v['name']}/{v['version']}": {tag["key"]: tag["value"] for tag in v.get("tags", [])}
-        for v in model_versions(settings, name)
-    }
+    tags = {f"{each['name']}/{each['version']}": tags_in(each) for each in model_versions(settings, name)}
     ours = {version: said.get(_TAG + "dataset_table") for version, said in tags.items() if _TAG + "sha256" in said}
     if silent := [version for version, table in ours.items() if table is None]:
         raise ThroughlineError(
@@ -163,11 +151,13 @@ def fetch(settings: Settings, record: ModelRecord, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        draft, source = Path(scratch) / "model", Path(record.uri)
-        if source.is_dir():
-            _copy(source, draft, record)
-        else:
-            _download(settings, record, draft)
+        draft, location = Path(scratch) / "model", record.uri
+        if not Path(location).is_dir():  # what MLflow calls it, for the server to give
+            location = _described(settings, record.name, record.version)["source"]
+        try:
+            artifacts.fetch(settings, location, draft)
+        except ThroughlineError as error:
+            raise ThroughlineError(f"Model {record.reference}: {error}") from error
         verified(settings, record, draft, record.uri)
         for path in draft.iterdir():
             path.replace(folder / path.name)
@@ -217,36 +207,19 @@ def provenance_of(settings: Settings, record: ModelRecord) -> Provenance:
 
 def champion(settings: Settings, name: str) -> ModelRecord | None:
     """The version with the alias `champion`, or None when no version has it."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return _record(client_of(settings).get_model_version_by_alias(name, CHAMPION))
-    except MlflowException as error:
-        # Neither the model nor the alias is there: MLflow says INVALID_PARAMETER_VALUE for a missing alias.
-        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
-            return None
-        raise
+    model = ask(settings, "registered-models/get", name=name) or {}
+    aliases = {one["alias"]: one["version"] for one in model.get("registered_model", {}).get("aliases", [])}
+    return get(settings, name, int(aliases[CHAMPION])) if CHAMPION in aliases else None
 
 
 def set_champion(settings: Settings, record: ModelRecord) -> None:
     """Point the alias `champion` at this version."""
-    client_of(settings).set_registered_model_alias(record.name, CHAMPION, str(record.version))
+    tell(settings, "registered-models/alias", name=record.name, alias=CHAMPION, version=str(record.version))
 
 
-def resolve(settings: Settings, location: str) -> str:
-    """The folder or object-store address behind an artifact location of this home's MLflow.
-
-    `mlflow-artifacts:` is the server's word for a place under its artifact root.
-    """
-    parsed = urlparse(location)
-    if parsed.scheme == "mlflow-artifacts":
-        root = settings.mlflow_artifacts or str(settings.mlflow_home / "artifacts")
-        return f"{root}/{unquote(parsed.path).lstrip('/')}"
-    if parsed.scheme == "file":
-        return unquote(parsed.path)
-    if parsed.scheme in {"models", "runs"}:
-        raise ThroughlineError(f"Artifact location {location} is an MLflow address, not a place: report this.")
-    return location
+def page(settings: Settings, record: ModelRecord) -> str:
+    """Where people see the version in MLflow."""
+    return f"{settings.url('mlflow')}/#/models/{record.name}/versions/{record.version}"
 
 
 def _registered_model(client: MlflowClient, name: str) -> None:
@@ -257,11 +230,6 @@ def _registered_model(client: MlflowClient, name: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-
-
-def _version_of_run(client: MlflowClient, name: str, run_id: str) -> ModelRecord | None:
-    found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-    return _record(min(found, key=lambda version: int(version.version))) if found else None
 
 
 def _mlflow_folder(file: Path, folder: Path, model: ServedModel, logged: Any, run_id: str) -> None:
@@ -299,32 +267,6 @@ def _link(client: MlflowClient, run_id: str, model_id: str) -> None:
     client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
 
 
-def _copy(source: Path, target: Path, record: ModelRecord) -> None:
-    try:
-        shutil.copytree(source, target, symlinks=True)  # a link stays one, and is refused
-    except OSError as error:
-        raise ThroughlineError(
-            f"Model {record.reference}: {source} cannot be copied ({str(error).splitlines()[0]}): restore it."
-        ) from error
-
-
-def _download(settings: Settings, record: ModelRecord, target: Path) -> None:
-    """Through MLflow, where the artifact folder is not on this machine."""
-    from mlflow.artifacts import download_artifacts
-
-    client = client_of(settings)
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            source = client.get_model_version(record.name, str(record.version)).source
-            got = download_artifacts(artifact_uri=source, dst_path=scratch, tracking_uri=settings.url("mlflow"))
-            shutil.copytree(got, target, symlinks=True)
-        except Exception as error:  # each kind of store raises its own
-            raise ThroughlineError(
-                f"Model {record.reference}: its files are not under {record.uri} and MLflow cannot give them "
-                f"({(str(error).splitlines() or [type(error).__name__])[0]}): train it again."
-            ) from error
-
-
 def _me(settings: Settings) -> str:
     """Who runs this process; the graph, where nobody's token was given to it."""
     try:
@@ -349,12 +291,25 @@ def _tell_refused(settings: Settings, name: str, reference: str, reason: str) ->
         log.exception("The refusal of %s could not be told in the history", reference)
 
 
-def _record(version: Any) -> ModelRecord:
+def _version_of_run(settings: Settings, name: str, run_id: str) -> ModelRecord | None:
+    found = list(model_versions(settings, name, f"run_id = '{run_id}'"))
+    return _record(min(found, key=lambda version: int(version["version"]))) if found else None
+
+
+def _described(settings: Settings, name: str, version: int) -> dict[str, Any]:
+    found = ask(settings, "model-versions/get", name=name, version=version)
+    if found is None:
+        raise ThroughlineError(f"Model {name}/{version} is not registered: `throughline models` lists what is.")
+    return found["model_version"]
+
+
+def _record(described: Mapping[str, Any]) -> ModelRecord:
+    name, version, tags = described["name"], int(described["version"]), tags_in(described)
     try:
-        tagged = {key: json.loads(version.tags[_TAG + key]) for key in _TAGGED}
+        tagged = {key: json.loads(tags[_TAG + key]) for key in _TAGGED}
     except (KeyError, ValueError) as error:
         raise ThroughlineError(
-            f"Model {version.name}/{version.version} lacks the tags of a version registered here ({error}): "
+            f"Model {name}/{version} lacks the tags of a version registered here ({error}): "
             "it was registered by something else; register it with throughline.registry.models."
         ) from error
-    return ModelRecord(name=version.name, version=int(version.version), run_id=version.run_id, **tagged)
+    return ModelRecord(name=name, version=version, run_id=described.get("run_id", ""), **tagged)

@@ -203,9 +203,7 @@ def test_any_history_of_ticks_pushes_corrections_and_removals_ends_as_written_wh
 ) -> None:
     url = None if seed_store == "sqlite" else request.getfixturevalue("redis_url")
 
-    @hypothesis_settings(
-        max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None
-    )
+    @hypothesis_settings(max_examples=12, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
     @given(st.integers(0, 10**6))
     def holds(seed: int) -> None:
         with pytest.MonkeyPatch.context() as patch:

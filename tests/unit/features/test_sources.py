@@ -182,7 +182,7 @@ def test_the_register_was_known_before_the_year_began(feeds: dict[str, pl.DataFr
     assert feeds["planes"]["year_built"].drop_nulls().is_between(1950, 2013).all()
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     cuts=st.lists(st.integers(0, 380 * 24 * 60), max_size=6).map(
         lambda minutes: [datetime(2012, 12, 20, tzinfo=UTC) + timedelta(minutes=m) for m in sorted(minutes)]

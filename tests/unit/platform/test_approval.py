@@ -123,7 +123,7 @@ approvals = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(approvals, max_size=4), st.frozensets(names))
 def test_released_means_that_somebody_who_may_approved_this_file_with_a_reason(usecase, given, submitted_by):
     sound = any(

@@ -66,7 +66,7 @@ tables = st.lists(
 A = {"k1": "a", "k2": 1}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     spine=spines,
     rows=tables,

@@ -11,7 +11,7 @@ from throughline.evaluation.bootstrap import Draws, interval
 from throughline.evaluation.metrics import auc, log_loss
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 8))
 def test_a_metric_under_a_draw_is_that_of_the_rows_drawn(seed: int, days: int) -> None:
     draw = np.random.default_rng(seed)

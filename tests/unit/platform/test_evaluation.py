@@ -22,7 +22,7 @@ HOLDOUT = datetime(2013, 3, 1, tzinfo=UTC)
 pairs = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 1)), min_size=1, max_size=60)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pairs)
 def test_metrics_agree_with_scikit_learn(drawn):
     from sklearn import metrics as sk
@@ -37,7 +37,7 @@ def test_metrics_agree_with_scikit_learn(drawn):
         assert math.isnan(ours.auc)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pairs, st.randoms())
 def test_calibration_does_not_depend_on_the_order_of_rows(drawn, random):
     shuffled = random.sample(drawn, len(drawn))

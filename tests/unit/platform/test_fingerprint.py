@@ -41,7 +41,7 @@ def frames(draw) -> pl.DataFrame:
     return pl.DataFrame({"key": list(range(rows)), **columns}, schema=SCHEMA)
 
 
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
 
 @quick

@@ -139,7 +139,7 @@ numbers = st.one_of(st.floats(), st.just(float("nan")), st.sampled_from([0.45, 0
 any_metrics = st.builds(Metrics, rows=st.integers(0, 9), log_loss=numbers, auc=numbers, brier=numbers, ece=numbers)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(any_metrics, any_metrics, st.one_of(st.none(), any_metrics))
 def test_released_means_every_number_is_there_and_within_its_bound(candidate, constant, champion):
     record = evaluation(
@@ -156,7 +156,7 @@ def test_released_means_every_number_is_there_and_within_its_bound(candidate, co
     assert (decision.decision == "release") == sound
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.sampled_from(["candidate", "constant", "champion"]), st.sampled_from(["log_loss", "auc", "ece"]))
 def test_a_nan_where_a_rule_looks_never_releases(who, name):
     looked_at = (who == "candidate") or name == "log_loss"

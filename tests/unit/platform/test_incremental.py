@@ -66,7 +66,7 @@ steps = st.lists(
 
 
 @given(steps=steps)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @example(steps=[([("a", START, 1)], START + 2 * DAY, False), ([("a", START, 2)], START + 12 * DAY, False)])
 @example(steps=[([("a", START + 8 * DAY, 1)], START + 17 * DAY, False), ([], START + 17 * DAY, False)])
 def test_a_table_built_in_any_steps_is_what_one_build_makes(

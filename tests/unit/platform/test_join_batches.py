@@ -72,7 +72,7 @@ def one_by_one(spine: pl.DataFrame, drawn: list[View]) -> pl.DataFrame:
     return spine
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(spine=spines, drawn=views, size=st.integers(1, 5))
 def test_any_division_into_batches_and_all_views_at_once_give_the_same(
     spine: pl.DataFrame, drawn: list[dict[str, Any]], size: int
@@ -86,7 +86,7 @@ def test_any_division_into_batches_and_all_views_at_once_give_the_same(
         assert_frame_equal(pl.concat(batches), expected)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     spine=spines,
     drawn=views,

@@ -97,7 +97,7 @@ def test_what_cannot_be_read_is_told_in_one_line(sql: str, why: str) -> None:
     assert "\x1b" not in str(refusal.value)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.permutations(["tailnum", "available_at", "delay"]), min_size=1, max_size=5))
 def test_renamed_any_number_of_times_a_column_is_traced_to_where_it_began(renames: list[list[str]]) -> None:
     """Each step hands the columns on under each other's names; the oracle follows the permutations by hand."""

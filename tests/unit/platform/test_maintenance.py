@@ -56,7 +56,7 @@ def pinned(table: str, version: int) -> TableVersion:
     return TableVersion(table=table, version=version)
 
 
-@examples(max_examples=12, deadline=None)
+@examples(max_examples=12)
 @given(
     st.lists(st.tuples(st.sampled_from(["days", "all", "merge", "optimize"]), st.integers(0, 3)), max_size=6),
     st.sets(st.integers(0, 6)),

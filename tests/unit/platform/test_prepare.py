@@ -100,7 +100,7 @@ def test_validation_is_whole_days_one_in_twenty():
     assert set(split_rows(frame(), DATASET, seed=2)[1]["prediction_time"].dt.date()) != days[1]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 60 * 24), st.integers(0, 72), st.integers(0, 2**31 - 1))
 def test_validation_from_an_instant_is_later_than_anything_known_in_training(before, label_hours, seed):
     instant = HOLDOUT - timedelta(hours=before)

@@ -31,7 +31,7 @@ def of(**columns: list) -> dict[str, ColumnProfile]:
     return {column.name: column for column in profile(pl.DataFrame(columns, strict=False))}
 
 
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=60)
 @given(NUMBERS)
 def test_every_value_is_in_one_bar_and_every_other_row_is_missing(values: list[float | None]) -> None:
     column = profile(pl.DataFrame({"x": values}, schema={"x": pl.Float64}))[0]

@@ -91,7 +91,7 @@ def test_repeated_after_it_broke_off_a_rollback_ends_where_it_was_going(steps, s
 moves = st.lists(st.one_of(st.integers(1, 5), st.just("rollback")), max_size=20)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(moves)
 def test_rollbacks_undo_promotions_like_a_stack_without_those_rolled_back_from(steps):
     """Against a plain list: a promotion puts a version on top, wherever it was; a rollback takes the top away."""

@@ -78,7 +78,7 @@ rows = st.fixed_dictionaries({**dict.fromkeys(NUMERIC, numbers), **dict.fromkeys
 _BUILT = compose(LEARNED, core(LEARNED.width)).SerializeToString()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(rows, min_size=1, max_size=6))
 def test_the_graph_prepares_any_row_as_training_did(drawn):
     frame = pl.DataFrame(drawn, schema={**dict.fromkeys(NUMERIC, pl.Float64), **dict.fromkeys(CATEGORICAL, pl.String)})

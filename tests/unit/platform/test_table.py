@@ -50,7 +50,7 @@ def content(path: Path) -> dict[date, set[int]]:
     return {day: set(part["value"]) for (day,), part in frame.group_by("day")}
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     st.lists(
         st.tuples(st.integers(0, 4), st.integers(0, 4), st.sets(st.sampled_from(DAYS))).map(
@@ -195,7 +195,7 @@ def test_rules_follow_the_declaration_and_are_not_put_on_rows_that_break_them(tm
 delivered = st.tuples(st.integers(0, 3), st.integers(0, 3), st.sampled_from([None, 0, 1, 2]))  # key, known, value
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.lists(delivered, min_size=1, max_size=6), min_size=1, max_size=4), st.randoms())
 def test_merged_in_any_order_and_any_number_of_times_the_newest_row_of_a_key_stands(
     deliveries: list[list[tuple[int, int, int | None]]], random: Random
@@ -271,7 +271,7 @@ def test_a_table_has_a_change_feed_and_a_log_that_nothing_cleans_by_itself(tmp_p
         assert sorted(feed["_change_type"]) == ["delete", "delete", "insert", "insert"]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.lists(st.sampled_from(["retry", "optimize", "vacuum", "restore", "again", "merge"]), max_size=5))
 def test_identity_is_that_of_content_whatever_happens_to_the_address(events: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:

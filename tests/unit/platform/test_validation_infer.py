@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from throughline.usecase import Expectations, SourceTable
@@ -60,7 +60,6 @@ rows_of_any_kind = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(rows=rows_of_any_kind)
 def test_a_draft_accepts_what_it_was_learnt_from(rows: list[tuple[Any, ...]]) -> None:
     learnt = frame(rows)

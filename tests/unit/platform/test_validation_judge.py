@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from throughline.errors import ThroughlineError
@@ -63,7 +63,6 @@ tables = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(rows=deliveries, declared=tables)
 def test_good_and_quarantined_rows_are_together_what_was_delivered(rows: pl.DataFrame, declared: SourceTable) -> None:
     judged = judge(rows, declared, DAYS)
@@ -73,7 +72,6 @@ def test_good_and_quarantined_rows_are_together_what_was_delivered(rows: pl.Data
     assert (judged.quarantined[REASONS].list.len() > 0).all()
 
 
-@settings(deadline=None)
 @given(rows=deliveries, declared=tables)
 def test_what_is_written_keeps_every_rule_and_judged_again_it_is_all_good(
     rows: pl.DataFrame, declared: SourceTable
@@ -88,7 +86,6 @@ def test_what_is_written_keeps_every_rule_and_judged_again_it_is_all_good(
     assert sum(day.bad for day in judge(good, declared, DAYS).days.values()) == 0
 
 
-@settings(deadline=None)
 @given(rows=deliveries, declared=tables, limit=st.floats(0, 250), share=st.floats(0, 1))
 def test_stricter_expectations_never_let_in_a_day_that_laxer_ones_refuse(
     rows: pl.DataFrame, declared: SourceTable, limit: float, share: float
@@ -109,7 +106,6 @@ def test_stricter_expectations_never_let_in_a_day_that_laxer_ones_refuse(
         assert before.days[day].accepted or not after.days[day].accepted
 
 
-@settings(deadline=None)
 @given(rows=deliveries, declared=tables)
 def test_a_day_is_judged_alone(rows: pl.DataFrame, declared: SourceTable) -> None:
     """A range of days brought in one run is what its days are one by one."""

@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from throughline.usecase import Drift
@@ -31,7 +31,6 @@ def days(values: np.ndarray | list[str | None], per_day: int = 100, column: str 
     return day_statistics(frame, frame["day"].unique().sort().to_list())
 
 
-@settings(deadline=None)
 @given(rows=rows_of_numbers)
 def test_figures_of_a_day_are_those_of_its_rows(rows: list[tuple[date, float | None]]) -> None:
     frame = pl.DataFrame(rows, schema=NUMBERS, orient="row")
@@ -81,7 +80,6 @@ def test_a_day_without_rows_has_statistics_that_say_so() -> None:
     assert found["rows"].to_list() == [0, 0, 0]
 
 
-@settings(deadline=None)
 @given(
     reference=st.lists(st.integers(0, 1000), min_size=2, max_size=8),
     data=st.data(),

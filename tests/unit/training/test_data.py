@@ -16,7 +16,7 @@ BATCHES = st.integers(1, 64)
 SEEDS = st.integers(0, 2**31 - 1)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(COUNTS, WORLDS)
 def test_shares_are_equal_and_disjoint_and_leave_out_fewer_rows_than_there_are_workers(rows, world):
     assume(rows >= world)
@@ -27,7 +27,7 @@ def test_shares_are_equal_and_disjoint_and_leave_out_fewer_rows_than_there_are_w
     assert rows - world < len(taken) <= rows
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 7), WORLDS)
 def test_more_workers_than_rows_are_refused_in_one_line(rows, world):
     assume(rows < world)
@@ -37,7 +37,7 @@ def test_more_workers_than_rows_are_refused_in_one_line(rows, world):
     assert "\n" not in str(refusal.value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(COUNTS, WORLDS, BATCHES, SEEDS, st.integers(0, 50))
 def test_workers_take_equal_steps_of_different_rows(rows, world, batch, seed, epoch):
     assume(rows >= world)
@@ -56,7 +56,7 @@ def test_workers_take_equal_steps_of_different_rows(rows, world, batch, seed, ep
     assert len(taken) > rows - world * min(batch, rows // world) - world  # less than one step is left out
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(64, 300), BATCHES, SEEDS, st.integers(0, 50), st.integers(0, 7))
 def test_a_rows_place_follows_from_seed_epoch_and_rank_and_from_nothing_else(share, batch, seed, epoch, rank):
     order = order_of(share, batch, seed, epoch, rank)
@@ -67,7 +67,7 @@ def test_a_rows_place_follows_from_seed_epoch_and_rank_and_from_nothing_else(sha
         assert not np.array_equal(order, order_of(share, batch, *other))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 300), BATCHES, BATCHES, SEEDS)
 def test_the_size_of_a_batch_does_not_change_the_order(share, batch, another, seed):
     orders = [order_of(share, size, seed, 1, 0).ravel() for size in (batch, another)]
