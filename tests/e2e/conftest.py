@@ -1,13 +1,23 @@
-"""What tests with real services share: a home with nothing but an MLflow server."""
+"""What tests with real services share: a home with an MLflow server, and one that also serves."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.mlflow_server import mlflow_server
-from throughline.settings import Settings
+from throughline.settings import PROJECT_ROOT, Settings
+
+MODEL_SERVER = Path(__file__).with_name("serving_bench_server.py")
+START_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -15,3 +25,43 @@ def home_with_mlflow(tmp_path_factory) -> Iterator[Settings]:
     """A home of its own with an MLflow server in it."""
     with mlflow_server(tmp_path_factory.mktemp("home")) as settings:
         yield settings
+
+
+@pytest.fixture(scope="module")
+def home_that_serves(home_with_mlflow: Settings) -> Iterator[Settings]:
+    """The same with the model server, whose feature store is a fake."""
+    ready = f"{home_with_mlflow.url('model_http')}/v2/health/live"
+    with started(home_with_mlflow, "model-server", [sys.executable, str(MODEL_SERVER)], ready):
+        yield home_with_mlflow
+
+
+@contextmanager
+def started(
+    settings: Settings, name: str, command: Sequence[str], url: str, **environment: str
+) -> Iterator[subprocess.Popen]:
+    """A process of the home for the time of the block, once `url` is answered. What it said is in the home."""
+    told = {
+        "PYTHONPATH": os.pathsep.join([str(PROJECT_ROOT / "platform"), str(PROJECT_ROOT)]),
+        "THROUGHLINE_HOME": str(settings.home),
+        "THROUGHLINE_PORT_BASE": str(settings.port_base),
+    }
+    log = settings.home / f"{name}.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **told, **environment})
+    try:
+        _answered(url, process, log)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def _answered(url: str, process: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(url, timeout=2).is_success:
+                return
+        except httpx.HTTPError:
+            time.sleep(0.2)
+    pytest.fail(f"{log.stem} did not start: {log.read_text()[-2000:]}")

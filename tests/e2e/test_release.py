@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import getpass
 import json
-import os
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,6 @@ import httpx
 import pytest
 
 from tests.e2e.serving_bench_server import USECASE, model_bytes
-from tests.mlflow_server import mlflow_server
 from throughline import recordstore
 from throughline.cli import main as cli
 from throughline.errors import ThroughlineError
@@ -28,7 +24,7 @@ from throughline.registry import decisions, models
 from throughline.registry.history import events, tell
 from throughline.rollout import promotion
 from throughline.rollout.promotion import line_of, promote, release, rollback, settle
-from throughline.settings import PROJECT_ROOT, Settings
+from throughline.settings import Settings
 from throughline.usecase import UseCase, get_usecase
 
 pytestmark = pytest.mark.e2e
@@ -44,34 +40,8 @@ def usecase() -> UseCase:
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory) -> Iterator[Settings]:
-    """A home with MLflow and the model server."""
-    with mlflow_server(tmp_path_factory.mktemp("home")) as settings:
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(PROJECT_ROOT / "platform"), str(PROJECT_ROOT)]),
-            "THROUGHLINE_HOME": str(settings.home),
-            "THROUGHLINE_PORT_BASE": str(settings.port_base),
-        }
-        with (settings.home / "model-server.log").open("w") as log:
-            server = subprocess.Popen([sys.executable, str(SERVER)], stdout=log, stderr=log, env=environment)
-        try:
-            _answers(f"{settings.url('model_http')}/v2/health/live", server, settings.home / "model-server.log")
-            yield settings
-        finally:
-            server.terminate()
-            server.wait(timeout=30)
-
-
-def _answers(url: str, server: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            if httpx.get(url, timeout=2).is_success:
-                return
-        except httpx.HTTPError:
-            time.sleep(0.2)
-    pytest.fail(f"the model server did not start: {log.read_text()[-2000:]}")
+def settings(home_that_serves: Settings) -> Settings:
+    return home_that_serves
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,155 @@
+"""`throughline approve` on real services: the graph decides again, and what was approved serves."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.approval_location import released_by_people
+from tests.e2e.conftest import started
+from tests.e2e.serving_bench_server import model_bytes
+from throughline import recordstore
+from throughline.cli import main as cli
+from throughline.experiment.tracking import client_of, tracked_run
+from throughline.graph import Graph, RunOutcome
+from throughline.records import (
+    DatasetRecord,
+    EvaluationRecord,
+    GateDecision,
+    Metrics,
+    ModelRecord,
+    OnlineStoreRecord,
+    TableVersion,
+)
+from throughline.registry import models
+from throughline.registry.card_store import read_card
+from throughline.registry.history import events
+from throughline.settings import PROJECT_ROOT, Settings
+
+pytestmark = pytest.mark.e2e
+
+USECASE = released_by_people()
+NAME, ME = USECASE.name, getpass.getuser()
+GATE, ENDPOINT = (NAME, "evaluation", "gate"), (NAME, "deployment", "endpoint")
+HELD_OUT = datetime(2013, 3, 18, tzinfo=UTC)
+GOOD = Metrics(rows=9000, log_loss=0.44, auc=0.76, brier=0.14, ece=0.02)
+CONSTANT = Metrics(rows=9000, log_loss=0.52, auc=0.5, brier=0.17, ece=0.0)
+
+
+@pytest.fixture(scope="module")
+def settings(home_that_serves: Settings) -> Iterator[Settings]:
+    """A home with MLflow, the model server and a Dagster webserver."""
+    settings = home_that_serves
+    settings.dagster_home.mkdir(parents=True)
+    at_once = {"module": "dagster.core.run_coordinator", "class": "DefaultRunCoordinator"}  # no daemon that dequeues
+    instance = {"telemetry": {"enabled": False}, "run_coordinator": at_once}
+    (settings.dagster_home / "dagster.yaml").write_text(json.dumps(instance))
+    workspace = settings.home / "workspace.yaml"
+    module = {"module_name": "tests.e2e.approval_location", "location_name": "throughline"}
+    location = {"python_module": {**module, "working_directory": str(PROJECT_ROOT)}}
+    workspace.write_text(json.dumps({"load_from": [location]}))
+    server = [
+        *(str(Path(sys.executable).with_name("dagster-webserver")), "-w", str(workspace)),
+        *("-h", "127.0.0.1", "-p", str(settings.port("dagster"))),
+    ]
+    home = {"DAGSTER_HOME": str(settings.dagster_home), "DAGSTER_DISABLE_TELEMETRY": "yes"}
+    with started(settings, "dagster-webserver", server, f"{settings.url('dagster')}/server_info", **home):
+        yield settings
+
+
+@pytest.fixture
+def candidate(settings: Settings, tmp_path: Path) -> ModelRecord:
+    """A version that ada has submitted, evaluated, with all that the gate and the endpoint read."""
+    file = tmp_path / "output.onnx"
+    file.write_bytes(model_bytes(0.1))
+    with tracked_run(client_of(settings), NAME, {}, {}) as run_id:
+        pass
+    model = models.register(
+        settings, name=NAME, run_id=run_id, file=file, dataset_fingerprint="f", trainer="t", parameters={},
+        trained_until=HELD_OUT - timedelta(days=1), tags={models.SUBMITTER_TAG: "ada"},
+    )  # fmt: skip
+    table = TableVersion(table=f"{NAME}/training/dataset", version=0)
+    dataset = DatasetRecord(
+        usecase=NAME, table=table, path="/nowhere", fingerprint="f", as_of=HELD_OUT, rows=9000,
+        numeric=["departure_hour", "aircraft_flights"], categorical=["carrier"], inputs=[], holdout_from=HELD_OUT,
+    )  # fmt: skip
+    champion = models.champion(settings, NAME)
+    evaluation = EvaluationRecord(
+        model=model.reference, sha256=model.sha256, dataset_fingerprint="f", evaluated_at=datetime.now(UTC),
+        holdout_from=HELD_OUT, holdout_until=HELD_OUT + timedelta(days=14), candidate=GOOD, constant=CONSTANT,
+        champion=champion and GOOD, champion_model=champion and champion.reference,
+    )  # fmt: skip
+    kept = {
+        ("training", "model"): model,
+        ("training", "dataset"): dataset,
+        ("evaluation", "evaluation"): evaluation,
+        ("features", "online_store"): OnlineStoreRecord(usecase=NAME, until=HELD_OUT, sources=[]),
+    }
+    for key, record in kept.items():
+        recordstore.save(settings, (NAME, *key), record)
+    return model
+
+
+def materialise(settings: Settings, *keys: tuple[str, ...]) -> RunOutcome:
+    graph = Graph(settings)
+    return graph.follow(graph.launch(keys), lambda _: None, timeout_s=120)
+
+
+def serving(settings: Settings) -> list[str]:
+    served = httpx.get(f"{settings.url('model_http')}/v1/throughline/revisions").json()
+    return [f"{one['usecase']}/{one['version']}" for one in served]
+
+
+def approve(monkeypatch: pytest.MonkeyPatch, settings: Settings, reference: str, *options: str) -> int:
+    monkeypatch.setenv("THROUGHLINE_HOME", str(settings.home))
+    monkeypatch.setenv("THROUGHLINE_PORT_BASE", str(settings.port_base))
+    monkeypatch.setattr("throughline.cli.govern.get_usecase", lambda name: USECASE)
+    monkeypatch.setattr(sys, "argv", ["throughline", "approve", reference, *options])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code or 0
+
+
+def test_a_version_waits_for_its_approval_and_then_serves(settings, candidate, monkeypatch, capsys):
+    assert materialise(settings, GATE, ENDPOINT).succeeded
+    waiting = recordstore.load(settings, GATE, GateDecision)
+    assert (waiting.decision, waiting.failures.partition(" ")[0]) == ("wait", "approval")
+    assert serving(settings) == []
+
+    assert approve(monkeypatch, settings, candidate.reference, "--reason", "numbers seen", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["approved_by"], told["endpoint"]["model"]) == (ME, candidate.reference)
+    assert serving(settings) == [candidate.reference]
+    assert recordstore.load(settings, GATE, GateDecision).decision == "release"
+    assert models.champion(settings, NAME) == candidate
+
+    history = [(event.action, event.actor) for event in events(settings, NAME)]
+    assert history == [
+        ("registered", "ada"), ("decided", "graph"), ("approved", ME), ("decided", "graph"), ("champion", "graph")
+    ]  # fmt: skip
+    assert ("approved", "numbers seen") in [
+        (event.action, event.reason) for event in read_card(settings, candidate).history
+    ]
+
+    assert approve(monkeypatch, settings, candidate.reference, "--reason", "again") == 1
+    assert "the gate says release" in capsys.readouterr().err
+
+
+def test_what_was_approved_and_is_not_served_is_told_with_the_runs_reason(settings, candidate, monkeypatch, capsys):
+    """Somebody has tampered with the file meanwhile: the endpoint refuses it, and goes on as it was."""
+    before = serving(settings)
+    assert materialise(settings, GATE).succeeded
+    file = Path(candidate.uri) / "model.onnx"
+    file.write_bytes(model_bytes(5.0))
+    assert approve(monkeypatch, settings, candidate.reference, "--reason", "numbers seen") == 1
+    said = capsys.readouterr().err
+    assert f"{candidate.reference} is approved and was not released" in said
+    assert "changed: model.onnx" in said
+    assert serving(settings) == before
