@@ -44,8 +44,7 @@ def open_client(uri: str) -> MlflowClient:
 def _import_without_feasts_plugin() -> None:
     """MLflow asks plug-ins for headers of its requests, and loads them when that is first imported.
 
-    Feast's would import all of Feast, torch and Spark, 13 s of a core in each process, and send the token of a pod's
-    service account along.
+    Feast's imports all of Feast, torch and Spark, 13 s of a core in each process, for requests that Feast itself makes.
     """
     from mlflow.utils import plugins
 
