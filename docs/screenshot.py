@@ -17,14 +17,16 @@ def take(url: str, target: Path) -> None:
     """The global lineage view with every group open. Needs Debian's chromium."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=QUIET)
-        page = browser.new_page(viewport={"width": 2400, "height": 1200}, device_scale_factor=1)
+        page = browser.new_page(viewport={"width": 2400, "height": 2500}, device_scale_factor=1)
         page.goto(f"{url}/asset-groups", wait_until="domcontentloaded")
         page.wait_for_timeout(8000)
         if page.get_by_text("Skip", exact=True).count():
             page.get_by_text("Skip", exact=True).first.click()
         page.keyboard.press("Alt+e")  # the UI's own shortcut for opening every group
         page.wait_for_timeout(3000)
-        page.screenshot(path=target, clip={"x": 545, "y": 110, "width": 1845, "height": 960})
+        page.reload(wait_until="domcontentloaded")  # the address now names the open groups: it is fitted to the window
+        page.wait_for_timeout(8000)
+        page.screenshot(path=target, clip={"x": 560, "y": 365, "width": 1830, "height": 1780})
         browser.close()
 
 
