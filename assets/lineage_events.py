@@ -56,6 +56,8 @@ def _sensor(settings: Settings, status: DagsterRunStatus) -> SensorDefinition:
     def tell(context: RunStatusSensorContext) -> SkipReason:
         run = context.dagster_run
         record = context.instance.get_run_record_by_id(run.run_id)
+        if record.start_time is None:
+            return SkipReason(f"run {run.run_id} never began: {status.value.lower()}")
         steps = []
         if status in ENDED:
             steps = steps_of(run, context.instance.all_logs(run.run_id, of_type=_TOLD))

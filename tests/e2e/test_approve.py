@@ -99,7 +99,7 @@ def candidate(settings: Settings, tmp_path: Path) -> ModelRecord:
 
 def materialise(settings: Settings, *keys: tuple[str, ...]) -> RunOutcome:
     graph = Graph(settings)
-    return graph.follow(graph.launch(keys), lambda _: None, timeout_s=120)
+    return graph.follow(graph.launch(keys), lambda _: None, timeout_s=600)
 
 
 def serving(settings: Settings) -> list[str]:

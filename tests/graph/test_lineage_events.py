@@ -145,6 +145,22 @@ def test_a_step_that_failed_says_why_and_those_that_never_began_are_not_told(tol
     assert "details" not in message
 
 
+def test_of_a_run_that_was_cancelled_in_the_queue_nothing_is_told(told: Settings, here: Receiver) -> None:
+    job = Definitions(assets=graph()).resolve_implicit_global_asset_job_def()
+    with DagsterInstance.ephemeral() as instance:
+        waiting = instance.create_run_for_job(job)
+        event = instance.report_run_canceled(waiting)
+        sensor = next(each for each in lineage_events(told).sensors if each.name.endswith("canceled"))
+        context = build_run_status_sensor_context(
+            sensor_name=sensor.name,
+            dagster_event=event,
+            dagster_instance=instance,
+            dagster_run=instance.get_run_by_id(waiting.run_id),
+        )
+        assert sensor(context).skip_message == f"run {waiting.run_id} never began: canceled"
+    assert here.told() == []
+
+
 def test_a_receiver_that_is_down_is_a_line_in_the_sensors_log(tmp_path, here: Receiver) -> None:
     here.status = 503
     settings = load_settings(home=tmp_path, openlineage_url=here.url)
