@@ -58,9 +58,8 @@ def _sensor(settings: Settings, status: DagsterRunStatus) -> SensorDefinition:
         record = context.instance.get_run_record_by_id(run.run_id)
         if record.start_time is None:
             return SkipReason(f"run {run.run_id} never began: {status.value.lower()}")
-        steps = []
-        if status in ENDED:
-            steps = steps_of(run, context.instance.all_logs(run.run_id, of_type=_TOLD))
+        entries = context.instance.all_logs(run.run_id, of_type=_TOLD) if status in ENDED else []
+        steps = steps_of(run, entries)
         problem = send(settings, [*steps, whole(run, status, record.start_time, record.end_time, steps)])
         if problem:
             context.log.warning(f"Run {run.run_id} is not fully told: {problem}")

@@ -40,7 +40,7 @@ def mlflow_server(home: Path, artifacts: Path | None = None) -> Iterator[Setting
             command, env={**os.environ, **quiet}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        _wait_for(f"{settings.url('mlflow')}/health", server, home / "mlflow.log")
+        wait_for(f"{settings.url('mlflow')}/health", server, home / "mlflow.log")
         yield settings
     finally:
         os.killpg(server.pid, signal.SIGTERM)
@@ -51,7 +51,8 @@ def mlflow_server(home: Path, artifacts: Path | None = None) -> Iterator[Setting
             server.wait()
 
 
-def _wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
+def wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
+    """Until the url is answered; fails the test, with the end of the log, when the server ends or takes too long."""
     end = time.monotonic() + 240
     while time.monotonic() < end and server.poll() is None:
         try:
@@ -59,4 +60,4 @@ def _wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
                 return
         except httpx.HTTPError:
             time.sleep(0.3)
-    pytest.fail(f"MLflow did not start: {log.read_text()[-2000:]}")
+    pytest.fail(f"{log.stem} did not start: {log.read_text()[-2000:]}")

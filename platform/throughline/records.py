@@ -95,18 +95,23 @@ class DatasetRecord(Record):
         return self.model_copy(update={"table": TableVersion(table=self.table.table, version=version)})
 
 
-class ModelRecord(Record):
-    """A registered model version; `sha256` is the digest of its ONNX file."""
+class ModelOrigin(Record):
+    """A model and what it was made from: all that is known of it before the registry gives it a number."""
 
     name: str
-    version: int
     run_id: str
-    sha256: str
-    uri: str = Field(description="Folder with `model.onnx`, resolved: no models:/ or mlflow-artifacts:/ scheme.")
+    sha256: str = Field(description="Of its ONNX file.")
     dataset_fingerprint: str
     trained_until: datetime
     trainer: str
     parameters: dict[str, Any]
+
+
+class ModelRecord(ModelOrigin):
+    """A registered model version."""
+
+    version: int
+    uri: str = Field(description="Folder with `model.onnx`, resolved: no models:/ or mlflow-artifacts:/ scheme.")
 
     @property
     def reference(self) -> str:

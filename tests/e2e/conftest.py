@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 
-from tests.mlflow_server import mlflow_server
+from tests.mlflow_server import mlflow_server, wait_for
 from throughline.settings import PROJECT_ROOT, Settings
 
 MODEL_SERVER = Path(__file__).with_name("serving_bench_server.py")
-START_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +46,8 @@ def started(
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **told, **environment})
     try:
-        _answered(url, process, log)
+        wait_for(url, process, log)
         yield process
     finally:
         process.terminate()
         process.wait(timeout=30)
-
-
-def _answered(url: str, process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(url, timeout=2).is_success:
-                return
-        except httpx.HTTPError:
-            time.sleep(0.2)
-    pytest.fail(f"{log.stem} did not start: {log.read_text()[-2000:]}")

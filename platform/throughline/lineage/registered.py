@@ -105,8 +105,9 @@ class MlflowRegistry:
                 file = artifacts.fetch(self._settings, f"{run.artifacts}/{_DATASET}", Path(folder) / "dataset.json")
                 return DatasetRecord.model_validate_json(file.read_bytes())
         except (ThroughlineError, ValidationError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
             raise ThroughlineError(
-                f"Run {run.run_id} has no readable {_DATASET} ({type(error).__name__}): it was registered "
+                f"Run {run.run_id} has no readable {_DATASET} ({reason}): it was registered "
                 "before that was kept, or its files are gone."
             ) from error
 

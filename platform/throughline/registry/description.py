@@ -6,6 +6,7 @@ Owns: those tags, and reading all versions at once. Does not own: the tags of re
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +15,7 @@ from pydantic import Field
 
 from throughline.experiment.fingerprint import combine, fingerprint_imports
 from throughline.records import DatasetRecord, EvaluationRecord, GateDecision, ModelRecord, Record
-from throughline.registry.rest import ask, model_versions, tags_in, tell
+from throughline.registry.rest import aliases, model_versions, tags_in, tell
 from throughline.settings import Settings
 from throughline.usecase import UseCase
 
@@ -91,19 +92,21 @@ def set_tags(settings: Settings, model: ModelRecord, tags: Mapping[str, str]) ->
 
 def summaries(settings: Settings, name: str) -> list[VersionSummary]:
     """All versions of a model that were registered here, newest first."""
-    aliases = _aliases(settings, name)
-    found = (_summary(version, aliases) for version in model_versions(settings, name))
+    named: dict[int, list[str]] = defaultdict(list)
+    for alias, version in sorted(aliases(settings, name).items()):
+        named[version].append(alias)
+    found = (_summary(version, named) for version in model_versions(settings, name))
     return sorted(filter(None, found), key=lambda one: -int(one.model.rpartition("/")[2]))
 
 
-def _summary(version: dict[str, Any], aliases: Mapping[int, list[str]]) -> VersionSummary | None:
+def _summary(version: dict[str, Any], named: Mapping[int, list[str]]) -> VersionSummary | None:
     tags = tags_in(version)
     if _REGISTERED not in tags:
         return None
     auc = tags.get(AUC)
     return VersionSummary(
         model=f"{version['name']}/{version['version']}",
-        aliases=aliases.get(int(version["version"]), []),
+        aliases=named.get(int(version["version"]), []),
         trainer=json.loads(tags["throughline.trainer"]),
         dataset=json.loads(tags["throughline.dataset_fingerprint"]),
         dataset_table=tags.get("throughline.dataset_table"),
@@ -113,11 +116,3 @@ def _summary(version: dict[str, Any], aliases: Mapping[int, list[str]]) -> Versi
         card=tags.get(CARD),
         registered=datetime.fromtimestamp(int(version["creation_timestamp"]) / 1000, UTC),
     )
-
-
-def _aliases(settings: Settings, name: str) -> dict[int, list[str]]:
-    found: dict[int, list[str]] = {}
-    model = ask(settings, "registered-models/get", name=name) or {}
-    for one in model.get("registered_model", {}).get("aliases", []):
-        found.setdefault(int(one["version"]), []).append(one["alias"])
-    return {version: sorted(names) for version, names in found.items()}

@@ -26,7 +26,7 @@ from throughline.records import ModelRecord
 from throughline.registry import artifacts, provenance
 from throughline.registry.onnx_graph import CATEGORICAL, NUMERIC, SCORE
 from throughline.registry.provenance import Provenance
-from throughline.registry.rest import ask, model_versions, tags_in, tell
+from throughline.registry.rest import aliases, ask, model_versions, tags_in, tell
 from throughline.registry.served_model import ServedModel, sha256_of
 from throughline.registry.signing import verify
 from throughline.settings import Settings
@@ -207,9 +207,8 @@ def provenance_of(settings: Settings, record: ModelRecord) -> Provenance:
 
 def champion(settings: Settings, name: str) -> ModelRecord | None:
     """The version with the alias `champion`, or None when no version has it."""
-    model = ask(settings, "registered-models/get", name=name) or {}
-    aliases = {one["alias"]: one["version"] for one in model.get("registered_model", {}).get("aliases", [])}
-    return get(settings, name, int(aliases[CHAMPION])) if CHAMPION in aliases else None
+    version = aliases(settings, name).get(CHAMPION)
+    return None if version is None else get(settings, name, version)
 
 
 def set_champion(settings: Settings, record: ModelRecord) -> None:

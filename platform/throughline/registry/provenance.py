@@ -7,31 +7,22 @@ Does not own: signatures (`signing.py`), when a comparison is made (`models.py`)
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, Field
 
 from throughline import recordstore
 from throughline.errors import ThroughlineError
-from throughline.records import Record
+from throughline.records import ModelOrigin
 from throughline.registry.signing import sign
 from throughline.settings import Settings
 
 FILE = "provenance.json"
 
 
-class Provenance(Record):
-    """Fields are those of `ModelRecord` that are known before MLflow gives a version its number."""
+class Provenance(ModelOrigin):
+    """What is signed."""
 
-    name: str
-    run_id: str
-    sha256: str = Field(description="Of the ONNX file.")
-    dataset_fingerprint: str
-    trained_until: datetime
-    trainer: str
-    parameters: dict[str, Any]
     tags: dict[str, str] = Field(description="All that the version was registered with beside these.")
 
 

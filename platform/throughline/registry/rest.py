@@ -41,6 +41,12 @@ def model_versions(settings: Settings, name: str, where: str | None = None) -> I
             return
 
 
+def aliases(settings: Settings, name: str) -> dict[str, int]:
+    """Alias -> version of a model; none of a model that is not there."""
+    model = ask(settings, "registered-models/get", name=name) or {}
+    return {one["alias"]: int(one["version"]) for one in model.get("registered_model", {}).get("aliases", [])}
+
+
 def tags_in(described: Mapping[str, Any]) -> dict[str, str]:
     """The tags of a version or run in an answer."""
     return {tag["key"]: tag["value"] for tag in described.get("tags", [])}
