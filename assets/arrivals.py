@@ -30,13 +30,13 @@ from dagster import (
 
 from assets.raw import GROUP
 from assets.resources import clock_now
-from throughline import tags
-from throughline.days import between
-from throughline.settings import Settings
+from throughline.foundation import tags
+from throughline.foundation.days import between
+from throughline.foundation.settings import Settings
 from throughline.sources.arrivals import Outcome, Request, Seen, changed, decide
-from throughline.sources.declaration import FilesFeed, PushFeed
 from throughline.sources.source import Watched, source_of
 from throughline.usecase import UseCase
+from throughline.usecase.feeds import FilesFeed, PushFeed
 
 AFTER_MIDNIGHT = "15 0 * * *"  # the last rows of a day are on their way for minutes
 CATCH_UP = timedelta(days=7)  # days that are missing for longer are for a person, who sees why

@@ -33,13 +33,13 @@ from assets.features import GROUP as FEATURES
 from assets.monitoring import GROUP as MONITORING
 from assets.raw import GROUP as RAW
 from assets.training import GROUP as TRAINING
-from throughline import tags
-from throughline.experiment.fingerprint import combine
 from throughline.featurestore import dbt
 from throughline.featurestore.incremental import plan_late, source_versions
+from throughline.foundation import tags
+from throughline.foundation.fingerprint import combine
+from throughline.foundation.settings import Settings
 from throughline.monitoring.triggers import Retraining, decide_retraining
 from throughline.records import CalibrationRecord
-from throughline.settings import Settings
 from throughline.usecase import UseCase
 
 HISTORY = 50

@@ -1,7 +1,7 @@
 """The catalogue in the graph: what every feature looks like, who uses it, how often it was read.
 
-What each of that means is `throughline.catalogue`; here it meets the graph. It reads whole tables, so it is made once a
-night and by `throughline run`, not with every day that is brought.
+What each of that means is `throughline.catalogue.features`; here it meets the graph. It reads whole tables, so it is
+made once a night and by `throughline run`, not with every day that is brought.
 """
 
 from collections.abc import Iterable
@@ -23,11 +23,11 @@ from dagster import (
 
 from assets.features import GROUP
 from assets.resources import clock_now, record_of
-from throughline.catalogue import Entry, read_catalogue
-from throughline.experiment.fingerprint import fingerprint_code
+from throughline.catalogue.features import Entry, read_catalogue
 from throughline.featurestore.profile_page import write_pages
+from throughline.foundation.fingerprint import fingerprint_code
+from throughline.foundation.settings import Settings
 from throughline.records import FeatureStoreRecord
-from throughline.settings import Settings
 from throughline.usecase import UseCase
 
 EVERY_NIGHT = "0 4 * * *"  # UTC
@@ -54,7 +54,11 @@ def _profile(usecase: UseCase) -> AssetsDefinition:
         owners=[f"team:{owner}" for owner in usecase.owners],
         description="A page of plots per pinned table, and the catalogue: each feature, who uses it, how often.",
         code_version=fingerprint_code(
-            ["throughline.featurestore.profile", "throughline.featurestore.profile_page", "throughline.catalogue"]
+            [
+                "throughline.featurestore.profile",
+                "throughline.featurestore.profile_page",
+                "throughline.catalogue.features",
+            ]
         ),
         ins={"feature_store": record_of(usecase, GROUP, "feature_store")},
     )

@@ -11,13 +11,13 @@ from typing import Any
 
 from dagster import AssetKey, TableColumn, TableColumnConstraints, TableColumnDep, TableColumnLineage, TableSchema
 
-from throughline.errors import ThroughlineError
 from throughline.featurestore.incremental import models_of
 from throughline.featurestore.lineage import Upstream, column_lineage, raw_columns
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.spark import schema_name
 from throughline.lakehouse.table import open_table
-from throughline.records import TableVersion
-from throughline.settings import Settings
 from throughline.usecase import Column, SourceTable, UseCase
 
 RAW = "raw"
@@ -46,7 +46,7 @@ def lineage_metadata(usecase: UseCase, columns: Columns) -> dict[str, Any]:
 
 
 def held_columns(
-    settings: Settings, pinned: TableVersion, descriptions: Mapping[str, str], columns: Columns | None
+    settings: Settings, pinned: TableReference, descriptions: Mapping[str, str], columns: Columns | None
 ) -> dict[str, Any]:
     """`dagster/column_schema` of a feature table as it stands: its types, descriptions, and where each comes from."""
     fields = open_table(settings.lakehouse / pinned.table, pinned.version).schema().fields

@@ -24,7 +24,7 @@ from assets.lineage_events import lineage_events
 from assets.maintenance import maintenance
 from assets.pipeline import pipeline
 from assets.resources import resources
-from throughline.settings import load_settings
+from throughline.foundation.settings import load_settings
 from throughline.usecase import load_usecases
 
 

@@ -20,12 +20,12 @@ from assets.evaluation import GROUP as EVALUATION
 from assets.features import GROUP as FEATURES
 from assets.resources import record_of
 from assets.training import GROUP as TRAINING
-from throughline import tags
 from throughline.evaluation.gate import former_champion
+from throughline.foundation import tags
+from throughline.foundation.settings import Settings
 from throughline.records import EndpointRecord, GateDecision, ModelRecord, OnlineStoreRecord
-from throughline.registry.models import page
+from throughline.registry.versions import page
 from throughline.rollout.promotion import release, settle
-from throughline.settings import Settings
 from throughline.usecase import UseCase
 
 GROUP = "deployment"

@@ -7,18 +7,18 @@ from pydantic import BaseModel
 
 from assets.resources import record_of
 from assets.training import GROUP as TRAINING
-from throughline.clock import WallClock
+from throughline.evaluation.card import Card, render_markdown
+from throughline.evaluation.card_store import publish_card
 from throughline.evaluation.evaluate import evaluate_candidate
 from throughline.evaluation.gate import decide, former_champion
 from throughline.evaluation.publish import publish
-from throughline.experiment.fingerprint import combine
+from throughline.foundation.clock import WallClock
+from throughline.foundation.fingerprint import combine
+from throughline.foundation.settings import Settings
 from throughline.records import DatasetRecord, EvaluationRecord, GateDecision, ModelRecord
 from throughline.registry import decisions
-from throughline.registry.card import Card, render_markdown
-from throughline.registry.card_store import publish_card
+from throughline.registry.champions import line_of
 from throughline.registry.history import events
-from throughline.rollout.promotion import line_of
-from throughline.settings import Settings
 from throughline.usecase import UseCase
 
 GROUP = "evaluation"

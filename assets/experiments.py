@@ -29,9 +29,9 @@ from throughline.evaluation.publish import publish
 from throughline.experiment.request import SearchRequest, TrainingRequest, check, dataset_for
 from throughline.experiment.submitted import carry_out
 from throughline.experiment.train import Run
+from throughline.foundation.settings import Settings
+from throughline.models.description import describe_version
 from throughline.records import FeatureStoreRecord, ModelRecord
-from throughline.registry.description import describe_version
-from throughline.settings import Settings
 from throughline.usecase import UseCase
 
 GROUP = "experiments"

@@ -28,15 +28,16 @@ from assets.columns import held_columns, lineage_metadata, model_lineage
 from assets.raw import GROUP as RAW
 from assets.raw import daily, wall_clock_freshness
 from assets.resources import as_of
-from throughline.catalogue import Lineage, defined, deprecations, registered
-from throughline.experiment.fingerprint import combine, fingerprint_code
+from throughline.catalogue.features import Lineage, defined, deprecations, registered
 from throughline.featurestore import dbt, store
 from throughline.featurestore.incremental import Build, dbt_variables, describe, model_code, models_of, plan_builds
-from throughline.lakehouse.identity import day_fingerprints
+from throughline.foundation.fingerprint import combine, fingerprint_code
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
+from throughline.lakehouse.content import day_fingerprints
 from throughline.lakehouse.spark import register_tables, unreachable, watched
 from throughline.lakehouse.table import pin
-from throughline.records import FeatureStoreRecord, TableVersion
-from throughline.settings import Settings
+from throughline.records import FeatureStoreRecord
 from throughline.usecase import UseCase
 from throughline.validation.findings import require_good_days
 
@@ -142,7 +143,7 @@ def _dbt_models(usecase: UseCase, manifest: Mapping[str, Any], lineage: Lineage)
 
 
 def _with_origin(
-    event: Output, held: TableVersion, build: Build, digests: list[str], columns: Mapping[str, Any]
+    event: Output, held: TableReference, build: Build, digests: list[str], columns: Mapping[str, Any]
 ) -> Output:
     """The event of a built model, with the version that stands now and what its content came from."""
     return Output(

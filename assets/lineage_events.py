@@ -23,8 +23,8 @@ from dagster import (
     run_status_sensor,
 )
 
+from throughline.foundation.settings import Settings
 from throughline.lineage.openlineage import StepRun, Table, send
-from throughline.settings import Settings
 
 ENDED = {DagsterRunStatus.SUCCESS: "COMPLETE", DagsterRunStatus.FAILURE: "FAIL", DagsterRunStatus.CANCELED: "ABORT"}
 _TOLD = {

@@ -1,7 +1,7 @@
 """Maintenance: once a day the tables are compacted and what nothing needs any more is removed.
 
 What is pinned, and what removal means, is `throughline.lakehouse.maintenance` and, for model versions,
-`throughline.registry.retention`; here they meet the schedule.
+`throughline.retention.models`; here they meet the schedule.
 """
 
 from collections.abc import Iterable
@@ -18,10 +18,12 @@ from dagster import (
     op,
 )
 
-from throughline.errors import ThroughlineError
-from throughline.lakehouse.maintenance import collect_pins, maintain, remove_old_runs
-from throughline.registry.retention import apply as remove_old_versions
-from throughline.settings import Settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
+from throughline.lakehouse.maintenance import maintain
+from throughline.retention.models import apply as remove_old_versions
+from throughline.retention.runs import remove_old_runs
+from throughline.retention.tables import collect_pins
 from throughline.usecase import UseCase
 
 EVERY_NIGHT = "30 3 * * *"  # UTC

@@ -18,13 +18,13 @@ from assets.features import GROUP as FEATURES
 from assets.raw import GROUP as RAW
 from assets.resources import clock_now, record_of
 from throughline.events.client import snapshot
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import pin, read
 from throughline.monitoring.calibration import judge_calibration
 from throughline.monitoring.freshness import judge_freshness
 from throughline.monitoring.outcomes import write_outcomes
 from throughline.records import CalibrationRecord, InferenceLogRecord, OutcomesRecord
-from throughline.registry.models import champion
-from throughline.settings import Settings
+from throughline.registry.versions import champion
 from throughline.usecase import UseCase
 
 GROUP = "monitoring"

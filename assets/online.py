@@ -23,9 +23,9 @@ from assets.features import GROUP
 from assets.resources import clock_now, record_of
 from throughline.featurestore.materialise import bring_online, view_states
 from throughline.featurestore.parity import check_parity
+from throughline.foundation.settings import Settings
 from throughline.monitoring.freshness import judge_age
 from throughline.records import FeatureStoreRecord, OnlineStoreRecord
-from throughline.settings import Settings
 from throughline.usecase import UseCase
 
 SHOWN = 50

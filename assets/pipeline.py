@@ -13,7 +13,7 @@ from assets.monitoring import monitoring_assets
 from assets.online import online_assets
 from assets.raw import raw_assets
 from assets.training import training_assets
-from throughline.settings import Settings
+from throughline.foundation.settings import Settings
 from throughline.usecase import UseCase
 
 

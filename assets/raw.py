@@ -28,10 +28,10 @@ from dagster import (
 from assets.columns import declared_columns
 from assets.resources import as_of
 from assets.validation import check_results, check_specs
-from throughline.errors import ThroughlineError
-from throughline.experiment.fingerprint import combine
-from throughline.lakehouse.ingest import Ingested, ingest_days, ingest_static
-from throughline.settings import Settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.fingerprint import combine
+from throughline.foundation.settings import Settings
+from throughline.ingestion.ingest import Ingested, ingest_days, ingest_static
 from throughline.sources.source import identity
 from throughline.usecase import SourceTable, UseCase
 

@@ -7,12 +7,13 @@ from typing import Any
 from dagster import AssetExecutionContext, AssetIn, InputContext, IOManager, OutputContext
 from dagster_dbt import DbtCliResource
 
-from throughline import recordstore, tags
-from throughline.clock import data_clock
 from throughline.featurestore import dbt
+from throughline.foundation import tags
+from throughline.foundation.clock import data_clock
+from throughline.foundation.settings import Settings
 from throughline.launch import LAUNCHERS, Launcher
 from throughline.records import Record
-from throughline.settings import Settings
+from throughline.records import store as recordstore
 from throughline.usecase import UseCase
 
 # By the name that a declaration gives them.

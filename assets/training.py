@@ -22,17 +22,17 @@ from pydantic import Field
 
 from assets.features import GROUP as FEATURES
 from assets.resources import Launchers, clock_now, record_of
-from throughline import tags
 from throughline.evaluation.evaluate import require_columns
-from throughline.experiment.fingerprint import fingerprint_code
 from throughline.experiment.recipe import pipeline_code, recipe_of
 from throughline.experiment.train import Run, train_and_register
 from throughline.featurestore.dataset import build_dataset
-from throughline.identity import GRAPH
+from throughline.foundation import tags
+from throughline.foundation.fingerprint import fingerprint_code
+from throughline.foundation.security.principal import GRAPH
+from throughline.foundation.settings import PROJECT_ROOT, Settings
 from throughline.records import DatasetRecord, FeatureStoreRecord, ModelRecord
-from throughline.registry import models
-from throughline.registry.models import SUBMITTER_TAG
-from throughline.settings import PROJECT_ROOT, Settings
+from throughline.registry import versions as models
+from throughline.registry.versions import SUBMITTER_TAG
 from throughline.usecase import UseCase
 
 GROUP = "training"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from dagster import AssetCheckResult, AssetCheckSeverity, AssetCheckSpec, AssetKey, MetadataValue
 
-from throughline.lakehouse.ingest import Ingested
+from throughline.ingestion.ingest import Ingested
 from throughline.usecase import SourceTable
 from throughline.validation.judge import DayVerdict, Verdict, worst
 

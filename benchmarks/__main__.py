@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.page import machine_facts, page
 from benchmarks.report import progress
-from throughline.settings import PROJECT_ROOT
+from throughline.foundation.settings import PROJECT_ROOT
 
 BENCHMARKS = ("point_in_time", "time_travel", "incremental", "online_push", "serving", "horovod_ddp")
 PAGE = PROJECT_ROOT / "docs" / "benchmarks.md"

@@ -19,9 +19,10 @@ import polars as pl
 from benchmarks import report
 from throughline.experiment.prepare import prepare
 from throughline.experiment.spec import TrainingSpec
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import PROJECT_ROOT
 from throughline.launch import LAUNCHERS, LaunchSpec
-from throughline.records import DatasetRecord, TableVersion
-from throughline.settings import PROJECT_ROOT
+from throughline.records import DatasetRecord
 
 ABOUT = """
 `training.trainers.mlp` on made rows, started by horovodrun and by torchrun in turn, with two workers and with one;
@@ -54,7 +55,7 @@ def make_rows(folder: Path, count: int) -> Path:
     ).write_delta(str(folder / "table"))
     dataset = DatasetRecord(
         usecase="made",
-        table=TableVersion(table="made/training/dataset", version=0),
+        table=TableReference(table="made/training/dataset", version=0),
         path=str(folder / "table"),
         fingerprint="made",
         as_of=times[-1] + timedelta(days=1),

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
 
 _END = b"\r\n\r\n"
 _LENGTH = b"content-length:"

@@ -22,14 +22,14 @@ import polars.selectors as cs
 
 from benchmarks.report import OURS, progress, ratio, result, run, spread
 from throughline import services
-from throughline.errors import ThroughlineError
 from throughline.featurestore import dbt
 from throughline.featurestore.incremental import Build, dbt_variables, plan_builds, source_versions
-from throughline.lakehouse.ingest import read_days
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings, load_settings
+from throughline.ingestion.ingest import read_days
 from throughline.lakehouse.spark import register_tables
 from throughline.lakehouse.table import replace_all, replace_days
 from throughline.services.ports import free_ports
-from throughline.settings import Settings, load_settings
 from throughline.sources.source import source_of
 from throughline.usecase import UseCase, load_usecases
 

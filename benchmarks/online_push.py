@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from throughline.errors import ThroughlineError
-from throughline.settings import Settings, load_settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings, load_settings
 from throughline.usecase import UseCase, load_object, load_usecases
 
 ABOUT = """
@@ -62,7 +62,7 @@ def _alternately(
     from benchmarks.serving_home import make_home
     from throughline.featurestore.online import open_reader
     from throughline.featurestore.push import Pusher
-    from throughline.requests import parse_instances
+    from throughline.usecase.requests import parse_instances
 
     instances = make_home(settings, usecase)
     pusher, reader = Pusher(settings, usecase), open_reader(settings, usecase)

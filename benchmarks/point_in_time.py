@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 
 from benchmarks import join_data, report
 from benchmarks.join_data import Size
-from throughline.errors import ThroughlineError
-from throughline.settings import PROJECT_ROOT
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import PROJECT_ROOT
 
 ABOUT = """
 A training set, joined point in time, from Delta to Arrow. `throughline` is Feast with our offline store: a spine and

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
 
 OURS = "throughline"
 

@@ -21,10 +21,10 @@ import httpx
 
 from benchmarks import report
 from benchmarks.http_client import Measured, drive, requests
-from throughline.errors import ThroughlineError
 from throughline.events.client import drain
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import DEFAULT_PORTS, PROJECT_ROOT, Settings
 from throughline.services.ports import free_ports
-from throughline.settings import DEFAULT_PORTS, PROJECT_ROOT, Settings
 from throughline.usecase import load_usecases
 
 ABOUT = """

@@ -18,14 +18,15 @@ from throughline.featurestore.materialise import EPOCH, materialise
 from throughline.featurestore.online import open_reader
 from throughline.featurestore.pushed import KNOWN
 from throughline.featurestore.store import EVENT_TIME, register
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import replace_all
-from throughline.records import ModelRecord, TableVersion
-from throughline.registry import provenance
-from throughline.registry.provenance import Provenance
-from throughline.requests import example_instance, parse_instances
+from throughline.models import provenance
+from throughline.models.provenance import Provenance
+from throughline.records import ModelRecord
 from throughline.rollout.revision import revision_of, write_revision
-from throughline.settings import Settings
 from throughline.usecase import UseCase, load_object
+from throughline.usecase.requests import example_instance, parse_instances
 
 ENTITIES = 500
 HIDDEN = (128, 64)
@@ -63,7 +64,7 @@ def model_bytes(values: pl.DataFrame, numeric: list[str], categorical: list[str]
     """A network of the usual size with random weights, behind the front every served model has."""
     from onnx import TensorProto, helper, numpy_helper
 
-    from throughline.registry.onnx_graph import IR_VERSION, OPSET, compose, learn_preprocessing
+    from throughline.models.onnx_graph import IR_VERSION, OPSET, compose, learn_preprocessing
 
     random = np.random.default_rng(SEED)
     front = learn_preprocessing(values, numeric, categorical)
@@ -131,6 +132,6 @@ def _features(settings: Settings, usecase: UseCase, keys: dict[str, list[Any]]) 
         rows = pl.DataFrame(columns).with_columns(times, times.alias(KNOWN))
         table = view.batch_source.name
         version = replace_all(settings.table_path(usecase.name, "features", table), rows)
-        pins.append(TableVersion(table=f"{usecase.name}/features/{table}", version=version))
+        pins.append(TableReference(table=f"{usecase.name}/features/{table}", version=version))
     register(settings, usecase, pins)
     materialise(settings, usecase, EPOCH, now)

@@ -21,11 +21,11 @@ from deltalake import DeltaTable
 
 from benchmarks import report
 from throughline import services
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import load_settings
 from throughline.lakehouse.spark import session
 from throughline.lakehouse.table import DAY, replace_days, scan
 from throughline.services.ports import free_ports
-from throughline.settings import load_settings
 
 ABOUT = """
 A table partitioned by day, of which then one day after the other is replaced: each of its versions has the same number

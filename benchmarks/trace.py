@@ -18,11 +18,11 @@ from typing import Any
 import polars as pl
 
 from benchmarks import report
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings, load_settings
 from throughline.lakehouse.table import read
 from throughline.lineage.pinned import parse
 from throughline.lineage.trace import Trace, Tracer
-from throughline.settings import Settings, load_settings
 from throughline.usecase import get_usecase, load_usecases
 
 ABOUT = """

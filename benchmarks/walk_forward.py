@@ -21,19 +21,19 @@ from pathlib import Path
 import polars as pl
 
 from benchmarks.report import progress
-from throughline import recordstore
-from throughline.errors import ThroughlineError
-from throughline.evaluation.metrics import metrics_of
-from throughline.experiment.fingerprint import combine
 from throughline.experiment.recipe import recipe_of
 from throughline.experiment.request import SearchRequest
 from throughline.experiment.search import search
 from throughline.experiment.spec import MODEL_FILE, REPORT_FILE, TrainingReport
 from throughline.experiment.train import Run, fit
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.fingerprint import combine
+from throughline.foundation.settings import load_settings
 from throughline.lakehouse.table import scan
+from throughline.models.metrics import metrics_of
+from throughline.models.served_model import ServedModel
 from throughline.records import DatasetRecord
-from throughline.registry.served_model import ServedModel
-from throughline.settings import load_settings
+from throughline.records import store as recordstore
 from throughline.usecase import UseCase, get_usecase
 
 MEAN = "mean"

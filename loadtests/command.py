@@ -9,8 +9,8 @@ from dataclasses import asdict
 
 from loadtests.levels import Levels, report
 from loadtests.scenario import drive, require_loopback, served
-from throughline.errors import ThroughlineError
-from throughline.settings import load_settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import load_settings
 from throughline.usecase import get_usecase
 
 

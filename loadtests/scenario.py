@@ -17,13 +17,13 @@ from urllib.parse import urlsplit
 import httpx
 
 from loadtests.levels import Measured
-from throughline.access import auth_headers
-from throughline.errors import ThroughlineError
 from throughline.events.client import drain, snapshot
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.security.tokens import auth_headers
+from throughline.foundation.settings import Settings, is_loopback
 from throughline.lakehouse.table import current_version, scan
-from throughline.requests import example_instance
-from throughline.settings import Settings, is_loopback
 from throughline.usecase import UseCase
+from throughline.usecase.requests import example_instance
 
 SAMPLE = 2000
 RATE = 10.0  # requests per second and user

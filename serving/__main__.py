@@ -6,7 +6,7 @@ import logging
 import sys
 import warnings
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
 
 
 def main() -> int:
@@ -16,7 +16,7 @@ def main() -> int:
     warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")
     from serving.server import Server
     from throughline.featurestore.online import open_reader
-    from throughline.settings import load_settings
+    from throughline.foundation.settings import load_settings
     from throughline.usecase import load_usecases
 
     try:

@@ -29,8 +29,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.predictor import Unavailable
 from serving.repository import RevisionRefused
-from throughline.access import REFUSAL, allowed
-from throughline.requests import BadRequest
+from throughline.foundation.security.tokens import REFUSAL, allowed
+from throughline.usecase.requests import BadRequest
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from serving.protocol import Prediction
 from throughline.events.publisher import Publisher
-from throughline.rollout.revision import Revision
+from throughline.records import Revision
 
 _HOUR = 3600
 _AGES = [_HOUR * hours for hours in (1, 2, 3, 6, 12, 24, 48, 7 * 24, 30 * 24)]

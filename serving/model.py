@@ -20,10 +20,10 @@ from kserve.errors import InvalidInput
 from serving.lane import Lane
 from serving.predictor import Job, Predictor, Unavailable
 from serving.protocol import answer_v1, answer_v2, input_tensors, instances_of_v1, instances_of_v2, output_tensors
-from throughline.errors import ThroughlineError
 from throughline.evaluation import background
 from throughline.evaluation.explain import AT_ONCE
-from throughline.requests import BadRequest, parse_instances
+from throughline.foundation.errors import ThroughlineError
+from throughline.usecase.requests import BadRequest, parse_instances
 
 EXPLAIN_DEADLINE_S = 10.0  # from when it was asked, waiting included
 EXPLANATIONS_WAITING = 8

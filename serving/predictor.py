@@ -21,18 +21,17 @@ import numpy as np
 import polars as pl
 
 from serving.protocol import Prediction
-from throughline.clock import Clock
-from throughline.errors import ThroughlineError
 from throughline.evaluation.background import frame_of
 from throughline.evaluation.explain import explain
 from throughline.events.schema import InferenceEvent, iso
-from throughline.records import Background
-from throughline.registry.models import verified
-from throughline.registry.served_model import ServedModel
-from throughline.requests import BadRequest, example_instance, parse_instances, row_keys
-from throughline.rollout.revision import Revision
-from throughline.settings import Settings
+from throughline.foundation.clock import Clock
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
+from throughline.models.served_model import ServedModel
+from throughline.records import Background, Revision
+from throughline.registry.versions import verified
 from throughline.usecase import UseCase
+from throughline.usecase.requests import BadRequest, example_instance, parse_instances, row_keys
 
 if TYPE_CHECKING:
     from throughline.featurestore.online import FeatureRead

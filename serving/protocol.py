@@ -1,6 +1,6 @@
 """Between the protocols and a use case: V1 objects and V2 tensors in, the same prediction out.
 
-Owns: the names, datatypes and shapes on the wire. Does not own: what a field may hold (`throughline.requests`).
+Owns: the names, datatypes and shapes on the wire. Does not own: what a field may hold (`throughline.usecase.requests`).
 In a tensor, "" stands for a null text or timestamp and NaN for a null number; an integer tensor cannot hold a null.
 """
 
@@ -15,8 +15,8 @@ from typing import Any
 from kserve import InferOutput, InferRequest, InferResponse
 from kserve.protocol.infer_type import InferInput
 
-from throughline.requests import MAX_INSTANCES, BadRequest
 from throughline.usecase import UseCase
+from throughline.usecase.requests import MAX_INSTANCES, BadRequest
 
 _DATATYPES = {"string": "BYTES", "timestamp": "BYTES", "integer": "INT64", "number": "FP64"}
 

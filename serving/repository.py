@@ -20,13 +20,13 @@ from serving.lane import Lane
 from serving.metrics import Metrics
 from serving.model import UseCaseModel
 from serving.predictor import Job, Predictor, Reader, load_served
-from throughline.clock import data_clock
-from throughline.errors import ThroughlineError
 from throughline.events.publisher import Publisher
-from throughline.requests import BadRequest
+from throughline.foundation.clock import data_clock
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
 from throughline.rollout.revision import FILE, read_revision
-from throughline.settings import Settings
 from throughline.usecase import UseCase
+from throughline.usecase.requests import BadRequest
 
 log = logging.getLogger(__name__)
 

@@ -24,10 +24,10 @@ from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
 from serving import edge
 from serving.metrics import Metrics
 from serving.repository import Loader, OpenReader, Plane, Repository
-from throughline.access import BearerToken, demanded_token
-from throughline.errors import ThroughlineError
 from throughline.events.publisher import Publisher
-from throughline.settings import Settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.security.tokens import BearerToken, demanded_token
+from throughline.foundation.settings import Settings
 from throughline.usecase import UseCase
 
 GRACE_S = 10

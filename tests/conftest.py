@@ -11,8 +11,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from throughline.foundation.settings import Settings, load_settings
 from throughline.services.ports import FIRST, free_ports
-from throughline.settings import Settings, load_settings
 
 LONGEST = {"test_thread.py", "test_incremental_features.py"}
 PARTS = {"java": "Java", "redis-server": "Redis", "chromium": "Chromium", "softhsm2-util": "SoftHSM"}

@@ -28,7 +28,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from throughline.experiment.prepared import Arrays, Facts
 from throughline.experiment.spec import Epoch, Interruption
-from throughline.registry.onnx_graph import OPSET
+from throughline.models.onnx_graph import OPSET
 from training import checkpoint
 from training.data import order_of, share_of, steps_of
 from training.worker import Task, emit

@@ -1,7 +1,7 @@
 """What a training leaves: a checked model and a report, all or nothing.
 
 Owns: the check of ONNX against the framework on real rows, the figures on validation rows, the output folder.
-Does not own: fitting or exporting (a trainer), the format of the served model (`registry/onnx_graph.py`).
+Does not own: fitting or exporting (a trainer), the format of the served model (`models/onnx_graph.py`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import polars as pl
 
-from throughline.errors import ThroughlineError
 from throughline.experiment.prepared import Arrays, PreparedRows
 from throughline.experiment.spec import MODEL_FILE, REPORT_FILE, Epoch, TrainingReport, TrainingSpec
-from throughline.registry.onnx_graph import compose, numeric_matrix
-from throughline.registry.served_model import ServedModel, sha256_of
+from throughline.foundation.errors import ThroughlineError
+from throughline.models.onnx_graph import compose, numeric_matrix
+from throughline.models.served_model import ServedModel, sha256_of
 
 if TYPE_CHECKING:
     import onnx
@@ -36,7 +36,7 @@ class Fitted(Protocol):
         ...
 
     def export(self) -> onnx.ModelProto:
-        """The model's core, as `registry/onnx_graph.py` describes it; a whole model in the served format is taken
+        """The model's core, as `models/onnx_graph.py` describes it; a whole model in the served format is taken
         as it is."""
         ...
 

@@ -11,8 +11,8 @@ import time
 
 import httpx
 
-from throughline.errors import ThroughlineError
 from throughline.experiment.spec import Tracking
+from throughline.foundation.errors import ThroughlineError
 
 
 class MetricLog:

@@ -20,10 +20,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from throughline.errors import ThroughlineError
 from throughline.experiment.parameters import CommonParameters, checked
 from throughline.experiment.prepared import PreparedRows, open_prepared
 from throughline.experiment.spec import Epoch, TrainingReport, TrainingSpec
+from throughline.foundation.errors import ThroughlineError
 from throughline.launch.protocol import EXIT_LOST_PEER, Reason, WorkerFailed
 from training.output import Fitted, write_output
 from training.tracking import MetricLog

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import needs
 from throughline import services
-from throughline.settings import Settings, load_settings
+from throughline.foundation.settings import Settings, load_settings
 
 
 @pytest.fixture(scope="session")

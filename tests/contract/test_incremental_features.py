@@ -14,15 +14,15 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests import s3_server
+from tests.support import s3_server
 from throughline import services
 from throughline.featurestore import dbt
 from throughline.featurestore.incremental import Build, dbt_variables, plan_builds
+from throughline.foundation.settings import Settings, load_settings
+from throughline.ingestion.ingest import ingest_days, ingest_static
 from throughline.lakehouse import spark
-from throughline.lakehouse.identity import fingerprint_table
-from throughline.lakehouse.ingest import ingest_days, ingest_static
+from throughline.lakehouse.content import fingerprint_table
 from throughline.lakehouse.table import pin, read, replace_days
-from throughline.settings import Settings, load_settings
 from throughline.usecase import UseCase, get_usecase
 
 pytestmark = pytest.mark.timeout(1500)  # against hangs: two of these builds side by side take minutes

@@ -17,8 +17,10 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from tests import s3_server
-from throughline.errors import ThroughlineError
+from tests.support import s3_server
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import PROJECT_ROOT, Settings, load_settings
 from throughline.lakehouse import delta
 from throughline.lakehouse.delta import storage_options
 from throughline.lakehouse.maintenance import maintain
@@ -34,8 +36,6 @@ from throughline.lakehouse.table import (
     restore,
     scan,
 )
-from throughline.records import TableVersion
-from throughline.settings import PROJECT_ROOT, Settings, load_settings
 
 FIRST = date(2013, 3, 1)
 DAYS = [FIRST + timedelta(days=n) for n in range(10)]
@@ -126,7 +126,7 @@ def test_a_version_is_restored_and_a_vacuumed_one_is_told(home: Settings) -> Non
     )
     assert [scan(path, version).select("value").unique().collect().item() for version in (0, 1, 3)] == [0, 1, 0]
     with pytest.raises(ThroughlineError, match=r"t@2 cannot be read: .* vacuumed"):
-        read(home, TableVersion(table=TABLE, version=2))
+        read(home, TableReference(table=TABLE, version=2))
 
 
 def test_what_is_no_table_or_cannot_be_reached_is_one_line(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ def test_what_is_no_table_or_cannot_be_reached_is_one_line(home: Settings, monke
     with pytest.raises(ThroughlineError, match=r"u/raw/t does not exist in .*materialise it"):
         pin(home, TABLE)
     with pytest.raises(ThroughlineError, match=r"u/raw/t is not a Delta table: correct the address") as caught:
-        read(home, TableVersion(table=TABLE, version=0))
+        read(home, TableReference(table=TABLE, version=0))
     assert "\n" not in str(caught.value)
     if not str(home.lakehouse).startswith("s3://"):
         return

@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import PROJECT_ROOT
 from throughline.launch import LAUNCHERS, LaunchFailed, LaunchSpec, SingleProcessLauncher, local
-from throughline.settings import PROJECT_ROOT
 
 # A worker that needs neither torch nor Horovod: what is tested is launching. It leaves its own number and that of a
 # child in a session of its own in the folder it is given.

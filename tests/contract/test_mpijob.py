@@ -18,9 +18,9 @@ import pytest
 from kubernetes import client
 from kubernetes.config import new_client_from_config
 
+from throughline.foundation.settings import PROJECT_ROOT
 from throughline.launch import LaunchSpec
 from throughline.launch.kubernetes import mpijob, parameters_of
-from throughline.settings import PROJECT_ROOT
 from throughline.usecase import Resources
 
 TESTBED = Path(os.environ.get("K8S_TESTBED", PROJECT_ROOT.parent / "shared" / "k8s-testbed"))

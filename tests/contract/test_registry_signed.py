@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.e2e.serving_bench_server import USECASE, model_bytes
-from tests.mlflow_server import mlflow_server
-from throughline.errors import ThroughlineError
-from throughline.experiment.tracking import client_of, tracked_run
-from throughline.identity import whoami
+from tests.support.mlflow_server import mlflow_server
+from tests.support.serving_bench_server import USECASE, model_bytes
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.security.principal import whoami
+from throughline.foundation.settings import Settings
+from throughline.mlflow.tracking import client_of, tracked_run
+from throughline.models.signing import SIGNATURE, verify
 from throughline.records import ModelRecord
-from throughline.registry import history, models
-from throughline.registry.signing import SIGNATURE, verify
-from throughline.settings import Settings
+from throughline.registry import history
+from throughline.registry import versions as models
 
 FILES = {"MLmodel", "conda.yaml", "model.onnx", "provenance.json", "python_env.yaml", "requirements.txt", SIGNATURE}
 

@@ -17,29 +17,23 @@ import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tests import postgres_server, s3_server, shop
+from tests.support import postgres_server, s3_server, shop
 from throughline import services
-from throughline.errors import ThroughlineError
-from throughline.experiment.tracking import client_of
-from throughline.records import (
-    DatasetRecord,
-    EvaluationRecord,
-    GateDecision,
-    Metrics,
-    ModelRecord,
-    RuleVerdict,
-    TableVersion,
-)
-from throughline.registry import history, models
-from throughline.registry.card import render_markdown
-from throughline.registry.card_store import current_card, publish_card, read_card, renew_card
-from throughline.registry.description import set_tags, summaries
-from throughline.registry.onnx_graph import compose, learn_preprocessing
-from throughline.registry.retention import apply
-from throughline.registry.served_model import ServedModel, sha256_of
-from throughline.registry.signing import PUBLIC, TRUSTED
+from throughline.evaluation.card import render_markdown
+from throughline.evaluation.card_store import current_card, publish_card, read_card, renew_card
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings, load_settings
+from throughline.mlflow.tracking import client_of
+from throughline.models.description import set_tags, summaries
+from throughline.models.onnx_graph import compose, learn_preprocessing
+from throughline.models.served_model import ServedModel, sha256_of
+from throughline.models.signing import PUBLIC, TRUSTED
+from throughline.records import DatasetRecord, EvaluationRecord, GateDecision, Metrics, ModelRecord, RuleVerdict
+from throughline.registry import history
+from throughline.registry import versions as models
+from throughline.retention.models import apply
 from throughline.services.daemon import Supervisor
-from throughline.settings import Settings, load_settings
 from throughline.usecase import CardStatement, UseCase
 
 PASSWORD = "s3cret-of-the-registry"
@@ -210,9 +204,10 @@ def facts(record: ModelRecord) -> dict[str, Any]:
     sha256, fingerprint = record.sha256, record.dataset_fingerprint
     metrics = Metrics(rows=100, log_loss=0.5, auc=0.7654, brier=0.2, ece=0.1)
     dataset = DatasetRecord(
-        usecase=NAME, table=TableVersion(table="shop/training/dataset", version=1), path="/p", fingerprint=fingerprint,
+        usecase=NAME, table=TableReference(table="shop/training/dataset", version=1), path="/p",
+        fingerprint=fingerprint,
         as_of=NOW, rows=1000, numeric=["amount"], categorical=[], service="shop_v1",
-        inputs=[TableVersion(table="shop/raw/orders", version=7)], holdout_from=NOW + DAY,
+        inputs=[TableReference(table="shop/raw/orders", version=7)], holdout_from=NOW + DAY,
     )  # fmt: skip
     evaluation = EvaluationRecord(
         model=record.reference, sha256=sha256, dataset_fingerprint=fingerprint, evaluated_at=NOW,
@@ -234,8 +229,8 @@ def usecase(tmp_path: Path) -> UseCase:
         "sign_off": [{"name": "Ada", "role": "owner", "signed": date(2024, 11, 1)}],
     }  # fmt: skip
     features = {
-        "definitions": "throughline.days", "request_features": "throughline.tags:x", "service": "shop_v1",
-        "spine": "orders", "categories": [],
+        "definitions": "throughline.foundation.days", "request_features": "throughline.foundation.tags:x",
+        "service": "shop_v1", "spine": "orders", "categories": [],
     }  # fmt: skip
     feed = {"push": "order_id", "event_time": "ordered_at"}
     return shop.declare(tmp_path / "usecases", feed, card=statement, features=features)

@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.conftest import needs
-from throughline.errors import ThroughlineError
-from throughline.registry.signing import SIGNATURE, sign, verify
-from throughline.settings import Settings, load_settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings, load_settings
+from throughline.models.signing import SIGNATURE, sign, verify
 
 MODULES = [Path("/usr/lib/softhsm/libsofthsm2.so"), Path("/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so")]
 PIN, LABEL, KEY = "98761234", "throughline", "model-signing"

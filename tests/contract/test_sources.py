@@ -24,12 +24,12 @@ import httpx
 import polars as pl
 import pytest
 
-from tests import postgres_server, s3_server, shop
-from tests.postgres_server import Postgres
+from tests.support import postgres_server, s3_server, shop
+from tests.support.postgres_server import Postgres
 from throughline import services
-from throughline.clock import ReplayClock
-from throughline.errors import ThroughlineError
-from throughline.settings import Settings, load_settings
+from throughline.foundation.clock import ReplayClock
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings, load_settings
 from throughline.sources.conform import TYPES
 from throughline.sources.source import Source, source_of
 from throughline.usecase import UseCase

@@ -26,8 +26,9 @@ from sklearn.metrics import log_loss, roc_auc_score
 from throughline.experiment.prepare import prepare
 from throughline.experiment.prepared import Arrays, open_prepared
 from throughline.experiment.spec import Member, TrainingReport, TrainingSpec
-from throughline.records import DatasetRecord, TableVersion
-from throughline.registry.served_model import ServedModel
+from throughline.foundation.references import TableReference
+from throughline.models.served_model import ServedModel
+from throughline.records import DatasetRecord
 from training import worker
 from training.trainers.ensemble import best_weights
 from training.trainers.lightgbm import at_most
@@ -78,7 +79,7 @@ def make(root: Path, rows: int = 3000, numeric=("x", "gap"), categorical=("c",),
     frame.write_delta(str(root / "table"))
     dataset = DatasetRecord(
         usecase="u",
-        table=TableVersion(table="u/training/dataset", version=0),
+        table=TableReference(table="u/training/dataset", version=0),
         path=str(root / "table"),
         fingerprint="f",
         as_of=times[-1],

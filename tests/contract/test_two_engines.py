@@ -8,10 +8,10 @@ from pathlib import Path
 
 import polars as pl
 
+from throughline.foundation.settings import Settings
 from throughline.lakehouse import spark
 from throughline.lakehouse.delta import TableConflict
 from throughline.lakehouse.table import current_version, replace_days, scan
-from throughline.settings import Settings
 
 SPARKS, OURS, SHARED = (date(2013, 1, day) for day in (1, 2, 3))
 

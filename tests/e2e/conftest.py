@@ -7,14 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
-from tests.mlflow_server import mlflow_server, wait_for
-from throughline.settings import PROJECT_ROOT, Settings
+from tests.support.mlflow_server import mlflow_server, wait_for
+from throughline.foundation.settings import PROJECT_ROOT, Settings
 
-MODEL_SERVER = Path(__file__).with_name("serving_bench_server.py")
+MODEL_SERVER = PROJECT_ROOT / "tests" / "support" / "serving_bench_server.py"
 
 
 @pytest.fixture(scope="module")

@@ -12,26 +12,19 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.approval_location import released_by_people
 from tests.e2e.conftest import started
-from tests.e2e.serving_bench_server import model_bytes
-from throughline import recordstore
+from tests.support.approval_location import released_by_people
+from tests.support.serving_bench_server import model_bytes
 from throughline.cli import main as cli
-from throughline.experiment.tracking import client_of, tracked_run
-from throughline.graph import Graph, RunOutcome
-from throughline.records import (
-    DatasetRecord,
-    EvaluationRecord,
-    GateDecision,
-    Metrics,
-    ModelRecord,
-    OnlineStoreRecord,
-    TableVersion,
-)
-from throughline.registry import models
-from throughline.registry.card_store import read_card
+from throughline.evaluation.card_store import read_card
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import PROJECT_ROOT, Settings
+from throughline.graph.client import Graph, RunOutcome
+from throughline.mlflow.tracking import client_of, tracked_run
+from throughline.records import DatasetRecord, EvaluationRecord, GateDecision, Metrics, ModelRecord, OnlineStoreRecord
+from throughline.records import store as recordstore
+from throughline.registry import versions as models
 from throughline.registry.history import events
-from throughline.settings import PROJECT_ROOT, Settings
 
 pytestmark = pytest.mark.e2e
 
@@ -52,7 +45,7 @@ def settings(home_that_serves: Settings) -> Iterator[Settings]:
     instance = {"telemetry": {"enabled": False}, "run_coordinator": at_once}
     (settings.dagster_home / "dagster.yaml").write_text(json.dumps(instance))
     workspace = settings.home / "workspace.yaml"
-    module = {"module_name": "tests.e2e.approval_location", "location_name": "throughline"}
+    module = {"module_name": "tests.support.approval_location", "location_name": "throughline"}
     location = {"python_module": {**module, "working_directory": str(PROJECT_ROOT)}}
     workspace.write_text(json.dumps({"load_from": [location]}))
     server = [
@@ -75,7 +68,7 @@ def candidate(settings: Settings, tmp_path: Path) -> ModelRecord:
         settings, name=NAME, run_id=run_id, file=file, dataset_fingerprint="f", trainer="t", parameters={},
         trained_until=HELD_OUT - timedelta(days=1), tags={models.SUBMITTER_TAG: "ada"},
     )  # fmt: skip
-    table = TableVersion(table=f"{NAME}/training/dataset", version=0)
+    table = TableReference(table=f"{NAME}/training/dataset", version=0)
     dataset = DatasetRecord(
         usecase=NAME, table=table, path="/nowhere", fingerprint="f", as_of=HELD_OUT, rows=9000,
         numeric=["departure_hour", "aircraft_flights"], categorical=["carrier"], inputs=[], holdout_from=HELD_OUT,

@@ -15,9 +15,10 @@ import pytest
 
 from throughline.experiment.prepare import prepare
 from throughline.experiment.spec import TrainingReport, TrainingSpec
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import PROJECT_ROOT
 from throughline.launch import LAUNCHERS, LaunchFailed, LaunchSpec
-from throughline.records import DatasetRecord, TableVersion
-from throughline.settings import PROJECT_ROOT
+from throughline.records import DatasetRecord
 
 pytestmark = pytest.mark.e2e
 
@@ -69,7 +70,7 @@ def rows(tmp_path_factory) -> Path:
     ).write_delta(str(folder / "table"))
     dataset = DatasetRecord(
         usecase="u",
-        table=TableVersion(table="u/training/dataset", version=0),
+        table=TableReference(table="u/training/dataset", version=0),
         path=str(folder / "table"),
         fingerprint="f",
         as_of=times[-1] + timedelta(days=1),

@@ -13,21 +13,21 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from throughline.cli.main import app
-from throughline.errors import ThroughlineError
 from throughline.evaluation.background import background_of, keep, place, read, served_path
 from throughline.evaluation.explain import explain
 from throughline.events.schema import InferenceEvent
 from throughline.events.table import LogTable
-from throughline.experiment.tracking import client_of, tracked_run
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import PROJECT_ROOT, Settings
+from throughline.mlflow.tracking import client_of, tracked_run
+from throughline.models.served_model import ServedModel
 from throughline.records import ModelRecord
-from throughline.registry import models
-from throughline.registry.served_model import ServedModel
-from throughline.settings import Settings
+from throughline.registry import versions as models
 
 pytestmark = pytest.mark.e2e
 
 NAME = "flight_delay"
-BUILD = runpy.run_path(str(Path(__file__).with_name("serving_bench_server.py")))["model_bytes"]
+BUILD = runpy.run_path(str(PROJECT_ROOT / "tests" / "support" / "serving_bench_server.py"))["model_bytes"]
 NOW = datetime(2013, 4, 1, 13, tzinfo=UTC)
 AGAINST = pl.DataFrame(
     {

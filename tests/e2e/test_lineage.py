@@ -7,15 +7,15 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tests import traced_home as home
-from tests.traced_home import COMMIT, DIGEST, NAME, SHA
-from throughline.errors import ThroughlineError
-from throughline.experiment.tracking import client_of, tracked_run
+from tests.support import traced_home as home
+from tests.support.traced_home import COMMIT, DIGEST, NAME, SHA
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
 from throughline.lineage.impact import impact
 from throughline.lineage.pinned import parse
 from throughline.lineage.registered import MlflowRegistry
 from throughline.lineage.trace import Tracer
-from throughline.settings import Settings
+from throughline.mlflow.tracking import client_of, tracked_run
 from throughline.usecase import get_usecase
 
 pytestmark = [pytest.mark.e2e]

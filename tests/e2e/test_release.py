@@ -13,24 +13,26 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.serving_bench_server import USECASE, model_bytes
-from throughline import recordstore
+from tests.support.serving_bench_server import USECASE, model_bytes
 from throughline.cli import main as cli
-from throughline.errors import ThroughlineError
-from throughline.experiment.tracking import client_of, tracked_run
-from throughline.identity import GRAPH, Identity
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.security.principal import GRAPH, Identity
+from throughline.foundation.settings import PROJECT_ROOT, Settings
+from throughline.mlflow.tracking import client_of, tracked_run
 from throughline.records import EndpointRecord, GateDecision, ModelRecord, RuleVerdict
-from throughline.registry import decisions, models
+from throughline.records import store as recordstore
+from throughline.registry import decisions
+from throughline.registry import versions as models
+from throughline.registry.champions import line_of
 from throughline.registry.history import events, tell
 from throughline.rollout import promotion
-from throughline.rollout.promotion import line_of, promote, release, rollback, settle
-from throughline.settings import Settings
+from throughline.rollout.promotion import promote, release, rollback, settle
 from throughline.usecase import UseCase, get_usecase
 
 pytestmark = pytest.mark.e2e
 
 ADA = Identity("ada")
-SERVER = Path(__file__).with_name("serving_bench_server.py")
+SERVER = PROJECT_ROOT / "tests" / "support" / "serving_bench_server.py"
 PASSED = RuleVerdict(rule="auc", verdict="pass", value=0.75, bound="at least 0.72")
 
 

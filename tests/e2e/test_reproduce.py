@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.training_home import write_dataset
+from tests.support.training_home import write_dataset
+from throughline.foundation.settings import PROJECT_ROOT, Settings
 from throughline.records import DatasetRecord
-from throughline.settings import PROJECT_ROOT, Settings
 
 pytestmark = pytest.mark.e2e
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.training_home import write_dataset
-from throughline.errors import ThroughlineError
+from tests.support.training_home import write_dataset
 from throughline.experiment import search as searching
 from throughline.experiment.recipe import recipe_of
 from throughline.experiment.request import SearchRequest
 from throughline.experiment.search import search
-from throughline.experiment.tracking import client_of
 from throughline.experiment.train import Run
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
+from throughline.mlflow.tracking import client_of
 from throughline.records import DatasetRecord
-from throughline.settings import Settings
 from throughline.usecase import UseCase, get_usecase
 
 pytestmark = pytest.mark.e2e

@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 from throughline import services
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings, load_settings
 from throughline.services import strangers
 from throughline.services.control import log_tail
 from throughline.services.daemon import Supervisor
-from throughline.settings import Settings, load_settings
 
 pytestmark = pytest.mark.e2e
 

@@ -25,20 +25,20 @@ import pytest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
-from tests.sealed import seal_model
-from throughline.errors import ThroughlineError
+from tests.support.sealed import seal_model
 from throughline.events.client import drain
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import PROJECT_ROOT, Settings
 from throughline.records import GateDecision, ModelRecord, RuleVerdict
 from throughline.registry import decisions, history
-from throughline.requests import example_instance
 from throughline.rollout.local import deploy
-from throughline.settings import PROJECT_ROOT, Settings
 from throughline.usecase import get_usecase
+from throughline.usecase.requests import example_instance
 
 pytestmark = pytest.mark.e2e
 
 NAME = "flight_delay"
-SERVER = Path(__file__).with_name("serving_bench_server.py")
+SERVER = PROJECT_ROOT / "tests" / "support" / "serving_bench_server.py"
 DATATYPES = {"string": "BYTES", "timestamp": "BYTES", "integer": "INT64", "number": "FP64"}
 
 

@@ -25,15 +25,15 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2 import ModelInferRequest
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
 from throughline import services
-from throughline.client import example_request
-from throughline.clock import data_clock
 from throughline.featurestore import store
-from throughline.graph import Graph, RunOutcome
+from throughline.foundation.clock import data_clock
+from throughline.foundation.settings import DEFAULT_PORTS, PROJECT_ROOT, Settings, load_settings
+from throughline.graph.client import Graph, RunOutcome
 from throughline.lakehouse.table import pin, read
-from throughline.registry import models
-from throughline.requests import row_keys
-from throughline.settings import DEFAULT_PORTS, PROJECT_ROOT, Settings, load_settings
+from throughline.registry import versions as models
+from throughline.rollout.endpoint import example_request
 from throughline.usecase import get_usecase
+from throughline.usecase.requests import row_keys
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]  # against hangs: beside others a run takes its time
 

@@ -12,20 +12,20 @@ import polars as pl
 import psutil
 import pytest
 
-from tests.training_home import write_dataset
-from throughline.errors import ThroughlineError
+from tests.support.training_home import write_dataset
 from throughline.evaluation.evaluate import evaluate_candidate
 from throughline.evaluation.gate import decide
 from throughline.experiment.recipe import recipe_of
-from throughline.experiment.tracking import client_of, close_abandoned
 from throughline.experiment.train import ATTEMPTS, Run, train_and_register
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings, load_settings
 from throughline.launch import LaunchFailed
 from throughline.launch.protocol import OnEvent
+from throughline.mlflow.tracking import client_of, close_abandoned
+from throughline.models.served_model import ServedModel
 from throughline.records import DatasetRecord, ModelRecord
-from throughline.registry import models
-from throughline.registry.served_model import ServedModel
+from throughline.registry import versions as models
 from throughline.services.ports import free_ports
-from throughline.settings import Settings, load_settings
 from throughline.usecase import Evaluation, UseCase, get_usecase
 
 pytestmark = pytest.mark.e2e

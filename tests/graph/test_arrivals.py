@@ -30,11 +30,11 @@ from dagster import (
 from assets.arrivals import arrivals, arrivals_sensor, daily_schedule
 from assets.raw import raw_assets
 from assets.resources import RecordIOManager
-from tests import shop
-from throughline import tags
-from throughline.clock import ReplayClock
+from tests.support import shop
+from throughline.foundation import tags
+from throughline.foundation.clock import ReplayClock
+from throughline.foundation.settings import Settings, load_settings
 from throughline.lakehouse.table import pin, read
-from throughline.settings import Settings, load_settings
 from throughline.usecase import UseCase
 
 KEY = AssetKey(["shop", "raw", "orders"])

@@ -15,11 +15,12 @@ from assets.features import feature_assets
 from assets.raw import daily, raw_assets
 from assets.resources import RecordIOManager, resources
 from features.flight_delay import sources
-from throughline import recordstore
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import pin, read
-from throughline.records import DatasetRecord, TableVersion
-from throughline.settings import Settings
+from throughline.records import DatasetRecord
+from throughline.records import store as recordstore
 from throughline.usecase import UseCase, get_usecase
 from throughline.validation.findings import read_statistics, refused_days, require_good_days
 
@@ -289,7 +290,7 @@ def test_a_drift_warns_and_stops_nothing(
 
 
 def dataset(usecase: UseCase, trained_until: date) -> DatasetRecord:
-    table = TableVersion(table="flight_delay/training/dataset", version=0)
+    table = TableReference(table="flight_delay/training/dataset", version=0)
     until = usecase.day_start(trained_until)
     return DatasetRecord(
         usecase=usecase.name, table=table, path="", fingerprint="f", as_of=until, rows=1, numeric=[], categorical=[],

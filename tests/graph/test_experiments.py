@@ -9,12 +9,13 @@ from dagster import AssetKey, AssetSpec, materialize
 from assets.experiments import experiments
 from assets.resources import RecordIOManager
 from tests.graph.test_release import error_of
-from tests.training_home import START, write_dataset
-from throughline import recordstore
+from tests.support.training_home import START, write_dataset
 from throughline.featurestore.dataset import NOTE
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import replace_all, scan
-from throughline.records import FeatureStoreRecord, TableVersion
-from throughline.settings import Settings
+from throughline.records import FeatureStoreRecord
+from throughline.records import store as recordstore
 from throughline.usecase import get_usecase
 
 
@@ -25,7 +26,7 @@ def test_rows_that_the_declared_evaluation_cannot_judge_are_not_trained_on(setti
     table = settings.table_path(usecase.name, "training", "dataset")
     version = replace_all(table, scan(dataset.path, 0), {NOTE: dataset.model_dump_json()}, inputs=[])
     store = FeatureStoreRecord(
-        usecase=usecase.name, as_of=START, sources=[], spine=TableVersion(table="none", version=0), views=[]
+        usecase=usecase.name, as_of=START, sources=[], spine=TableReference(table="none", version=0), views=[]
     )
     recordstore.save(settings, (usecase.name, "features", "feature_store"), store)
     asked = {"trainer": "lightgbm", "table": f"{usecase.name}/training/dataset@{version}"}

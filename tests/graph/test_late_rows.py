@@ -26,12 +26,12 @@ from dagster import (
 from deltalake import CommitProperties, write_deltalake
 
 from assets.automation import late_rows_sensor
-from throughline import tags
 from throughline.featurestore import dbt
 from throughline.featurestore.incremental import models_of, plan_builds, source_versions
-from throughline.lakehouse.ingest import ingest_days, ingest_static
+from throughline.foundation import tags
+from throughline.foundation.settings import Settings, load_settings
+from throughline.ingestion.ingest import ingest_days, ingest_static
 from throughline.lakehouse.table import pin, read, replace_days
-from throughline.settings import Settings, load_settings
 from throughline.usecase import UseCase, get_usecase
 
 FIRST, LAST = date(2013, 1, 5), date(2013, 1, 9)

@@ -23,9 +23,9 @@ from dagster import (
 )
 
 from assets.lineage_events import ENDED, lineage_events
-from tests.lineage_receiver import Receiver, receiver
-from throughline.errors import ThroughlineError
-from throughline.settings import Settings, load_settings
+from tests.support.lineage_receiver import Receiver, receiver
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings, load_settings
 
 BEGINNING = {DagsterEventType.RUN_START}
 ENDINGS = {DagsterEventType.RUN_SUCCESS, DagsterEventType.RUN_FAILURE}

@@ -8,7 +8,7 @@ import pytest
 from dagster import AssetKey, Definitions
 
 from assets.definitions import throughline as build
-from throughline.settings import PROJECT_ROOT
+from throughline.foundation.settings import PROJECT_ROOT
 
 SNAPSHOT = Path(__file__).with_name("asset_graph.txt")
 ROOMS = ["raw", "features", "training", "experiments", "evaluation", "deployment", "monitoring"]

@@ -8,8 +8,8 @@ from dagster import AssetKey, DagsterInstance, ExecuteInProcessResult, materiali
 
 from assets.raw import raw_assets
 from assets.resources import RecordIOManager
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import pin, read
-from throughline.settings import Settings
 from throughline.usecase import UseCase, get_usecase
 
 TABLE = "flight_delay/raw/flight_departures"

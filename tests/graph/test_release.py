@@ -12,12 +12,12 @@ from dagster import AssetKey, AssetSpec, Definitions, ExecuteInProcessResult, ma
 from assets.deployment import deployment_assets
 from assets.evaluation import evaluation_assets
 from assets.resources import RecordIOManager
-from throughline import recordstore
-from throughline.identity import GRAPH, whoami
+from throughline.foundation.security.principal import GRAPH, whoami
+from throughline.foundation.settings import Settings
 from throughline.records import EvaluationRecord, GateDecision, Metrics, ModelRecord, OnlineStoreRecord, RuleVerdict
+from throughline.records import store as recordstore
 from throughline.registry import decisions
 from throughline.registry.history import event_of, events, tell
-from throughline.settings import Settings
 from throughline.usecase import Bound, UseCase, get_usecase
 
 NOW = datetime(2013, 4, 1, 4, tzinfo=UTC)

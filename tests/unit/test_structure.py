@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from throughline.settings import PROJECT_ROOT
+from throughline.foundation.settings import PROJECT_ROOT
 
 ROOMS = ["platform", "assets", "features", "training", "serving", "loadtests", "benchmarks", "deploy", "usecases"]
 GENERATED = {"__pycache__", "target", "logs", "dbt_packages"}
@@ -127,14 +127,14 @@ def test_the_rules_about_names_would_notice() -> None:
 # The environment is read in one place
 
 ENVIRONMENT_READERS = {
-    "platform/throughline/settings.py": "the place for it",
-    "platform/throughline/doctor.py": "JAVA_HOME is Spark's variable",
+    "platform/throughline/foundation/settings.py": "the place for it",
+    "platform/throughline/services/doctor.py": "JAVA_HOME is Spark's variable",
     "platform/throughline/launch/guard.py": "which worker it guards, the launcher says there",
     "training/trainers/keras_mlp.py": "tells Keras its backend, which Keras reads at import",
     "training/world.py": "which engine connects the workers, the launcher says there",
     "platform/throughline/launch/local.py": "hands a chosen part of its own environment to workers",
     "platform/throughline/services/daemon.py": "hands its own environment to supervisord",
-    "platform/throughline/experiment/tracking.py": "switches MLflow's telemetry off, which MLflow reads at import",
+    "platform/throughline/mlflow/tracking.py": "switches MLflow's telemetry off, which MLflow reads at import",
 }
 
 
@@ -155,13 +155,15 @@ def test_only_settings_read_the_environment() -> None:
     rooms = [room for room in ROOMS if room not in ("deploy", "benchmarks")]  # scripts that run before or beside it
     readers = {name(path) for path in sources(".py", rooms=rooms) if reads_environment(path)}
     assert readers - set(ENVIRONMENT_READERS) == set()
-    assert set(ENVIRONMENT_READERS) - readers - {"platform/throughline/settings.py"} == set(), "a reason without need"
+    assert set(ENVIRONMENT_READERS) - readers - {"platform/throughline/foundation/settings.py"} == set(), (
+        "a reason without need"
+    )
 
 
 # Imports have no effects
 
 
-@pytest.mark.parametrize("module", ["throughline.settings", "throughline.usecase", "throughline.cli.main"])
+@pytest.mark.parametrize("module", ["throughline.foundation.settings", "throughline.usecase", "throughline.cli.main"])
 def test_a_light_module_loads_no_heavy_library_and_no_use_case(module: str) -> None:
     heavy = ["mlflow", "torch", "feast", "pyspark", "dagster", "features", "training", "kserve", "matplotlib"]
     script = f"import sys, {module}; print(*(name for name in {heavy} if name in sys.modules))"

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from throughline.errors import ThroughlineError
 from throughline.experiment.parameters import CommonParameters
 from throughline.experiment.prepared import Arrays
 from throughline.experiment.spec import MODEL_FILE, REPORT_FILE, Epoch, Member, TrainingReport
+from throughline.foundation.errors import ThroughlineError
 from throughline.launch.protocol import WorkerFailed
-from throughline.registry.onnx_graph import SCORE, Preprocessing, compose
-from throughline.registry.served_model import ServedModel
+from throughline.models.onnx_graph import SCORE, Preprocessing, compose
+from throughline.models.served_model import ServedModel
 from training import worker
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from throughline.experiment.parameters import CommonParameters
 from throughline.experiment.prepared import Arrays, Facts
 from throughline.experiment.spec import Epoch, TrainingSpec
 from throughline.launch.protocol import WorkerFailed
-from throughline.registry.onnx_graph import OPSET
+from throughline.models.onnx_graph import OPSET
 from training import worker
 
 if TYPE_CHECKING:

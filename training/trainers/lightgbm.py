@@ -26,7 +26,7 @@ from throughline.experiment.parameters import CommonParameters
 from throughline.experiment.prepared import Arrays, Facts
 from throughline.experiment.spec import Epoch
 from throughline.launch.protocol import WorkerFailed
-from throughline.registry.onnx_graph import IR_VERSION, ML_OPSET, OPSET
+from throughline.models.onnx_graph import IR_VERSION, ML_OPSET, OPSET
 from training import worker
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from throughline.experiment.parameters import CommonParameters
 from throughline.experiment.prepared import Arrays, Facts
 from throughline.experiment.spec import Epoch
 from throughline.launch.protocol import WorkerFailed
-from throughline.registry.onnx_graph import IR_VERSION, OPSET
+from throughline.models.onnx_graph import IR_VERSION, OPSET
 from training import worker
 
 if TYPE_CHECKING:

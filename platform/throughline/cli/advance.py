@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from throughline.cli.output import console, emit, follow_run, out
-from throughline.settings import load_settings
+from throughline.foundation.settings import load_settings
 from throughline.usecase import get_usecase, load_usecases
 
 
@@ -18,8 +18,8 @@ def advance(
     as_json: bool = typer.Option(False, "--json", help="Print what happened as JSON."),
 ) -> None:
     """Move the data clock: bring each day's data, predict its flow of requests, let the sensors decide."""
-    from throughline.graph import Graph
-    from throughline.replay import advance_day
+    from throughline.graph.client import Graph
+    from throughline.replay.advance import advance_day
 
     settings = load_settings()
     graph = Graph(settings)

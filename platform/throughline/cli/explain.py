@@ -2,7 +2,7 @@
 
 Owns: the table on the terminal, and the JSON of `--json`: prediction_id, model_name, model_version, decision, score,
 base_value, explanations (feature, value, contribution; the largest first), and with `--top` rest: what the others add.
-Does not own: the explanation (`throughline.evaluation.logged`).
+Does not own: the explanation (`throughline.lineage.explained`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from throughline.cli.output import emit, out
-from throughline.settings import load_settings
+from throughline.foundation.settings import load_settings
 
 BAR = 24  # columns of the longest bar
 
@@ -25,7 +25,7 @@ def explain(
     as_json: bool = typer.Option(False, "--json", help="Print the explanation as JSON."),
 ) -> None:
     """Explain a logged prediction, from the features it was made of, by the model version that made it."""
-    from throughline.evaluation.logged import explain_logged
+    from throughline.lineage.explained import explain_logged
 
     told = explain_logged(load_settings(), prediction_id)
     if top is not None:

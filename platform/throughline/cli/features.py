@@ -7,7 +7,7 @@ Owns: tables on the terminal, and the JSON of `--json`:
             reads, reads_from (the inference log as TABLE@VERSION), profile (a page of plots), features (of a view)
     list    {"clock": the instant of ages, "views": [objects], "features": [objects]}
     search  the same, of what was found
-Does not own: how these are put together (`throughline.catalogue`).
+Does not own: how these are put together (`throughline.catalogue.features`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from throughline.cli.output import emit, out
-from throughline.errors import ThroughlineError
-from throughline.settings import load_settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import load_settings
 from throughline.usecase import get_usecase, load_usecases
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from throughline.catalogue import Entry
+    from throughline.catalogue.features import Entry
 
 app = typer.Typer(no_args_is_help=True, help="The catalogue of features: list, show, search.")
 
@@ -49,7 +49,7 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Features and views in which all the words occur: name, description, tags, entity, owner, upstream columns."""
-    from throughline import catalogue
+    from throughline.catalogue import features as catalogue
 
     entries, clock = _catalogue(usecase)
     found = catalogue.search(entries, words)
@@ -69,7 +69,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Everything that is known of one feature, or of a feature view."""
-    from throughline import catalogue
+    from throughline.catalogue import features as catalogue
 
     entries, _ = _catalogue(usecase)
     entry = catalogue.find(entries, name)
@@ -78,10 +78,10 @@ def show(
 
 def _catalogue(usecase: str | None) -> tuple[list[Entry], datetime]:
     """The entries of one use case or of all, and the instant (data clock, UTC) at which they were looked at."""
-    from throughline import recordstore
-    from throughline.catalogue import read_catalogue
-    from throughline.clock import data_clock
+    from throughline.catalogue.features import read_catalogue
+    from throughline.foundation.clock import data_clock
     from throughline.records import FeatureStoreRecord
+    from throughline.records import store as recordstore
 
     settings = load_settings()
     declared = [get_usecase(usecase)] if usecase else list(load_usecases().values())

@@ -1,6 +1,6 @@
 """`throughline approve | promote | rollback | history | note`: who lets what go live, and what was done.
 
-Owns: words, tables, JSON. Does not own: who may do what (`evaluation/approval.py`), what happens then
+Owns: words, tables, JSON. Does not own: who may do what (`registry/approval.py`), what happens then
 (`rollout/promotion.py`), the history (`registry/history.py`).
 """
 
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from throughline.cli.output import emit, follow_run, out
-from throughline.errors import ThroughlineError
-from throughline.settings import Settings, load_settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings, load_settings
 from throughline.usecase import UseCase, get_usecase, load_usecases
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ def approve(
     as_json: AsJson = False,
 ) -> None:
     """Approve a version that the gate lets through and the policy holds back; then it is released."""
-    from throughline import recordstore
-    from throughline.graph import Graph
-    from throughline.identity import whoami
+    from throughline.foundation.security.principal import whoami
+    from throughline.graph.client import Graph
     from throughline.records import EndpointRecord, GateDecision, ModelRecord
+    from throughline.records import store as recordstore
     from throughline.registry import decisions
 
     settings = load_settings()
@@ -77,7 +77,7 @@ def approve(
 
 def promote(model: Version, reason: Reason, as_json: AsJson = False) -> None:
     """Serve a version that the gate released, now, and make it champion."""
-    from throughline.identity import whoami
+    from throughline.foundation.security.principal import whoami
     from throughline.rollout.promotion import promote as move
 
     settings = load_settings()
@@ -92,7 +92,7 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Return to the champion before the current one; again, to the one before that."""
-    from throughline.identity import whoami
+    from throughline.foundation.security.principal import whoami
     from throughline.rollout.promotion import rollback as move
 
     settings, usecase = load_settings(), get_usecase(name)
@@ -124,7 +124,7 @@ def note(
     as_json: AsJson = False,
 ) -> None:
     """Add a note to the history; it shows on the version's card."""
-    from throughline.identity import whoami
+    from throughline.foundation.security.principal import whoami
     from throughline.registry.history import event_of, tell
 
     if not text.strip():
@@ -167,7 +167,7 @@ def _version(text: str) -> tuple[str, int]:
 
 
 def _registered(settings: Settings, text: str) -> tuple[UseCase, ModelRecord]:
-    from throughline.registry import models
+    from throughline.registry import versions as models
 
     name, version = _version(text)
     return get_usecase(name), models.get(settings, name, version)
@@ -175,9 +175,9 @@ def _registered(settings: Settings, text: str) -> tuple[UseCase, ModelRecord]:
 
 def _judged_again(settings: Settings, usecase: UseCase) -> list[tuple[str, str, str]]:
     """Gate, card and endpoint; the evaluation before them when the gate would soon find it stale: people take days."""
-    from throughline import recordstore
     from throughline.evaluation.gate import MAX_AGE
     from throughline.records import EvaluationRecord
+    from throughline.records import store as recordstore
 
     rooms = (("evaluation", "gate"), ("evaluation", "card"), ("deployment", "endpoint"))
     assets = [(usecase.name, *key) for key in rooms]

@@ -22,8 +22,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from throughline.cli.output import emit, out
-from throughline.errors import ThroughlineError
-from throughline.settings import load_settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import load_settings
 from throughline.usecase import load_usecases
 
 if TYPE_CHECKING:

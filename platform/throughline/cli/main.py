@@ -19,8 +19,8 @@ from throughline.cli.explain import explain
 from throughline.cli.predict import predict
 from throughline.cli.push import push
 from throughline.cli.run import run
-from throughline.errors import ThroughlineError
-from throughline.settings import Settings, load_settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings, load_settings
 
 app = typer.Typer(
     name="throughline",

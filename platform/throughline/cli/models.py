@@ -3,7 +3,7 @@
 Owns: tables, words, JSON:
     models       a list of objects, newest first: model (NAME/VERSION), aliases, trainer, dataset (fingerprint),
                  dataset_table, auc (on the rows held out), decision, parent, card (an address in MLflow), registered
-    models card  the card as one object (`throughline.registry.card.Card`)
+    models card  the card as one object (`throughline.evaluation.card.Card`)
 Does not own: what a version is (`registry/`).
 """
 
@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from throughline.cli.output import emit, out
-from throughline.settings import load_settings
+from throughline.foundation.settings import load_settings
 from throughline.usecase import get_usecase, load_usecases
 
 if TYPE_CHECKING:
-    from throughline.registry.description import VersionSummary
+    from throughline.models.description import VersionSummary
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 UseCaseName = Annotated[str | None, typer.Option("--usecase", help="Of one use case only.")]
@@ -32,7 +32,7 @@ def models(context: typer.Context, usecase: UseCaseName = None, as_json: AsJson 
     """All registered versions, the newest first."""
     if context.invoked_subcommand is not None:
         return
-    from throughline.registry.description import summaries
+    from throughline.models.description import summaries
 
     settings = load_settings()
     names = [get_usecase(usecase).name] if usecase else list(load_usecases())
@@ -47,9 +47,9 @@ def card(
     as_json: AsJson = False,
 ) -> None:
     """The card of a version, its signature verified, with the history as it stands now."""
-    from throughline.registry import models as registry
-    from throughline.registry.card import render_html, render_markdown
-    from throughline.registry.card_store import current_card
+    from throughline.evaluation.card import render_html, render_markdown
+    from throughline.evaluation.card_store import current_card
+    from throughline.registry import versions as registry
 
     if (match := re.fullmatch(r"([^/]+)/([1-9]\d*)", model, re.ASCII)) is None:
         raise typer.BadParameter(f"{model!r} is no NAME/VERSION")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from throughline import services
-from throughline.settings import Settings
+from throughline.foundation.settings import Settings
 
 if TYPE_CHECKING:
-    from throughline.graph import Graph, RunEvent, RunOutcome
+    from throughline.graph.client import Graph, RunEvent, RunOutcome
 
 # log lines that need more room than a terminal has are left to the UI
 LONGEST_LINE = 110

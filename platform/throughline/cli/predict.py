@@ -9,8 +9,8 @@ from typing import Any
 import typer
 
 from throughline.cli.output import emit, out
-from throughline.errors import ThroughlineError
-from throughline.settings import load_settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import load_settings
 from throughline.usecase import get_usecase
 
 
@@ -21,9 +21,9 @@ def predict(
     as_json: bool = typer.Option(False, "--json", help="Print the prediction as JSON."),
 ) -> None:
     """Ask the live endpoint. Send entity keys and request fields; features are looked up there."""
-    from throughline.client import example_request
-    from throughline.client import predict as ask
-    from throughline.clock import data_clock
+    from throughline.foundation.clock import data_clock
+    from throughline.rollout.endpoint import example_request
+    from throughline.rollout.endpoint import predict as ask
 
     if example == (json_body is not None):
         raise typer.BadParameter("give either --example or --json-body FILE")

@@ -9,8 +9,8 @@ from pathlib import Path
 import typer
 
 from throughline.cli.output import emit, out
-from throughline.errors import ThroughlineError
-from throughline.settings import load_settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import load_settings
 from throughline.usecase import get_usecase
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import typer
 
-from throughline import doctor
 from throughline.cli.output import console, emit, follow_run, out
 from throughline.cli.services import require_all
-from throughline.errors import ThroughlineError
-from throughline.settings import PROJECT_ROOT, Settings, load_settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import PROJECT_ROOT, Settings, load_settings
+from throughline.services import doctor
 from throughline.usecase import UseCase, load_usecases
 
 
@@ -29,12 +29,12 @@ def run(as_json: bool = typer.Option(False, "--json", help="Print the result as 
 
 
 def _run_usecase(settings: Settings, usecase: UseCase) -> dict[str, Any]:
-    from throughline import recordstore
-    from throughline.client import example_request, predict
-    from throughline.clock import data_clock
-    from throughline.graph import Graph
-    from throughline.plan import plan_run
+    from throughline.foundation.clock import data_clock
+    from throughline.graph.client import Graph
+    from throughline.graph.plan import plan_run
     from throughline.records import DatasetRecord, EndpointRecord, EvaluationRecord, FeatureStoreRecord, GateDecision
+    from throughline.records import store as recordstore
+    from throughline.rollout.endpoint import example_request, predict
 
     now = data_clock(settings, usecase.clock_start(settings)).now()
     graph = Graph(settings)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from throughline.settings import Settings, load_settings
+from throughline.foundation.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from throughline.services import ServiceStatus
@@ -78,7 +78,7 @@ def status(as_json: AsJson = False) -> None:
 
 def doctor(as_json: AsJson = False) -> None:
     """Check what this machine needs; name what is missing and the command that fixes it."""
-    from throughline import doctor as checks
+    from throughline.services import doctor as checks
 
     found = checks.examine(load_settings())
     if as_json:

@@ -1,6 +1,6 @@
 """`throughline train | jobs | reproduce`: a person's words for trainings.
 
-Owns: options, tables, JSON. Does not own: what is done with them (`throughline.jobs`, `experiment/`).
+Owns: options, tables, JSON. Does not own: what is done with them (`throughline.graph.jobs`, `experiment/`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from throughline.cli.output import console, emit, follow_run, out
-from throughline.errors import ThroughlineError
-from throughline.settings import load_settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import load_settings
 
 if TYPE_CHECKING:
-    from throughline.graph import JobRun
+    from throughline.graph.client import JobRun
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 app = typer.Typer(help="Trainings that were submitted: list, logs, cancel.", invoke_without_command=True)
@@ -47,7 +47,7 @@ def train(
     """Train a model version and evaluate it on the weeks held out. Nothing is released by it."""
     from pydantic import ValidationError
 
-    from throughline.jobs import SearchRequest, TrainingRequest, submit
+    from throughline.graph.jobs import SearchRequest, TrainingRequest, submit
     from throughline.launch.protocol import WorkerFailed
 
     settings = load_settings()
@@ -124,7 +124,7 @@ def jobs(context: typer.Context, limit: int = typer.Option(20, min=1), as_json: 
         return
     from rich.table import Table
 
-    from throughline.jobs import jobs as newest
+    from throughline.graph.jobs import jobs as newest
 
     found = newest(load_settings(), limit)
 
@@ -149,7 +149,7 @@ def jobs(context: typer.Context, limit: int = typer.Option(20, min=1), as_json: 
 @app.command()
 def logs(job: str = typer.Argument(metavar="ID")) -> None:
     """What a training tells, until it has ended."""
-    from throughline.graph import Graph, RunEvent
+    from throughline.graph.client import Graph, RunEvent
 
     graph = Graph(load_settings())
 
@@ -163,7 +163,7 @@ def logs(job: str = typer.Argument(metavar="ID")) -> None:
 @app.command()
 def cancel(job: str = typer.Argument(metavar="ID"), as_json: AsJson = False) -> None:
     """End a training and all of its workers."""
-    from throughline.graph import Graph
+    from throughline.graph.client import Graph
 
     graph, run_id = Graph(load_settings()), _whole(job)
     graph.cancel(run_id)
@@ -184,7 +184,7 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 def _whole(beginning: str) -> str:
-    from throughline.jobs import jobs as newest
+    from throughline.graph.jobs import jobs as newest
 
     found = [run.run_id for run in newest(load_settings(), 200) if run.run_id.startswith(beginning)]
     if len(found) != 1:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from throughline.cli.output import emit, out
-from throughline.errors import ThroughlineError
-from throughline.records import TableVersion
-from throughline.settings import Settings, load_settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings, load_settings
 from throughline.usecase import get_usecase
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def check(table: Table, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def _result(pinned: TableVersion, judgement: Judgement) -> dict[str, Any]:
+def _result(pinned: TableReference, judgement: Judgement) -> dict[str, Any]:
     """Keys: `table`, `passed`, `days`, `rows`, `bad_rows`, `worst`, and under `verdicts` what did not pass, by day."""
     from throughline.validation.judge import REASONS, worst
 
@@ -115,14 +115,14 @@ def _show(result: dict[str, Any]) -> None:
     screen.print("as expected" if result["passed"] else "not as expected", style="green" if result["passed"] else "red")
 
 
-def _pinned(text: str) -> TableVersion:
+def _pinned(text: str) -> TableReference:
     if re.fullmatch(r"[\w-]+/[\w-]+/[\w-]+@\d{1,18}", text, re.ASCII) is None:
         raise typer.BadParameter(f"{text!r} is not USECASE/LAYER/TABLE@VERSION, the version a number")
     table, _, version = text.rpartition("@")
-    return TableVersion(table=table, version=int(version))
+    return TableReference(table=table, version=int(version))
 
 
-def _rows(settings: Settings, pinned: TableVersion) -> pl.DataFrame:
+def _rows(settings: Settings, pinned: TableReference) -> pl.DataFrame:
     from throughline.lakehouse.table import pin, read
 
     newest = pin(settings, pinned.table)  # says so when there is no such table

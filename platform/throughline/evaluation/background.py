@@ -12,13 +12,13 @@ from pathlib import Path
 
 import polars as pl
 
-from throughline import recordstore
-from throughline.errors import ThroughlineError
 from throughline.evaluation.explain import SEED, Model, sample
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
+from throughline.mlflow import artifacts
+from throughline.models.served_model import ServedModel
 from throughline.records import Background, ModelRecord
-from throughline.registry import artifacts
-from throughline.registry.served_model import ServedModel
-from throughline.settings import Settings
+from throughline.records import store as recordstore
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def frame_of(background: Background, model: Model, sha256: str) -> pl.DataFrame:
 
 def keep(settings: Settings, model: ModelRecord, background: Background) -> None:
     """With the version's run in MLflow."""
-    from throughline.experiment.tracking import client_of
+    from throughline.mlflow.tracking import client_of
 
     client_of(settings).log_text(model.run_id, background.model_dump_json(), f"{FOLDER}/{FILE}")
 

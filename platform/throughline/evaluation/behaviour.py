@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import polars as pl
 
-from throughline.evaluation.metrics import log_loss
+from throughline.models.metrics import log_loss
 from throughline.records import BehaviourCheck
 from throughline.usecase import Expectation
 

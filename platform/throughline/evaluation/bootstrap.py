@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from throughline.evaluation.metrics import losses
+from throughline.models.metrics import losses
 from throughline.records import Interval
 
 DRAWS = 400

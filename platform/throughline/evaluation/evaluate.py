@@ -16,15 +16,17 @@ from datetime import datetime
 import numpy as np
 import polars as pl
 
-from throughline.clock import WallClock
-from throughline.errors import ThroughlineError
 from throughline.evaluation import background, behaviour
 from throughline.evaluation.baseline import SimpleRule
 from throughline.evaluation.bootstrap import Draws, interval
 from throughline.evaluation.explain import global_importance
-from throughline.evaluation.metrics import metrics_of, reliability
 from throughline.evaluation.slices import LOCAL, disparity, judge_slice, local_columns, slices_of
+from throughline.foundation.clock import WallClock
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import scan
+from throughline.models.metrics import metrics_of, reliability
+from throughline.models.served_model import ServedModel
 from throughline.records import (
     DatasetRecord,
     EvaluationRecord,
@@ -34,9 +36,7 @@ from throughline.records import (
     ReliabilityBin,
     ServingCost,
 )
-from throughline.registry import models
-from throughline.registry.served_model import ServedModel
-from throughline.settings import Settings
+from throughline.registry import versions as models
 from throughline.usecase import UseCase
 
 TRAINING_ROWS = 20_000  # of the rows trained on, for the gap to the held-out ones

@@ -23,7 +23,7 @@ from typing import Protocol
 import numpy as np
 import polars as pl
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
 from throughline.records import GlobalImportance
 
 SEED = 2013
@@ -34,7 +34,7 @@ CHUNK = 4096  # model evaluations between two looks at the clock
 
 
 class Model(Protocol):
-    """What is asked of `throughline.registry.served_model.ServedModel`."""
+    """What is asked of `throughline.models.served_model.ServedModel`."""
 
     numeric: list[str]
     categorical: list[str]

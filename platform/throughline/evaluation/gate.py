@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Literal
 
-from throughline.evaluation.approval import RULE as APPROVAL
 from throughline.records import EvaluationRecord, GateDecision, Metrics, ModelRecord, RuleVerdict
+from throughline.registry.approval import RULE as APPROVAL
 from throughline.usecase import Bound, GateRule
 
 MAX_AGE = timedelta(days=1)

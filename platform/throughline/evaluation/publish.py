@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 
 from throughline.evaluation.report import render
-from throughline.experiment.tracking import client_of
+from throughline.foundation.settings import Settings
+from throughline.mlflow.tracking import client_of
 from throughline.records import EvaluationRecord, GateDecision, ModelRecord
-from throughline.settings import Settings
 
 FOLDER, PAGE, NUMBERS = "evaluation", "report.html", "evaluation.json"
 

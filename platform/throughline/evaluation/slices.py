@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from throughline.evaluation.bootstrap import Draws, interval
-from throughline.evaluation.metrics import losses, metrics_of
+from throughline.models.metrics import losses, metrics_of
 from throughline.records import SliceMetrics
 
 MISSING = "missing"

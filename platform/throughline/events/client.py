@@ -6,10 +6,11 @@ import time
 
 import httpx
 
-from throughline.access import auth_headers
-from throughline.errors import ThroughlineError
-from throughline.records import InferenceLogRecord, TableVersion
-from throughline.settings import Settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.foundation.security.tokens import auth_headers
+from throughline.foundation.settings import Settings
+from throughline.records import InferenceLogRecord
 from throughline.usecase import UseCase
 
 LAYER, TABLE = "monitoring", "inference_log"
@@ -47,7 +48,7 @@ def snapshot(settings: Settings, usecase: UseCase) -> InferenceLogRecord:
         ) from error
     version = flushed["version"].get(usecase.name)
     return InferenceLogRecord(
-        table=TableVersion(table=f"{usecase.name}/{LAYER}/{TABLE}", version=version) if version is not None else None,
+        table=TableReference(table=f"{usecase.name}/{LAYER}/{TABLE}", version=version) if version is not None else None,
         received=counted["received"],
         written=counted["written"],
         lost=counted["lost"],

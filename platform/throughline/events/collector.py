@@ -27,12 +27,12 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from throughline.access import BearerToken, demanded_token
-from throughline.errors import ThroughlineError
-from throughline.events.intake import Intake
 from throughline.events.schema import BadEvent, InferenceEvent, from_binary
 from throughline.events.table import LogTable, SourceCount
-from throughline.settings import Settings, load_settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.security.tokens import BearerToken, demanded_token
+from throughline.foundation.settings import Settings, load_settings
+from throughline.journal.intake import Intake
 from throughline.sources.push import BadRow, Door, NoSuchTable
 from throughline.usecase import load_usecases
 

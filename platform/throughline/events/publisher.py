@@ -22,10 +22,10 @@ from urllib.parse import urlsplit
 
 import tenacity
 
-from throughline.access import auth_headers
-from throughline.events.journal import Journal
 from throughline.events.schema import InferenceEvent, to_binary
-from throughline.settings import Settings
+from throughline.foundation.security.tokens import auth_headers
+from throughline.foundation.settings import Settings
+from throughline.journal.journal import Journal
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from uuid import UUID
 import polars as pl
 from pydantic import AwareDatetime, Field, ValidationError
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
 from throughline.records import Record
 
 EVENT_TYPE = "throughline.prediction.v1"

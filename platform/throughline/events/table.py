@@ -18,8 +18,8 @@ import polars as pl
 from deltalake import write_deltalake
 
 from throughline.events.schema import InferenceEvent, to_rows
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import current_version, open_table, replace_days, rows_of
-from throughline.settings import Settings
 
 LAYER, TABLE = "monitoring", "inference_log"
 DAYS_IN_MEMORY = 8

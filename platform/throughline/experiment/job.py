@@ -16,13 +16,13 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from throughline.errors import ThroughlineError
+from throughline.experiment.commit import worktree
 from throughline.experiment.recipe import Recipe, code_of, recipe_of
-from throughline.experiment.revision import worktree
 from throughline.experiment.train import Run, fit, train_and_register
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import PROJECT_ROOT, SECRETS, load_settings
 from throughline.launch.protocol import LaunchSpec
 from throughline.records import DatasetRecord, ModelRecord, Record
-from throughline.settings import PROJECT_ROOT, SECRETS, load_settings
 from throughline.usecase import get_usecase
 
 MODULE = "throughline.experiment.job"

@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from throughline.errors import ThroughlineError
-from throughline.experiment.fingerprint import combine
 from throughline.experiment.prepared import FACTS, SAMPLE, TRAIN, VALIDATION, Facts, write_arrays
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.fingerprint import combine
 from throughline.lakehouse.table import scan
+from throughline.models.onnx_graph import Preprocessing, learn_preprocessing, numeric_matrix
 from throughline.records import DatasetRecord
-from throughline.registry.onnx_graph import Preprocessing, learn_preprocessing, numeric_matrix
 
 VALIDATION_ONE_DAY_IN = 20
 SAMPLE_ROWS = 2000

@@ -20,9 +20,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
+from throughline.models.onnx_graph import Preprocessing
 from throughline.records import Record
-from throughline.registry.onnx_graph import Preprocessing
 
 TRAIN, VALIDATION, SAMPLE, FACTS = "train.arrow", "validation.arrow", "sample.arrow", "facts.json"
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from pydantic import Field
 
-from throughline.errors import ThroughlineError
-from throughline.experiment.fingerprint import combine, fingerprint_code, fingerprint_imports, imports_of
 from throughline.experiment.parameters import checked, merged, parameters_of
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.fingerprint import combine, fingerprint_code, fingerprint_imports, imports_of
+from throughline.foundation.settings import Settings
 from throughline.records import Record
-from throughline.settings import Settings
 from throughline.usecase import Trainer, UseCase
 
 # What decides which rows a trainer is given, beside its own code.

@@ -11,17 +11,18 @@ from typing import TypeVar
 
 from pydantic import Field
 
-from throughline.errors import ThroughlineError
+from throughline.experiment.commit import committed, lock_of
 from throughline.experiment.job import Job, JobResult, run_job_at
 from throughline.experiment.recipe import Recipe
-from throughline.experiment.revision import committed, lock_of
 from throughline.experiment.spec import MODEL_FILE, REPORT_FILE, TrainingReport
 from throughline.experiment.train import DATASET_FILE, RECIPE_FILE, Run
 from throughline.featurestore.dataset import identity_of
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import PROJECT_ROOT
+from throughline.mlflow import artifacts
+from throughline.models.served_model import sha256_of
 from throughline.records import DatasetRecord, Record
-from throughline.registry import artifacts, models
-from throughline.registry.served_model import sha256_of
-from throughline.settings import PROJECT_ROOT
+from throughline.registry import versions as models
 
 # Of validation log loss, for a training whose number of workers changed on its way; any other must be bit-equal.
 ELASTIC_TOLERANCE = 0.01

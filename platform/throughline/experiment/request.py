@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from throughline.errors import ThroughlineError
 from throughline.experiment.recipe import recipe_of
 from throughline.featurestore.dataset import LAYER, TABLE, build_dataset, find_dataset
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
 from throughline.records import DatasetRecord, FeatureStoreRecord, Record
-from throughline.settings import Settings
 from throughline.usecase import UseCase
 
 AUTO = "auto"

@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from throughline.errors import ThroughlineError
-from throughline.experiment.fingerprint import combine
 from throughline.experiment.recipe import Recipe, flat, recipe_of
 from throughline.experiment.request import SearchRequest
 from throughline.experiment.selection import select_features, with_features
-from throughline.experiment.tracking import client_of, tracked_run
 from throughline.experiment.train import Run, alone, fit
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.fingerprint import combine
 from throughline.launch.protocol import LaunchFailed
+from throughline.mlflow.tracking import client_of, tracked_run
 from throughline.records import DatasetRecord
 from throughline.usecase import Choices, Range, UseCase
 

@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from throughline.evaluation.metrics import log_loss
 from throughline.experiment.recipe import Recipe
 from throughline.experiment.spec import MODEL_FILE
-from throughline.experiment.tracking import client_of
 from throughline.experiment.train import Run, fit
 from throughline.featurestore.dataset import identity
 from throughline.lakehouse.table import scan
+from throughline.mlflow.tracking import client_of
+from throughline.models.metrics import log_loss
+from throughline.models.served_model import ServedModel
 from throughline.records import DatasetRecord
-from throughline.registry.served_model import ServedModel
 
 SHUFFLES = 3
 NO_WORSE = 0.0005  # of log loss; a difference that another seed makes, too

@@ -16,10 +16,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from throughline.errors import ThroughlineError
+from throughline.experiment.commit import Revision, current_revision
 from throughline.experiment.prepare import prepare
 from throughline.experiment.recipe import Recipe, flat
-from throughline.experiment.revision import Revision, current_revision
 from throughline.experiment.spec import (
     MODEL_FILE,
     REPORT_FILE,
@@ -29,12 +28,13 @@ from throughline.experiment.spec import (
     TrainingReport,
     TrainingSpec,
 )
-from throughline.experiment.tracking import client_of, tracked_run
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import PROJECT_ROOT, Settings
 from throughline.launch.local import LAUNCHERS
 from throughline.launch.protocol import RETRIED, Launcher, LaunchFailed, LaunchSpec, OnEvent
+from throughline.mlflow.tracking import client_of, tracked_run
 from throughline.records import DatasetRecord, ModelRecord
-from throughline.registry import models
-from throughline.settings import PROJECT_ROOT, Settings
+from throughline.registry import versions as models
 from throughline.usecase import UseCase
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import polars as pl
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
 
 BATCH_ROWS = 4_000_000
 _TIME, _PLACE, _CREATED = "time", "place", "created"

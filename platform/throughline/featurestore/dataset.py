@@ -13,15 +13,16 @@ from pathlib import Path
 
 import polars as pl
 
-from throughline.errors import ThroughlineError
-from throughline.experiment.fingerprint import combine, fingerprint_frame
 from throughline.featurestore.spine import as_known
 from throughline.featurestore.store import historical
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.fingerprint import combine, fingerprint_frame
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import history, read, replace_all, scan
-from throughline.records import DatasetRecord, FeatureStoreRecord, TableVersion
-from throughline.requests import row_keys
-from throughline.settings import Settings
+from throughline.records import DatasetRecord, FeatureStoreRecord
 from throughline.usecase import UseCase, load_object
+from throughline.usecase.requests import row_keys
 
 LAYER, TABLE = "training", "dataset"
 KEY, TIME = "row_key", "prediction_time"
@@ -96,7 +97,7 @@ def _written(
     inputs = [*store.sources, store.spine]
     said = DatasetRecord(
         usecase=usecase.name,
-        table=TableVersion(table=f"{usecase.name}/{LAYER}/{TABLE}", version=-1),  # what it will be, the commit says
+        table=TableReference(table=f"{usecase.name}/{LAYER}/{TABLE}", version=-1),  # what it will be, the commit says
         path=str(path),
         fingerprint=identity(dataset, numeric, categorical, holdout_from, service),
         as_of=as_of,

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from throughline.errors import ThroughlineError
-from throughline.experiment.fingerprint import fingerprint_code
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.fingerprint import fingerprint_code
+from throughline.foundation.settings import PROJECT_ROOT, Settings
 from throughline.lakehouse.spark import schema_name
-from throughline.settings import PROJECT_ROOT, Settings
 from throughline.usecase import load_usecases
 
 PROJECT = PROJECT_ROOT / "features"

@@ -22,7 +22,7 @@ from feast.saved_dataset import SavedDatasetStorage
 from feast.type_map import pa_to_feast_value_type
 from feast.value_type import ValueType
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
 from throughline.lakehouse.table import open_table, scan
 
 VERSION_TAG = "delta_version"

@@ -47,7 +47,6 @@ from feast.transformation.python_transformation import PythonTransformation
 from feast.utils import _get_requested_feature_views_to_features_dict, compute_non_entity_date_range, make_tzaware
 from pydantic import Field, model_validator
 
-from throughline.errors import ThroughlineError
 from throughline.featurestore.delta_source import (
     DeltaLoggingDestination,
     DeltaSource,
@@ -67,6 +66,7 @@ from throughline.featurestore.retrieval import (
     check_spine,
     spine_time,
 )
+from throughline.foundation.errors import ThroughlineError
 from throughline.lakehouse.delta import storage_options
 from throughline.lakehouse.table import current_version, open_table
 from throughline.usecase import load_object

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError, Message
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
 
 
 def refuse_foreign_code(registry: Path, package: str) -> None:

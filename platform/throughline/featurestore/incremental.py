@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from throughline.days import DAY, spans, through
-from throughline.experiment.fingerprint import combine
+from throughline.foundation.days import DAY, spans, through
+from throughline.foundation.fingerprint import combine
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.changes import net_changes
 from throughline.lakehouse.delta import Location
 from throughline.lakehouse.spark import address, schema_name
 from throughline.lakehouse.table import DAY as PARTITION
 from throughline.lakehouse.table import KEEPS_CONTENT, current_version, history
-from throughline.settings import Settings
 from throughline.usecase import UseCase
 
 LAYER = "features"

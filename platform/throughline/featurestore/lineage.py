@@ -11,10 +11,10 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
 from throughline.usecase import SourceTable, UseCase
 
-# What `lakehouse/ingest.py` puts beside the declared columns; a register has no days.
+# What `ingestion/ingest.py` puts beside the declared columns; a register has no days.
 _PLATFORM_COLUMNS = {"ingestion_run_id": "string", "day": "date"}
 
 

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from throughline.errors import ThroughlineError
 from throughline.featurestore.store import open_store, store_folder
 from throughline.featurestore.windows import EPOCH, Changes, ViewState, Window, compare, plan_window
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import current_version, open_table, scan
-from throughline.records import OnlineStoreRecord, TableVersion
-from throughline.settings import Settings
+from throughline.records import OnlineStoreRecord
 from throughline.usecase import UseCase
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class OnlineWriter:
         return views
 
     @property
-    def sources(self) -> list[TableVersion]:
+    def sources(self) -> list[TableReference]:
         return [self.pin(source.path, source.version) for view in self.views for source in _tables(view.batch_source)]
 
     def state(self, view: str) -> ViewState | None:
@@ -169,8 +170,8 @@ class OnlineWriter:
             pushed=getattr(source, "pushed_version", None),
         )
 
-    def pin(self, path: str, version: int) -> TableVersion:
-        return TableVersion(table=path.removeprefix(f"{self._lakehouse}/"), version=version)
+    def pin(self, path: str, version: int) -> TableReference:
+        return TableReference(table=path.removeprefix(f"{self._lakehouse}/"), version=version)
 
     def schema(self, view: FeatureView) -> pl.Schema:
         """The columns of the view's table, at its version."""

@@ -16,9 +16,9 @@ import polars as pl
 import polars.selectors as cs
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from throughline.clock import data_clock
 from throughline.featurestore.store import open_store
-from throughline.settings import Settings
+from throughline.foundation.clock import data_clock
+from throughline.foundation.settings import Settings
 from throughline.usecase import UseCase, load_object
 
 if TYPE_CHECKING:

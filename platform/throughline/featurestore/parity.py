@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import polars as pl
 
 from throughline.featurestore.materialise import OnlineWriter, join_keys, online_writer
-from throughline.settings import Settings
+from throughline.foundation.settings import Settings
 from throughline.usecase import UseCase
 
 if TYPE_CHECKING:

@@ -15,22 +15,23 @@ from pathlib import Path
 import polars as pl
 
 from throughline.featurestore.profile import Bar, ColumnProfile, DayFigures, number, profile
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import open_table, read
-from throughline.records import FeatureRecord, FeatureStoreRecord, FeatureViewRecord, TableVersion
-from throughline.settings import Settings
+from throughline.records import FeatureRecord, FeatureStoreRecord, FeatureViewRecord
 
 SAMPLE = 100_000
 _NOT_SHOWN = ("ingestion_run_id",)
 _SPINE = "The spine: what is to be predicted, and the labels, each row as it became known."
 
 
-def page_of(settings: Settings, table: TableVersion) -> Path:
+def page_of(settings: Settings, table: TableReference) -> Path:
     """Where the page of a table version is, or would be."""
     folder, _, name = table.table.rpartition("/")
     return settings.profiles / folder / f"{name}@{table.version}.html"
 
 
-def write_pages(settings: Settings, record: FeatureStoreRecord) -> dict[TableVersion, Path]:
+def write_pages(settings: Settings, record: FeatureStoreRecord) -> dict[TableReference, Path]:
     """The page of each table that the feature store is pinned to; pages of other versions go with the retention."""
     views = {view.table: view for view in record.views}
     tables = [*views, record.spine]
@@ -46,7 +47,7 @@ def write_pages(settings: Settings, record: FeatureStoreRecord) -> dict[TableVer
     return pages
 
 
-def sample(settings: Settings, table: TableVersion, rows: int = SAMPLE) -> tuple[pl.DataFrame, int]:
+def sample(settings: Settings, table: TableReference, rows: int = SAMPLE) -> tuple[pl.DataFrame, int]:
     """At most `rows` rows of the table, in its order, and which ones: every so manieth."""
     held = open_table(settings.lakehouse / table.table, table.version).count()
     every = max(1, -(-held // rows))
@@ -62,7 +63,7 @@ def _forget(folders: Iterable[Path], days: int) -> None:
 
 
 def render(
-    table: TableVersion,
+    table: TableReference,
     view: FeatureViewRecord | None,
     columns: Sequence[ColumnProfile],
     every: int,

@@ -19,15 +19,15 @@ import polars as pl
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError
 
-from throughline.clock import data_clock
-from throughline.errors import ThroughlineError
 from throughline.featurestore.materialise import OnlineWriter, held_alone, join_keys, newest_of, to_rows
 from throughline.featurestore.pushed import KNOWN, SUFFIX, with_pushed
 from throughline.featurestore.store import store_folder
+from throughline.foundation.clock import data_clock
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.delta import create, find, refusals
-from throughline.lakehouse.table import DAY
-from throughline.records import TableVersion
-from throughline.settings import Settings
+from throughline.lakehouse.table import DAY, RUN_ID
 from throughline.usecase import UseCase
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 Rows = pl.DataFrame | Sequence[dict[str, Any]]
 # A commit takes longer the more files there are: 3 ms at first, 30 after 400 pushes, 6 when they are compacted.
 COMPACT_EVERY = 100
-_RUN_ID = "ingestion_run_id"
 _UTC = pl.Datetime("us", "UTC")
 
 
@@ -48,7 +47,7 @@ class Pushed:
 
     view: str
     rows: int
-    table: TableVersion
+    table: TableReference
     known_at: datetime
 
 
@@ -106,7 +105,7 @@ class Pusher:
         source, last = view.batch_source, writer.last_push(view.name)
         writer.note_push(view.name, now)
         rows = frame.rename({name: source.column(name) for name in frame.columns}).with_columns(
-            pl.lit(f"push-{uuid.uuid4()}").alias(_RUN_ID),
+            pl.lit(f"push-{uuid.uuid4()}").alias(RUN_ID),
             pl.lit(self._usecase.local_day(now)).alias(DAY),
         )
         # while the data clock stands, the same row may have been pushed at this very instant

@@ -14,8 +14,8 @@ from typing import Literal, Protocol
 
 import polars as pl
 
-from throughline.errors import ThroughlineError
 from throughline.featurestore.delta_source import DeltaSource
+from throughline.foundation.errors import ThroughlineError
 
 EVENT_TIME = "event_timestamp"
 Kind = Literal["instant", "naive", "other"]

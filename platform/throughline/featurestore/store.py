@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from throughline.errors import ThroughlineError
 from throughline.featurestore.foreign_code import refuse_foreign_code
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import current_version, pin
-from throughline.records import TableVersion
-from throughline.settings import Settings
 from throughline.usecase import UseCase, load_object
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _online_store(settings: Settings, folder: Path) -> dict[str, Any]:
     return {"type": f"{ONLINE_STORES}.NewestRedisOnlineStore", "url": settings.online_store}
 
 
-def pin_sources(settings: Settings, usecase: UseCase, tables: Iterable[str]) -> list[TableVersion]:
+def pin_sources(settings: Settings, usecase: UseCase, tables: Iterable[str]) -> list[TableReference]:
     """The feature tables as they stand, and beside each the rows pushed to it, where there are any."""
     from throughline.featurestore.pushed import SUFFIX
 
@@ -71,7 +71,7 @@ def pin_sources(settings: Settings, usecase: UseCase, tables: Iterable[str]) -> 
     ]
 
 
-def register(settings: Settings, usecase: UseCase, pins: list[TableVersion]) -> dict[str, int]:
+def register(settings: Settings, usecase: UseCase, pins: list[TableReference]) -> dict[str, int]:
     """Apply the use case's definitions with every source pinned; returns the version per source table.
 
     Raises when a source has no pin. A view that is no longer defined is taken away.

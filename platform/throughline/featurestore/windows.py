@@ -12,7 +12,8 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
-from throughline.records import Record, TableVersion
+from throughline.foundation.references import TableReference
+from throughline.records import Record
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # before every row; where there is no row, its time
 
@@ -26,7 +27,7 @@ class ViewState(Record):
 
     until: datetime
     definition: str
-    source: TableVersion
+    source: TableReference
     pushed: int | None
     newest: datetime | None = None
     known: datetime | None = None

@@ -8,10 +8,9 @@ from __future__ import annotations
 import polars as pl
 from deltalake.exceptions import DeltaError
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
 from throughline.lakehouse.delta import Location
-from throughline.lakehouse.ingest import RUN_ID
-from throughline.lakehouse.table import open_table
+from throughline.lakehouse.table import RUN_ID, open_table
 
 _FEED = ("_change_type", "_commit_version", "_commit_timestamp")
 _SIGN = {"insert": 1, "update_postimage": 1, "delete": -1, "update_preimage": -1}

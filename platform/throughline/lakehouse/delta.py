@@ -18,9 +18,9 @@ from deltalake import CommitProperties, DeltaTable, Schema, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from upath import UPath
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import in_bucket
 from throughline.lakehouse.rules import Rules
-from throughline.settings import in_bucket
 
 Location = Path | UPath | str
 

@@ -1,33 +1,23 @@
-"""Keeping the tables of a home small, and every version that something pins.
+"""Compacting and vacuuming the tables of a home; pinned versions stay readable.
 
-Owns: which versions are pinned and by whom, compaction of small files, removal of files, log and run folders that
-are older than the retention. Does not own: when that happens (`assets/maintenance.py`). Ages are by the wall clock.
-
-Pinned are the versions that a record, the Feast registry or a registered model version names, and the versions from
-which those were made. Where a pin cannot be read nothing is removed.
+Owns: compaction of small files, removal of files and log entries older than the retention. Does not own: which
+versions are pinned (`retention/tables.py`), when it runs (`assets/maintenance.py`). Ages are by the wall clock.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
-from uuid import UUID
 
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings, in_bucket
 from throughline.lakehouse.delta import Location, storage_options
-from throughline.lakehouse.table import INPUTS, absent, current_version, history, open_table
-from throughline.records import EndpointRecord, TableVersion
-from throughline.settings import Settings, in_bucket
-from throughline.usecase import UseCase
+from throughline.lakehouse.table import absent, history, open_table
 
 LOG_RETENTION = timedelta(days=30)  # of `delta.logRetentionDuration`, unless a table says otherwise
 
@@ -48,131 +38,6 @@ class Maintained:
     def __str__(self) -> str:
         done = f"{self.compacted} files compacted, {self.removed} removed, pinned versions kept: {len(self.kept)}"
         return f"{self.table}: {self.failure or self.skipped or done}"
-
-
-# What is pinned
-
-
-def collect_pins(settings: Settings, usecases: Iterable[UseCase]) -> dict[str, set[int]]:
-    """Table -> versions that must stay readable. Needs this home's MLflow. Raises where pins cannot be read."""
-    roots: set[TableVersion] = set()
-    for usecase in usecases:
-        registered = _registered_datasets(settings, usecase)
-        _refuse_unknown_endpoint(settings, usecase, registered)
-        roots |= {*registered.values(), *_feast_pins(settings, usecase)}
-    return with_inputs(settings, {*roots, *recorded_pins(settings)})
-
-
-def recorded_pins(settings: Settings) -> set[TableVersion]:
-    """Every table version that a record of this home names."""
-    pins: set[TableVersion] = set()
-    for file in sorted(settings.records.rglob("*.json")):
-        try:
-            pins |= set(_versions_in(json.loads(file.read_text())))
-        except (OSError, ValueError) as error:
-            raise ThroughlineError(
-                f"Record {file} cannot be read ({type(error).__name__}), so it is unknown what it pins: nothing is "
-                "vacuumed. Materialise its asset again, or remove the file."
-            ) from error
-    return pins
-
-
-def with_inputs(settings: Settings, roots: Iterable[TableVersion]) -> dict[str, set[int]]:
-    """The roots, and, as far as the tables' history tells, the versions they were made from."""
-    pins: dict[str, set[int]] = defaultdict(set)
-    histories: dict[str, list[tuple[int, list[TableVersion]]]] = {}
-    following = list(roots)
-    while following:
-        pinned = following.pop()
-        if pinned.version in pins[pinned.table]:
-            continue
-        pins[pinned.table].add(pinned.version)
-        if pinned.table not in histories:
-            histories[pinned.table] = _inputs_by_version(settings, pinned.table)
-        made_from = (inputs for version, inputs in histories[pinned.table] if version <= pinned.version)
-        following += next(made_from, [])
-    return dict(pins)
-
-
-def _inputs_by_version(settings: Settings, table: str) -> list[tuple[int, list[TableVersion]]]:
-    """The commits that say what they were made from, newest first."""
-    location = settings.lakehouse / table
-    if current_version(location) is None:
-        return []
-    try:
-        told = [(commit.version, _inputs(table, commit.notes)) for commit in history(location)]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ThroughlineError(
-            f"A commit of {table} names what it was made from in words unknown here ({error!r}): nothing is vacuumed. "
-            "See its history; whoever writes `inputs` or userMetadata there must use this platform's form."
-        ) from error
-    return [(version, inputs) for version, inputs in told if inputs is not None]
-
-
-def _inputs(table: str, notes: Mapping[str, Any]) -> list[TableVersion] | None:
-    if INPUTS in notes:
-        return [_parsed(text) for text in json.loads(notes[INPUTS])]
-    if "userMetadata" in notes:  # a feature table's: {"pins": {raw table: version}}
-        usecase = table.partition("/")[0]
-        pins = json.loads(notes["userMetadata"])["pins"]
-        return [TableVersion(table=f"{usecase}/raw/{name}", version=version) for name, version in pins.items()]
-    return None
-
-
-def _versions_in(value: Any) -> Iterator[TableVersion]:
-    if isinstance(value, dict):
-        if {"table", "version"} <= value.keys():
-            yield TableVersion(table=value["table"], version=value["version"])
-        for part in value.values():
-            yield from _versions_in(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from _versions_in(part)
-
-
-def _registered_datasets(settings: Settings, usecase: UseCase) -> dict[str, TableVersion]:
-    """Model reference -> the dataset that version was trained on."""
-    from throughline.registry.models import dataset_tables
-
-    return {reference: _parsed(text) for reference, text in dataset_tables(settings, usecase.name).items()}
-
-
-def _refuse_unknown_endpoint(settings: Settings, usecase: UseCase, registered: Collection[str]) -> None:
-    from throughline import recordstore
-
-    endpoint = recordstore.find(settings, (usecase.name, "deployment", "endpoint"), EndpointRecord)
-    if endpoint is not None and endpoint.model not in registered:
-        raise ThroughlineError(
-            f"The endpoint serves {endpoint.model}, which is not registered, so it is unknown what it pins: nothing is "
-            "vacuumed. Deploy a registered version."
-        )
-
-
-def _feast_pins(settings: Settings, usecase: UseCase) -> set[TableVersion]:
-    """What the Feast registry names: sources and saved datasets in this lakehouse."""
-    from throughline.featurestore.store import open_store
-
-    if not (settings.feast_home / usecase.name / "registry.db").exists():
-        return set()
-    store = open_store(settings, usecase)
-    named = [
-        *store.list_data_sources(),
-        *(saved.storage for saved in store.registry.list_saved_datasets(store.project)),
-    ]
-    root = f"{settings.lakehouse}/"
-    return {
-        TableVersion(table=place.path.removeprefix(root), version=place.version)
-        for place in named
-        if getattr(place, "version", None) is not None and place.path.startswith(root)
-    }
-
-
-def _parsed(text: str) -> TableVersion:
-    table, _, version = text.rpartition("@")
-    return TableVersion(table=table, version=int(version))
-
-
-# What is done
 
 
 def maintain(
@@ -242,22 +107,3 @@ def _vacuum(location: Location, delta: DeltaTable, pinned: list[int], retention:
     if unneeded:
         delta.vacuum(dry_run=False, **how)
     return len(unneeded)
-
-
-def remove_old_runs(settings: Settings, retention: timedelta, now: datetime) -> int:
-    """Remove what runs left behind for people to look at: dbt's targets, the output that Dagster captured."""
-    removed = 0
-    for place in (settings.dbt_home / "runs", settings.dagster_home / "storage"):
-        for folder in place.iterdir() if place.is_dir() else ():
-            age = now - datetime.fromtimestamp(folder.stat().st_mtime, UTC)
-            if folder.is_dir() and _is_run(folder.name) and age > retention:
-                shutil.rmtree(folder)
-                removed += 1
-    return removed
-
-
-def _is_run(name: str) -> bool:
-    try:
-        return str(UUID(name)) == name
-    except ValueError:
-        return False

@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings, in_bucket
 from throughline.lakehouse.delta import Location
-from throughline.settings import Settings, in_bucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -19,7 +19,9 @@ import polars as pl
 import polars.selectors as cs
 from deltalake import CommitProperties, DeltaTable, Schema
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings, in_bucket
 from throughline.lakehouse.delta import (
     Location,
     TableConflict,
@@ -31,10 +33,9 @@ from throughline.lakehouse.delta import (
     with_rules,
 )
 from throughline.lakehouse.rules import Differences, Rules, compare
-from throughline.records import TableVersion
-from throughline.settings import Settings, in_bucket
 
 DAY = "day"
+RUN_ID = "ingestion_run_id"
 
 INPUTS = "inputs"  # in the notes of a commit: what it was made from, as a JSON list of TABLE@VERSION
 KEEPS_CONTENT = {"OPTIMIZE", "VACUUM START", "VACUUM END"}
@@ -73,15 +74,15 @@ def current_version(location: Location) -> int | None:
     return None if table is None else table.version()
 
 
-def pin(settings: Settings, table: str) -> TableVersion:
+def pin(settings: Settings, table: str) -> TableReference:
     """The address of `usecase/layer/table` as it stands now. Raises when it was never written."""
     version = current_version(settings.lakehouse / table)
     if version is None:
         raise ThroughlineError(f"Table {table} does not exist in {settings.lakehouse}: materialise it first.")
-    return TableVersion(table=table, version=version)
+    return TableReference(table=table, version=version)
 
 
-def read(settings: Settings, pinned: TableVersion) -> pl.LazyFrame:
+def read(settings: Settings, pinned: TableReference) -> pl.LazyFrame:
     """The rows of a pinned table. Raises when that version is gone."""
     return scan(settings.lakehouse / pinned.table, pinned.version)
 
@@ -187,7 +188,7 @@ def replace_all(
     rows: pl.DataFrame | pl.LazyFrame,
     notes: Mapping[str, str] | None = None,
     rules: Rules | None = None,
-    inputs: Iterable[TableVersion] = (),
+    inputs: Iterable[TableReference] = (),
 ) -> int:
     """Write a whole table as its next version and return that version; `notes` stand in its commit.
 

@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
 from throughline.launch.protocol import LaunchSpec
 from throughline.usecase import Resources
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
 
 Reason = Literal["lost_worker", "out_of_memory", "bad_data", "bad_parameters", "bad_code", "timeout", "cancelled"]
 # Only what may end otherwise next time is tried again; a machine without memory will have none next time, either.

@@ -12,17 +12,18 @@ from datetime import datetime
 
 from pydantic import Field
 
-from throughline import recordstore
-from throughline.errors import ThroughlineError
+from throughline.events.log import PredictionLog
 from throughline.featurestore.dataset import LAYER as TRAINING
 from throughline.featurestore.store import LAYER as FEATURES
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.maintenance import tables as all_tables
 from throughline.lakehouse.table import KEEPS_CONTENT
-from throughline.lineage.log import PredictionLog
 from throughline.lineage.pinned import PinnedTables, inputs_of, parse
-from throughline.records import FeatureStoreRecord, Record, TableVersion
-from throughline.registry.models import dataset_tables
-from throughline.settings import Settings
+from throughline.records import FeatureStoreRecord, Record
+from throughline.records import store as recordstore
+from throughline.registry.versions import dataset_tables
 
 
 class Impact(Record):
@@ -39,7 +40,7 @@ class Impact(Record):
     log_lost: int = Field(description="Events of the log that never arrived: counts are too low by as many at most.")
 
 
-def impact(settings: Settings, pinned: TableVersion) -> Impact:
+def impact(settings: Settings, pinned: TableReference) -> Impact:
     """Raises one line when the table is not there, or never had that version."""
     usecase = pinned.table.partition("/")[0]
     tables = PinnedTables(settings)
@@ -47,7 +48,7 @@ def impact(settings: Settings, pinned: TableVersion) -> Impact:
     if pinned.version not in known:
         there = f"its versions are {min(known)} to {max(known)}" if known else "there is no such table"
         raise ThroughlineError(f"{pinned} is not in the history of this home: {there}.")
-    made: dict[TableVersion, list[TableVersion]] = {}
+    made: dict[TableReference, list[TableReference]] = {}
     for table in all_tables(settings):
         if table.split("/")[:2] in ([usecase, FEATURES], [usecase, TRAINING]):
             made |= _made_from(tables, table)
@@ -72,7 +73,7 @@ def impact(settings: Settings, pinned: TableVersion) -> Impact:
 
 
 def _trained_on(
-    settings: Settings, usecase: str, tables: PinnedTables, reached: Collection[TableVersion]
+    settings: Settings, usecase: str, tables: PinnedTables, reached: Collection[TableReference]
 ) -> tuple[list[str] | None, str | None]:
     """The model versions, oldest first, or None and why they are unknown: MLflow may be down."""
     try:
@@ -83,9 +84,9 @@ def _trained_on(
     return sorted(models, key=lambda model: int(model.rpartition("/")[2])), None
 
 
-def follow(start: TableVersion, made: Mapping[TableVersion, Iterable[TableVersion]]) -> list[TableVersion]:
+def follow(start: TableReference, made: Mapping[TableReference, Iterable[TableReference]]) -> list[TableReference]:
     """`start`, and after it all that was made from it, the nearest first; pure. made: what each was made from."""
-    children: dict[TableVersion, list[TableVersion]] = defaultdict(list)
+    children: dict[TableReference, list[TableReference]] = defaultdict(list)
     for each, inputs in made.items():
         for source in inputs:
             children[source].append(each)
@@ -98,16 +99,16 @@ def follow(start: TableVersion, made: Mapping[TableVersion, Iterable[TableVersio
     return list(reached)
 
 
-def _made_from(tables: PinnedTables, table: str) -> dict[TableVersion, list[TableVersion]]:
+def _made_from(tables: PinnedTables, table: str) -> dict[TableReference, list[TableReference]]:
     told = {commit.version: inputs_of(table, commit) for commit in tables.commits(table)}
     return {
-        TableVersion(table=table, version=version): [tables.content(source) for source in inputs]
+        TableReference(table=table, version=version): [tables.content(source) for source in inputs]
         for version, inputs in told.items()
         if inputs
     }
 
 
-def _stood(tables: PinnedTables, pinned: TableVersion) -> tuple[datetime, datetime | None]:
+def _stood(tables: PinnedTables, pinned: TableReference) -> tuple[datetime, datetime | None]:
     """From when to when (wall clock) the content was the newest of its table; None: it still is."""
     changes = [commit for commit in tables.commits(pinned.table) if commit.operation not in KEEPS_CONTENT]
     (since,) = (commit.at for commit in changes if commit.version == pinned.version)

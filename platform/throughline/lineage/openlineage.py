@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 from uuid import UUID, uuid5
 
-from throughline.settings import Settings, in_bucket
+from throughline.foundation.settings import Settings, in_bucket
 
 if TYPE_CHECKING:
     from openlineage.client import OpenLineageClient

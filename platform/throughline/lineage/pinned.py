@@ -16,12 +16,12 @@ from datetime import UTC, date, datetime
 
 import polars as pl
 
-from throughline.errors import ThroughlineError
 from throughline.featurestore.incremental import Origin
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.delta import find
 from throughline.lakehouse.table import DAY, INPUTS, KEEPS_CONTENT, Commit, history, open_table, scan
-from throughline.records import TableVersion
-from throughline.settings import Settings
 
 _VERSIONS_KEPT = 1024
 _SCANS_KEPT = 64  # each holds its table's log
@@ -46,8 +46,8 @@ class PinnedTables:
         self._settings = settings
         self._bytes_kept = bytes_kept
         self._histories: dict[str, _History] = {}
-        self._files: OrderedDict[TableVersion, dict[date | None, Files]] = OrderedDict()
-        self._scans: OrderedDict[TableVersion, pl.LazyFrame] = OrderedDict()
+        self._files: OrderedDict[TableReference, dict[date | None, Files]] = OrderedDict()
+        self._scans: OrderedDict[TableReference, pl.LazyFrame] = OrderedDict()
         self._rows: OrderedDict[tuple[str, Files], tuple[pl.DataFrame, int]] = OrderedDict()
         self._schemas: dict[tuple, int] = {}  # numbered, as to compare two of them takes longer than to join rows
         self._bytes = 0
@@ -61,14 +61,14 @@ class PinnedTables:
         """
         return self._history(table, until).commits
 
-    def at(self, table: str, instant: datetime) -> list[TableVersion]:
+    def at(self, table: str, instant: datetime) -> list[TableReference]:
         """Versions that the table had at `instant` (wall clock), the newest first, then those that came later."""
         known = self._history(table, instant)
         seen = bisect_right(known.times, instant)
         ordered = [*reversed(known.commits[:seen]), *known.commits[seen:]]
-        return [TableVersion(table=table, version=commit.version) for commit in ordered]
+        return [TableReference(table=table, version=commit.version) for commit in ordered]
 
-    def made_from(self, pinned: TableVersion) -> list[TableVersion] | None:
+    def made_from(self, pinned: TableReference) -> list[TableReference] | None:
         """The versions that this one's content was made from; None where its history does not say."""
         for commit in reversed(self._up_to(pinned)):
             told = inputs_of(pinned.table, commit)
@@ -78,19 +78,19 @@ class PinnedTables:
                 return None
         return None
 
-    def content(self, pinned: TableVersion) -> TableVersion:
+    def content(self, pinned: TableReference) -> TableReference:
         """The version that brought this one's content: an earlier one where only maintenance came since."""
         for commit in reversed(self._up_to(pinned)):
             if commit.operation not in KEEPS_CONTENT:
-                return TableVersion(table=pinned.table, version=commit.version)
+                return TableReference(table=pinned.table, version=commit.version)
         return pinned
 
-    def written_at(self, pinned: TableVersion) -> datetime | None:
+    def written_at(self, pinned: TableReference) -> datetime | None:
         """When the version was committed (UTC, by the writer's clock)."""
         newest = self._up_to(pinned)[-1:]
         return newest[0].at if newest and newest[0].version == pinned.version else None
 
-    def _up_to(self, pinned: TableVersion) -> list[Commit]:
+    def _up_to(self, pinned: TableReference) -> list[Commit]:
         known = self._histories.get(pinned.table)
         if known is None or not known.commits or known.commits[-1].version < pinned.version:
             known = self._history(pinned.table)
@@ -106,11 +106,11 @@ class PinnedTables:
 
     # Its rows
 
-    def days(self, pinned: TableVersion) -> list[date]:
+    def days(self, pinned: TableReference) -> list[date]:
         """The days (partitions) that the version holds rows of, in order; none where it is not partitioned."""
         return sorted(day for day in self._by_day(pinned) if day is not None)
 
-    def rows(self, pinned: TableVersion, first: date | None = None, last: date | None = None) -> pl.DataFrame:
+    def rows(self, pinned: TableReference, first: date | None = None, last: date | None = None) -> pl.DataFrame:
         """The rows of the days [first, last]; of all there are without them, or where the table has no days.
 
         Raises when that version is gone.
@@ -135,7 +135,7 @@ class PinnedTables:
             return found[0]
         return pl.concat(found, how="vertical" if len(schemas) == 1 else "diagonal_relaxed", rechunk=False)
 
-    def _fetch(self, pinned: TableVersion, missing: Mapping[tuple[str, Files], date | None]) -> None:
+    def _fetch(self, pinned: TableReference, missing: Mapping[tuple[str, Files], date | None]) -> None:
         if not missing:
             return
         if None in missing.values():
@@ -150,7 +150,7 @@ class PinnedTables:
             self._rows[key] = part, self._schemas.setdefault(tuple(part.schema.items()), len(self._schemas))
             self._bytes += part.estimated_size()
 
-    def _collect(self, pinned: TableVersion, query: Callable[[pl.LazyFrame], pl.LazyFrame]) -> pl.DataFrame:
+    def _collect(self, pinned: TableReference, query: Callable[[pl.LazyFrame], pl.LazyFrame]) -> pl.DataFrame:
         """To open a version takes ten times as long as to read a day of it, so it stays open."""
         if pinned in self._scans:
             try:
@@ -167,7 +167,7 @@ class PinnedTables:
             _, (rows, _) = self._rows.popitem(last=False)
             self._bytes -= rows.estimated_size()
 
-    def _by_day(self, pinned: TableVersion) -> dict[date | None, Files]:
+    def _by_day(self, pinned: TableReference) -> dict[date | None, Files]:
         if pinned not in self._files:
             table = open_table(self._settings.lakehouse / pinned.table, pinned.version)
             actions = pl.DataFrame(table.get_add_actions(flatten=True))
@@ -184,20 +184,20 @@ class PinnedTables:
         return self._files[pinned]
 
 
-def inputs_of(table: str, commit: Commit) -> list[TableVersion] | None:
+def inputs_of(table: str, commit: Commit) -> list[TableReference] | None:
     """What a commit says its content was made from: in its `inputs`, or as the origin of a feature table."""
     if INPUTS in commit.notes:
         return [parse(text) for text in json.loads(commit.notes[INPUTS])]
     if "userMetadata" in commit.notes:
         raw = f"{table.partition('/')[0]}/raw"
         pins = Origin.from_json(commit.notes["userMetadata"]).pins
-        return [TableVersion(table=f"{raw}/{name}", version=version) for name, version in sorted(pins.items())]
+        return [TableReference(table=f"{raw}/{name}", version=version) for name, version in sorted(pins.items())]
     return None
 
 
-def parse(text: str) -> TableVersion:
+def parse(text: str) -> TableReference:
     """`USECASE/LAYER/TABLE@VERSION`. Raises one line when it is not of this form."""
     table, _, version = text.rpartition("@")
     if table.count("/") != 2 or not version.isdecimal():
         raise ThroughlineError(f"{text!r} is no table version: give USECASE/LAYER/TABLE@VERSION.")
-    return TableVersion(table=table, version=int(version))
+    return TableReference(table=table, version=int(version))

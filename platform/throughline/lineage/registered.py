@@ -1,7 +1,7 @@
 """What MLflow knows of a model version and of the run it came from, asked over REST and remembered.
 
-Owns: these questions. Does not own: how a version is registered (`registry/models.py`). A trace needs three answers per
-model version, which do not change.
+Owns: these questions. Does not own: how a version is registered (`registry/versions.py`). A trace needs three answers
+per model version, which do not change.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
+from throughline.mlflow import artifacts
+from throughline.mlflow.rest import ask, silent
 from throughline.records import DatasetRecord, Record
-from throughline.registry import artifacts
-from throughline.registry.rest import ask, silent
-from throughline.settings import Settings
 
 _TAG = "throughline."
 _DATASET = "training/dataset.json"  # as `experiment/train.py` leaves it with every run

@@ -12,16 +12,17 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from throughline.clock import WallClock
-from throughline.errors import ThroughlineError
+from throughline.events.log import PredictionLog
 from throughline.events.schema import iso
-from throughline.lineage.log import PredictionLog
+from throughline.foundation.clock import WallClock
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.lineage.pinned import PinnedTables
 from throughline.lineage.registered import MlflowRegistry, Registered, Registry, TrackedRun
 from throughline.lineage.values import PUSHED, ServedRow, ServedValues
-from throughline.records import DatasetRecord, GateDecision, HistoryEvent, Record, TableVersion
+from throughline.records import DatasetRecord, GateDecision, HistoryEvent, Record
 from throughline.registry import history
-from throughline.settings import Settings
 from throughline.usecase import UseCase
 
 RAW_ROWS = 20
@@ -173,9 +174,9 @@ class Tracer:
             self._history = now, history.events(self._settings, self._usecase.name, target=name)
         return [event for event in self._history[1] if event.at <= until]
 
-    def _feature_tables(self, trained: Iterable[TableVersion], served: Iterable[ServedRow]) -> list[Step]:
+    def _feature_tables(self, trained: Iterable[TableReference], served: Iterable[ServedRow]) -> list[Step]:
         """One per table and version, and view where several read it: what the training and the prediction used."""
-        used: list[tuple[TableVersion, dict[str, Any]]] = [(pinned, {"used_for": ["training"]}) for pinned in trained]
+        used: list[tuple[TableReference, dict[str, Any]]] = [(pinned, {"used_for": ["training"]}) for pinned in trained]
         for each in served:
             both = next((facts for pinned, facts in used if pinned == each.table and "view" not in facts), None)
             if both is None:
@@ -184,7 +185,7 @@ class Tracer:
                 both |= {"used_for": ["training", "serving"], **each.said}
         return [self._feature_table(pinned, facts) for pinned, facts in used]
 
-    def _feature_table(self, pinned: TableVersion, facts: dict[str, Any]) -> Step:
+    def _feature_table(self, pinned: TableReference, facts: dict[str, Any]) -> Step:
         origin, missing = self._tables.made_from(pinned), None
         if origin is None and not pinned.table.endswith(PUSHED):  # what was pushed was made from nothing else
             missing = f"the history of {pinned.table} does not say what version {pinned.version} was made from"
@@ -194,10 +195,10 @@ class Tracer:
         said = {"written_at": self._tables.written_at(pinned), "made_from": made_from, **facts}
         return Step(kind="feature_table", id=pinned.table, version=pinned.version, missing=missing, facts=said)
 
-    def _raw_tables(self, trained: Iterable[TableVersion], served: Iterable[ServedRow]) -> list[Step]:
+    def _raw_tables(self, trained: Iterable[TableReference], served: Iterable[ServedRow]) -> list[Step]:
         """One per table and version, with the partitions that were read."""
-        read: dict[TableVersion, dict[str, set[date]]] = {}
-        gone: dict[TableVersion, str] = {}
+        read: dict[TableReference, dict[str, set[date]]] = {}
+        gone: dict[TableReference, str] = {}
         for pinned in trained:
             for raw in self._tables.made_from(pinned) or ():
                 days = _tried(lambda raw=raw: self._tables.days(raw))

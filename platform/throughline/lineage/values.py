@@ -18,16 +18,17 @@ from typing import Any
 
 import polars as pl
 
-from throughline import recordstore
-from throughline.errors import ThroughlineError
 from throughline.events.schema import iso
 from throughline.featurestore.store import EVENT_TIME, LAYER
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import DAY
 from throughline.lineage.pinned import PinnedTables
-from throughline.records import FeatureStoreRecord, FeatureViewRecord, TableVersion
-from throughline.requests import parse_instances
-from throughline.settings import Settings
+from throughline.records import FeatureStoreRecord, FeatureViewRecord
+from throughline.records import store as recordstore
 from throughline.usecase import UseCase, load_object
+from throughline.usecase.requests import parse_instances
 
 KNOWN, PUSHED = "available_at", "_pushed"  # as in featurestore/pushed.py, whose import of Feast takes seconds
 _TRIES = 3  # versions of a table that are looked at for a served row, from the one that stood then backwards
@@ -39,7 +40,7 @@ _A_DAY = timedelta(days=1)
 class RawRows:
     """Rows of a raw table that a feature row could see: the days they stand in, and what is said of them."""
 
-    table: TableVersion
+    table: TableReference
     days: set[date]
     said: dict[str, Any]
 
@@ -49,7 +50,7 @@ class ServedRow:
     """The row of a feature table that a prediction used; `matches`: it holds the values that were served."""
 
     view: FeatureViewRecord
-    table: TableVersion
+    table: TableReference
     entity: dict[str, Any]
     row: dict[str, Any]
     matches: bool
@@ -148,14 +149,14 @@ class ServedValues:
         who = ", ".join(f"{key} {value}" for key, value in entity.items())
         raise ThroughlineError(problem or f"no version of {view.table.table} holds the row of {who} at {iso(at)}")
 
-    def _candidates(self, view: FeatureViewRecord, at: datetime) -> list[TableVersion]:
+    def _candidates(self, view: FeatureViewRecord, at: datetime) -> list[TableReference]:
         """Where a row served at an instant (wall clock) may stand, the likeliest first."""
         table = view.table.table
         # of a computed and a pushed row of one instant the pushed one was served
         pushed, computed = (self._tables.at(name, at) for name in (f"{table}{PUSHED}", table))
         return list(dict.fromkeys([*pushed[:_TRIES], *computed[:_TRIES], view.table]))
 
-    def _row(self, pinned: TableVersion, entity: Mapping[str, Any], at: datetime) -> dict[str, Any] | None:
+    def _row(self, pinned: TableReference, entity: Mapping[str, Any], at: datetime) -> dict[str, Any] | None:
         if pinned.table.endswith(PUSHED):
             rows = self._tables.rows(pinned)  # its days are those of the push
         else:
@@ -179,7 +180,7 @@ class ServedValues:
         there = pins.keys() & self._usecase.sources.tables.keys()
         return [self._raw_of(pins[name], served, at, read) for name, read in sorted(columns.items()) if name in there]
 
-    def _raw_of(self, pinned: TableVersion, served: ServedRow, at: datetime, read: set[str]) -> RawRows:
+    def _raw_of(self, pinned: TableReference, served: ServedRow, at: datetime, read: set[str]) -> RawRows:
         declared = self._usecase.sources.tables[pinned.table.rpartition("/")[2]]
         start, end = (None, None) if declared.static else (_seen_from(served.view, at), at)
         rows = self._tables.rows(pinned, *(instant and self._usecase.local_day(instant) for instant in (start, end)))

@@ -10,11 +10,12 @@ from datetime import datetime
 import polars as pl
 
 from throughline.featurestore.spine import as_known
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import read, replace_all
-from throughline.records import InferenceLogRecord, OutcomesRecord, TableVersion
-from throughline.requests import row_keys
-from throughline.settings import Settings
+from throughline.records import InferenceLogRecord, OutcomesRecord
 from throughline.usecase import UseCase
+from throughline.usecase.requests import row_keys
 
 LAYER, TABLE = "monitoring", "outcomes"
 
@@ -62,7 +63,7 @@ def join_outcomes(usecase: UseCase, predictions: pl.DataFrame, spine: pl.DataFra
 
 
 def write_outcomes(
-    settings: Settings, usecase: UseCase, log: InferenceLogRecord, spine: TableVersion, as_of: datetime
+    settings: Settings, usecase: UseCase, log: InferenceLogRecord, spine: TableReference, as_of: datetime
 ) -> OutcomesRecord:
     """Join the pinned log with the pinned spine and write `monitoring/outcomes`."""
     predictions = read(settings, log.table).collect() if log.table else pl.DataFrame(schema=_LOG_SCHEMA)
@@ -70,7 +71,7 @@ def write_outcomes(
     version = replace_all(settings.table_path(usecase.name, LAYER, TABLE), outcomes)
     states = dict(outcomes.group_by("state").len().iter_rows())
     return OutcomesRecord(
-        table=TableVersion(table=f"{usecase.name}/{LAYER}/{TABLE}", version=version),
+        table=TableReference(table=f"{usecase.name}/{LAYER}/{TABLE}", version=version),
         as_of=as_of,
         predictions=outcomes.height,
         labelled=states.get("labelled", 0),

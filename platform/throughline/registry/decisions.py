@@ -1,6 +1,6 @@
 """Gate decisions and approvals as the history has them: nothing is served on a decision that is not there.
 
-Owns: telling and finding them. Does not own: the rules (`evaluation/gate.py`, `evaluation/approval.py`), the table
+Owns: telling and finding them. Does not own: the rules (`evaluation/gate.py`, `registry/approval.py`), the table
 (`history.py`), what a decision lets happen (`rollout/`).
 """
 
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from throughline.errors import ThroughlineError
-from throughline.evaluation.approval import Approval, approval_verdict, objection, submitters
-from throughline.identity import GRAPH, Identity, identity_of
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.security.principal import GRAPH, Identity, identity_of
+from throughline.foundation.settings import Settings
 from throughline.records import GateDecision, HistoryEvent, ModelRecord, RuleVerdict
+from throughline.registry.approval import Approval, approval_verdict, objection, submitters
 from throughline.registry.history import event_of, events, tell
-from throughline.settings import Settings
 from throughline.usecase import UseCase
 
 
@@ -92,7 +92,7 @@ def approve(settings: Settings, usecase: UseCase, model: ModelRecord, who: Ident
 
 
 def _submitters(settings: Settings, usecase: UseCase, model: ModelRecord) -> frozenset[str]:
-    from throughline.registry.models import tags_of
+    from throughline.registry.versions import tags_of
 
     if usecase.release.submitter_may_approve:
         return frozenset()  # nobody asks

@@ -1,7 +1,7 @@
 """What was done to model versions, by whom and why: one Delta table per use case that is only ever added to.
 
-Owns: the table's schema and place, telling and reading. Does not own: who somebody is (`identity.py`), what follows
-from an event (`evaluation/approval.py`, `rollout/`).
+Owns: the table's schema and place, telling and reading. Does not own: who somebody is
+(`foundation/security/principal.py`), what follows from an event (`registry/approval.py`, `rollout/`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any
 
 import polars as pl
 
-from throughline.clock import WallClock
+from throughline.foundation.clock import WallClock
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import current_version, insert, read
-from throughline.records import HistoryEvent, TableVersion
-from throughline.settings import Settings
+from throughline.records import HistoryEvent
 
 LAYER, TABLE = "governance", "history"
 _SCHEMA = {
@@ -68,7 +69,7 @@ def events(
     version = current_version(settings.table_path(usecase, LAYER, TABLE))
     if version is None:
         return []
-    rows = read(settings, TableVersion(table=f"{usecase}/{LAYER}/{TABLE}", version=version))
+    rows = read(settings, TableReference(table=f"{usecase}/{LAYER}/{TABLE}", version=version))
     if target is not None:
         rows = rows.filter((pl.col("target") == target) | pl.col("target").str.starts_with(f"{target}/"))
     if action is not None:

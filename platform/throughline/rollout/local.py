@@ -13,14 +13,14 @@ from pathlib import Path
 
 import httpx
 
-from throughline.access import auth_headers
-from throughline.errors import ThroughlineError
 from throughline.evaluation import background
-from throughline.evaluation.approval import RULE as APPROVAL
-from throughline.records import EndpointRecord, GateDecision, ModelRecord
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.security.tokens import auth_headers
+from throughline.foundation.settings import Settings
+from throughline.records import EndpointRecord, GateDecision, ModelRecord, Revision
+from throughline.registry.approval import RULE as APPROVAL
 from throughline.registry.decisions import newest, same
-from throughline.rollout.revision import FILE, Revision, read_revision, revision_of, write_revision
-from throughline.settings import Settings
+from throughline.rollout.revision import FILE, read_revision, revision_of, write_revision
 from throughline.usecase import UseCase
 
 LOAD_TIMEOUT_S = 60
@@ -104,7 +104,7 @@ def place(settings: Settings, usecase: UseCase, model: ModelRecord) -> None:
 def _place_file(settings: Settings, model: ModelRecord, target: Path) -> None:
     """The version's signed folder around `target`. One that is there and holds is left as it is: going back to a
     version needs no registry. Raises `ThroughlineError` when the registry's is refused, too."""
-    from throughline.registry.models import fetch, verified
+    from throughline.registry.versions import fetch, verified
 
     folder = target.parent
     if folder.exists():

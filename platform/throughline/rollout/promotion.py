@@ -1,7 +1,7 @@
 """Who is champion: the one place where what serves, the history and the alias change together.
 
 Owns: the order of these steps, and whom a rollback returns to. Does not own: the decision to release (`evaluation`),
-how a version is served (`local.py`), the alias (`registry/models.py`).
+how a version is served (`local.py`), the alias (`registry/versions.py`).
 
 The history decides, the alias follows. A step that breaks off is completed by the same command: each step may be
 repeated, what is meant is told before anything changes, and the alias, by which a repetition sees that something was
@@ -11,71 +11,21 @@ left undone, moves last.
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-from throughline import recordstore
-from throughline.errors import ThroughlineError
 from throughline.evaluation.gate import former_champion
-from throughline.identity import GRAPH, Identity
-from throughline.records import EndpointRecord, GateDecision, HistoryEvent, ModelRecord
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.security.principal import GRAPH, Identity
+from throughline.foundation.settings import Settings
+from throughline.records import EndpointRecord, GateDecision, ModelRecord
+from throughline.records import store as recordstore
+from throughline.registry.champions import Line, line_of, rollback_target
 from throughline.registry.decisions import newest, released
 from throughline.registry.history import event_of, events, tell
 from throughline.rollout.local import deploy, place, refusal, serve
 from throughline.rollout.revision import read_revision
-from throughline.settings import Settings
 from throughline.usecase import UseCase
-
-
-@dataclass(frozen=True)
-class Line:
-    """The champions (NAME/VERSION) in the order they last became one, without those rolled back from since.
-
-    `told`: whom the newest event about a champion names, also when that one was rolled back from.
-    """
-
-    champions: tuple[str, ...] = ()
-    withdrawn: frozenset[str] = frozenset()
-    told: str | None = None
-
-    @property
-    def champion(self) -> str | None:
-        return self.champions[-1] if self.champions else None
-
-    @property
-    def former(self) -> frozenset[str]:
-        """Whom people or a better candidate replaced: only people bring them back."""
-        return self.withdrawn.union(self.champions[:-1])
-
-
-def line_of(history: Iterable[HistoryEvent]) -> Line:
-    """From events, oldest first. Who becomes champion again after a rollback stands in the line again."""
-    champions: list[str] = []
-    withdrawn: set[str] = set()
-    told = None
-    for event in history:
-        if event.action == "champion" and event.new:
-            told = event.new
-            withdrawn.discard(told)
-            champions = [*(one for one in champions if one != told), told]
-        elif event.action == "withdrawn":
-            withdrawn.add(event.target)
-            champions = [one for one in champions if one != event.target]
-    return Line(tuple(champions), frozenset(withdrawn), told)
-
-
-def rollback_target(line: Line, serving: str | None, alias: str | None) -> str | None:
-    """To whom a rollback returns: the champion before the current one, or None when there is none.
-
-    Versions rolled back from are not in the line: a second rollback goes one further back, and none goes forth again.
-    When something was left undone (of a rollback: who serves or has the alias was withdrawn; of a promotion: who serves
-    is not the champion) it is the champion by the history.
-    """
-    unfinished = bool({serving, alias} & line.withdrawn) or serving != line.champion
-    if unfinished:
-        return line.champion
-    return line.champions[-2] if len(line.champions) > 1 else None
 
 
 def release(
@@ -123,7 +73,7 @@ def rollback(settings: Settings, usecase: UseCase, who: Identity, reason: str) -
     there is no champion to return to or its file cannot be had; then nothing has changed. When the server does not
     load it, the current one goes on serving, withdrawn, and a repetition completes the rollback.
     """
-    from throughline.registry import models
+    from throughline.registry import versions as models
 
     with _alone(settings, usecase):
         line = line_of(events(settings, usecase.name))
@@ -150,7 +100,7 @@ def rollback(settings: Settings, usecase: UseCase, who: Identity, reason: str) -
 
 def settle(settings: Settings, usecase: UseCase) -> Line:
     """Point the alias at the champion by the history, where something that broke off left it elsewhere."""
-    from throughline.registry import models
+    from throughline.registry import versions as models
 
     line = line_of(events(settings, usecase.name))
     if line.champion is not None:
@@ -170,7 +120,7 @@ def _crown(
     actor: str,
     reason: str,
 ) -> None:
-    from throughline.registry.models import set_champion
+    from throughline.registry.versions import set_champion
 
     recordstore.save(settings, (usecase.name, "deployment", "endpoint"), endpoint)
     if line.told != model.reference or model.reference in line.withdrawn:

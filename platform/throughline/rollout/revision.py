@@ -6,38 +6,12 @@ Owns: `serving/<usecase>/revision.json` and its meaning. Does not own: deciding 
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path, PurePosixPath
-from typing import Literal
+from pathlib import Path
 
-from pydantic import Field, field_validator
-
-from throughline import recordstore
-from throughline.records import ModelRecord, Record
+from throughline.records import ModelRecord, Revision
+from throughline.records import store as recordstore
 
 FILE = "revision.json"
-
-
-class Revision(Record):
-    """`file` is relative to the folder of the use case, so that a home can be moved."""
-
-    revision: str
-    usecase: str
-    name: str
-    version: int
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    file: str
-    role: Literal["stable", "canary", "shadow"] = "stable"
-    share: float = Field(1.0, ge=0, le=1)
-    alias: str | None = "champion"
-    deployed_at: datetime
-
-    @field_validator("file")
-    @classmethod
-    def _stays_inside(cls, file: str) -> str:
-        path = PurePosixPath(file)
-        if path.is_absolute() or ".." in path.parts:
-            raise ValueError("must be a path inside the folder of the use case")
-        return file
 
 
 def revision_of(usecase: str, model: ModelRecord, deployed_at: datetime) -> Revision:

@@ -9,7 +9,7 @@ import re
 import shlex
 from pathlib import Path
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
 from throughline.services.declared import Service
 
 # Supervisor's parser cuts a value at " ;" and " #" even within quotes, and its environment= knows no escapes.

@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import SECRETS, Settings
 from throughline.services import health, strangers
 from throughline.services.conf import log_path, render
 from throughline.services.daemon import Process, Supervisor
 from throughline.services.declared import SHARED, Service, declare, secret_env, select
-from throughline.settings import SECRETS, Settings
 
 _POLL_S = 0.25
 _TAIL_LINES = 40  # a Java stack trace is long, and its first line is the one that matters

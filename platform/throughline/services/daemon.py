@@ -15,9 +15,9 @@ import xmlrpc.client
 from dataclasses import dataclass
 from pathlib import Path
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
 from throughline.services.declared import secret_env
-from throughline.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from throughline.errors import ThroughlineError
-from throughline.settings import PROJECT_ROOT, SECRETS, Settings, in_bucket, is_loopback
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import PROJECT_ROOT, SECRETS, Settings, in_bucket, is_loopback
 
 DELTA_PACKAGE = "io.delta:delta-spark_4.2_2.13:4.4.0"
 # Hadoop's S3 file system, of the version of Spark's Hadoop, and the parts of Amazon's SDK that it uses, of the version

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 
-from throughline.errors import ThroughlineError
-from throughline.settings import load_settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import load_settings
 
 
 def main(arguments: list[str]) -> None:

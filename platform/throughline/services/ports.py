@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import socket
 
-from throughline.errors import ThroughlineError
-from throughline.settings import DEFAULT_PORTS
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import DEFAULT_PORTS
 
 # below the range that Linux gives to outgoing connections
 FIRST, LAST = 24000, 32700

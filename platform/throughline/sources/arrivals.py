@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from throughline.days import spans, through
+from throughline.foundation.days import spans, through
 from throughline.records import Record
 
 ATTEMPTS = 3

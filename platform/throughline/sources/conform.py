@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import polars as pl
 
-from throughline.errors import ThroughlineError
-from throughline.sources.declaration import Feed
+from throughline.foundation.errors import ThroughlineError
 from throughline.usecase import CONTRACT, Column, Expectations
+from throughline.usecase.feeds import Feed
 
 INSTANT = pl.Datetime("us", "UTC")
 TYPES: dict[str, pl.DataType] = {

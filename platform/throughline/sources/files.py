@@ -20,12 +20,12 @@ import polars as pl
 from fsspec.utils import glob_translate
 from polars.exceptions import PolarsError
 
-from throughline.errors import ThroughlineError
-from throughline.settings import PROJECT_ROOT
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import PROJECT_ROOT
 from throughline.sources.conform import as_declared, empty
-from throughline.sources.declaration import FilesFeed
 from throughline.sources.source import known_in
 from throughline.usecase import UseCase
+from throughline.usecase.feeds import FilesFeed
 
 # A file cannot say what became known after it was written: older ones need not be opened. Clocks differ a little.
 SKEW = timedelta(days=1)

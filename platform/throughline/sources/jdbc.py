@@ -11,13 +11,13 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
 from throughline.lakehouse import spark
-from throughline.settings import Settings
 from throughline.sources.conform import as_declared
-from throughline.sources.declaration import JdbcFeed
 from throughline.sources.source import known_in
 from throughline.usecase import UseCase
+from throughline.usecase.feeds import JdbcFeed
 
 # The database gets a window this much wider each way, which fits any time zone of its stamps; the rest is done here.
 MARGIN = timedelta(days=1)

@@ -18,14 +18,14 @@ from zoneinfo import ZoneInfo
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from throughline.clock import Clock, WallClock, data_clock
-from throughline.errors import ThroughlineError
-from throughline.events.intake import Intake
+from throughline.foundation.clock import Clock, WallClock, data_clock
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
+from throughline.journal.intake import Intake
 from throughline.lakehouse.table import DAY
-from throughline.settings import Settings
-from throughline.sources.declaration import PushFeed
 from throughline.sources.received import LAYER, ReceivedTable
 from throughline.usecase import Column, SourceTable, UseCase
+from throughline.usecase.feeds import PushFeed
 
 _NOBODY = "no table of a declared use case takes rows there"
 

@@ -15,14 +15,14 @@ import httpx
 import polars as pl
 from deltalake import write_deltalake
 
-from throughline.access import auth_headers
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.security.tokens import auth_headers
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import DAY, Location, current_version, open_table, replace_days, scan
-from throughline.settings import Settings
 from throughline.sources.conform import INSTANT, as_declared, empty
-from throughline.sources.declaration import PushFeed
 from throughline.sources.source import known_in
 from throughline.usecase import UseCase
+from throughline.usecase.feeds import PushFeed
 
 LAYER = "received"
 TIMEOUT_S = 60

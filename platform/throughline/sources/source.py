@@ -6,7 +6,7 @@ columns. Asked for adjacent windows it gives every row once; asked for the same 
 again. So a late or corrected row needs no way of its own: the days it belongs to are brought again, and
 `lakehouse.table.replace_days` puts each whole day in the place of the old one.
 
-Owns: the protocol and the choice. Does not own: partitions (`lakehouse/ingest.py`), verdicts on rows (`validation/`).
+Owns: the protocol and the choice. Does not own: partitions (`ingestion/ingest.py`), verdicts on rows (`validation/`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Protocol, runtime_checkable
 
 import polars as pl
 
-from throughline.errors import ThroughlineError
-from throughline.settings import Settings
-from throughline.sources.declaration import FilesFeed, JdbcFeed, PushFeed
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
 from throughline.usecase import UseCase, load_object
+from throughline.usecase.feeds import FilesFeed, JdbcFeed, PushFeed
 
 
 class Source(Protocol):
@@ -79,7 +79,7 @@ def source_of(settings: Settings, usecase: UseCase, table: str) -> Source:
 
 def identity(usecase: UseCase, table: str) -> str:
     """What decides what a source delivers, as a text: the code of its module, or what is declared."""
-    from throughline.experiment.fingerprint import fingerprint_code
+    from throughline.foundation.fingerprint import fingerprint_code
 
     feed = usecase.sources.tables[table].feed
     if feed is not None:

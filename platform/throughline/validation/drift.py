@@ -1,6 +1,6 @@
 """Are the newest days distributed as those the training dataset used? Pure; judged from statistics, not from rows.
 
-Owns: the distance and the verdict. Does not own: which days are compared (`lakehouse/ingest.py`). A changed schema is
+Owns: the distance and the verdict. Does not own: which days are compared (`ingestion/ingest.py`). A changed schema is
 another matter (`judge.py`): it refuses a day, drift never does.
 """
 

@@ -13,11 +13,11 @@ from datetime import date, timedelta
 
 import polars as pl
 
-from throughline.days import spans
-from throughline.errors import ThroughlineError
+from throughline.foundation.days import spans
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import DAY, current_version, pin, read, replace_days
-from throughline.records import TableVersion
-from throughline.settings import Settings
 from throughline.usecase import CONTRACT, UseCase
 from throughline.validation.judge import REASONS, DayVerdict
 from throughline.validation.statistics import SCHEMA
@@ -39,7 +39,7 @@ _VERDICTS = pl.Schema(
 
 def write_quarantine(
     settings: Settings, usecase: UseCase, table: str, rows: pl.DataFrame, days: Sequence[date], run: pl.Expr
-) -> TableVersion | None:
+) -> TableReference | None:
     """Keep `rows` (with `day` and `reasons`) as all that `days` have in quarantine; None when nothing ever was there.
 
     A row is kept as JSON under `row`: it must find room whatever shape it came in. Its knowledge time stands beside it.

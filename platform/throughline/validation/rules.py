@@ -8,7 +8,7 @@ from __future__ import annotations
 import polars as pl
 from polars.exceptions import ComputeError
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
 from throughline.usecase import Column, Expectations
 
 _NAMES = {"string": "text", "integer": "a whole number", "number": "a floating-point number", "boolean": "a boolean"}

@@ -12,7 +12,7 @@ from deltalake import DeltaTable, write_deltalake
 from feast import FeatureStore, RepoConfig
 
 from throughline.featurestore.delta_source import DeltaSource
-from throughline.settings import Settings
+from throughline.foundation.settings import Settings
 
 
 @pytest.fixture(scope="session")

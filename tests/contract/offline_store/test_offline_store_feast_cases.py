@@ -48,9 +48,9 @@ from feast.feature_logging import FeatureServiceLoggingSource, LoggingConfig
 from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from feast.value_type import ValueType
 
-from throughline.errors import ThroughlineError
 from throughline.featurestore.delta_source import DeltaLoggingDestination, DeltaSource, SavedDatasetDeltaStorage
 from throughline.featurestore.delta_store import DeltaOfflineStore, from_code
+from throughline.foundation.errors import ThroughlineError
 
 NOW = datetime(2024, 3, 31, 12, tzinfo=UTC)  # the day the clocks change in Europe
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

@@ -22,9 +22,9 @@ from feast.types import Float64, Int64
 from feast.value_type import ValueType
 from pydantic import ValidationError
 
-from throughline.errors import ThroughlineError
 from throughline.featurestore.delta_source import DeltaSource
 from throughline.featurestore.delta_store import DeltaOfflineStore, DeltaOfflineStoreConfig, from_code
+from throughline.foundation.errors import ThroughlineError
 
 NOW = datetime(2024, 3, 31, 12, tzinfo=UTC)
 PLACE = Entity(name="place", join_keys=["place"], value_type=ValueType.STRING)

@@ -20,13 +20,13 @@ from feast.types import Float64, Int64, String
 from feast.value_type import ValueType
 
 from tests.conftest import needs
-from throughline.clock import data_clock
 from throughline.featurestore import store
 from throughline.featurestore.materialise import bring_online, online_writer
 from throughline.featurestore.online import open_reader
 from throughline.featurestore.windows import Window
+from throughline.foundation.clock import data_clock
+from throughline.foundation.settings import Settings, load_settings
 from throughline.lakehouse.table import current_version, replace_days
-from throughline.settings import Settings, load_settings
 from throughline.usecase import UseCase, get_usecase
 
 START = datetime(2013, 3, 9, 5, tzinfo=UTC)  # midnight in New York; the clocks change the night after

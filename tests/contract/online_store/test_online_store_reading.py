@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 
 from tests.contract.online_store.conftest import DAY, HOUR, START, TTL, World, make_world
-from throughline.errors import ThroughlineError
 from throughline.featurestore import store
 from throughline.featurestore.materialise import bring_online
 from throughline.featurestore.push import push
+from throughline.foundation.errors import ThroughlineError
 
 MOMENT = timedelta(microseconds=1)
 

@@ -11,13 +11,14 @@ from dagster import AssetKey, DagsterInstance, Definitions, SourceAsset, materia
 from assets.online import online_assets
 from assets.resources import RecordIOManager
 from tests.contract.online_store.conftest import DAY, HOUR, START, World
-from throughline import recordstore
 from throughline.featurestore import materialise
 from throughline.featurestore.parity import ViewParity, check_parity
 from throughline.featurestore.push import push
 from throughline.featurestore.windows import Changes
+from throughline.foundation.references import TableReference
 from throughline.lakehouse.table import replace_all
-from throughline.records import FeatureStoreRecord, TableVersion
+from throughline.records import FeatureStoreRecord
+from throughline.records import store as recordstore
 from throughline.usecase import Online, Parity
 
 
@@ -143,7 +144,7 @@ def run(world: World, **online: Any) -> tuple[Any, dict[str, Any]]:
     """The online store asset with its checks on an instance of its own; results of the checks by name."""
     world.usecase = world.usecase.model_copy(update={"online": Online(**online)})
     record = FeatureStoreRecord(
-        usecase="u", as_of=world.now, sources=[], spine=TableVersion(table="u/features/spine", version=0)
+        usecase="u", as_of=world.now, sources=[], spine=TableReference(table="u/features/spine", version=0)
     )
     recordstore.save(world.settings, ("u", "features", "feature_store"), record)
     defined: Definitions = online_assets(world.usecase)

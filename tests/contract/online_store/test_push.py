@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from tests.contract.online_store.conftest import DAY, HOUR, START, World
 from throughline.cli import push as command
 from throughline.cli.main import app
-from throughline.errors import ThroughlineError
 from throughline.featurestore import materialise, store
 from throughline.featurestore import push as pushing
 from throughline.featurestore.push import Pusher, push
+from throughline.foundation.errors import ThroughlineError
 from throughline.lakehouse.table import current_version
 
 NOON = START + DAY + HOUR / 2

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from benchmarks.http_client import drive, requests, take
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
 
 
 def test_an_answer_counts_when_it_is_whole():

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import report
 from benchmarks.page import machine_facts, page
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
 
 FIGURES = {"throughline": {"seconds": report.spread([1.0, 3.0, 2.0])}, "slow": {"failed": "no answer in 300 s"}}
 

@@ -6,10 +6,10 @@ import pytest
 
 from benchmarks.serving_home import ENTITIES, make_home
 from throughline.featurestore.online import open_reader
-from throughline.registry.served_model import ServedModel
-from throughline.requests import parse_instances
+from throughline.models.served_model import ServedModel
 from throughline.rollout.revision import read_revision
 from throughline.usecase import load_usecases
+from throughline.usecase.requests import parse_instances
 
 
 @pytest.mark.parametrize("usecase", load_usecases().values(), ids=lambda usecase: usecase.name)

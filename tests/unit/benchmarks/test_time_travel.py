@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from benchmarks import time_travel
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
 from throughline.lakehouse.table import scan
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from throughline.settings import DEFAULT_PORTS, PROJECT_ROOT, Settings
+from throughline.foundation.settings import DEFAULT_PORTS, PROJECT_ROOT, Settings
 
 ROOT = PROJECT_ROOT / "deploy" / "kubernetes"
 BASE = ROOT / "base"

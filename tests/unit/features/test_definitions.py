@@ -12,7 +12,7 @@ from features.flight_delay import definitions
 from throughline.featurestore import dbt
 from throughline.featurestore.delta_source import DeltaSource
 from throughline.featurestore.incremental import models_of
-from throughline.settings import PROJECT_ROOT, Settings
+from throughline.foundation.settings import PROJECT_ROOT, Settings
 from throughline.usecase import get_usecase
 
 

@@ -16,8 +16,8 @@ from features.flight_delay.request import derive
 from throughline.featurestore.asof import join_asof
 from throughline.featurestore.dataset import labelled_rows
 from throughline.featurestore.online import FeatureReader
-from throughline.lakehouse.ingest import read_days
-from throughline.settings import Settings
+from throughline.foundation.settings import Settings
+from throughline.ingestion.ingest import read_days
 from throughline.usecase import UseCase, get_usecase
 from throughline.validation.judge import REASONS, Judgement, judge
 

@@ -11,11 +11,11 @@ import pytest
 
 from loadtests.levels import Levels, Measured, missed
 from loadtests.scenario import SAMPLE, instances, require_loopback
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import replace_all
-from throughline.requests import parse_instances
-from throughline.settings import Settings
 from throughline.usecase import get_usecase
+from throughline.usecase.requests import parse_instances
 
 KEPT = Measured(requests=100, seconds=10, failed_share=0, p50_ms=5, p95_ms=20, p99_ms=30, events_lost=0)
 

@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.shop import declare
-from throughline.errors import ThroughlineError
-from throughline.evaluation.approval import Approval, approval_verdict, objection, submitters
+from tests.support.shop import declare
 from throughline.evaluation.gate import decide
-from throughline.identity import GRAPH, Identity
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.security.principal import GRAPH, Identity
+from throughline.foundation.settings import Settings
 from throughline.records import EvaluationRecord, GateDecision, Metrics, ModelRecord
 from throughline.registry import decisions
+from throughline.registry.approval import Approval, approval_verdict, objection, submitters
 from throughline.registry.history import event_of, events, tell
-from throughline.registry.models import SUBMITTER_TAG
-from throughline.settings import Settings
+from throughline.registry.versions import SUBMITTER_TAG
 from throughline.usecase import Bound, UseCase
 
 NOW = datetime(2024, 11, 1, 12, tzinfo=UTC)

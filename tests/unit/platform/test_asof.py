@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from throughline.errors import ThroughlineError
 from throughline.featurestore.asof import join_asof
+from throughline.foundation.errors import ThroughlineError
 
 HALF_HOUR = timedelta(minutes=30)
 # Around both changes of the clocks in New York: 10 March and 3 November 2013.

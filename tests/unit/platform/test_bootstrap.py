@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from throughline.evaluation.bootstrap import Draws, interval
-from throughline.evaluation.metrics import auc, log_loss
+from throughline.models.metrics import auc, log_loss
 
 
 @settings(max_examples=40)

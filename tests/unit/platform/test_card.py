@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests import shop
-from throughline.errors import ThroughlineError
+from tests.support import shop
+from throughline.evaluation.card import Card, by_view, card_of, concerning, render_html, render_markdown, unsaid
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
 from throughline.records import (
     BehaviourCheck,
     DatasetRecord,
@@ -23,9 +25,7 @@ from throughline.records import (
     RuleVerdict,
     ServingCost,
     SliceMetrics,
-    TableVersion,
 )
-from throughline.registry.card import Card, by_view, card_of, concerning, render_html, render_markdown, unsaid
 from throughline.usecase import CardStatement, UseCase, load_usecases
 
 NOW = datetime(2024, 11, 20, 8, 30, tzinfo=UTC)
@@ -61,10 +61,10 @@ def model(**changes: Any) -> ModelRecord:
 
 def dataset(**changes: Any) -> DatasetRecord:
     told = {
-        "usecase": "shop", "table": TableVersion(table="shop/training/dataset", version=4), "path": "/secret/place",
+        "usecase": "shop", "table": TableReference(table="shop/training/dataset", version=4), "path": "/secret/place",
         "fingerprint": "f" * 64, "as_of": NOW, "rows": 123456, "numeric": ["amount_7d", "items"],
         "categorical": ["customer"], "service": "shop_v1",
-        "inputs": [TableVersion(table="shop/raw/orders", version=11)], "views": {"order_ticks": ["amount_7d"]},
+        "inputs": [TableReference(table="shop/raw/orders", version=11)], "views": {"order_ticks": ["amount_7d"]},
         "holdout_from": NOW - 14 * DAY,
     }  # fmt: skip
     return DatasetRecord(**{**told, **changes})

@@ -11,20 +11,21 @@ from feast import Entity, FeatureService, FeatureView, Field
 from feast.types import Float64
 from feast.value_type import ValueType
 
-from throughline import catalogue
-from throughline.catalogue import Entry, State, Usage
-from throughline.errors import ThroughlineError
+from throughline.catalogue import features as catalogue
+from throughline.catalogue.features import Entry, State, Usage
 from throughline.featurestore.delta_source import DeltaSource
 from throughline.featurestore.lineage import Upstream
 from throughline.featurestore.store import EVENT_TIME
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import replace_all
-from throughline.records import FeatureStoreRecord, FeatureViewRecord, TableVersion
-from throughline.registry import models
-from throughline.settings import Settings
+from throughline.records import FeatureStoreRecord, FeatureViewRecord
+from throughline.registry import versions as models
 from throughline.usecase import Online, UseCase, get_usecase
 
 NOW = datetime(2013, 4, 1, tzinfo=UTC)
-TICKS = TableVersion(table="flight_delay/features/ticks", version=3)
+TICKS = TableReference(table="flight_delay/features/ticks", version=3)
 LINEAGE = {"ticks": {"delay_2h": [Upstream("departures", "delay")], "delay_6h": [Upstream("departures", "delay")]}}
 
 
@@ -219,7 +220,7 @@ def test_the_newest_row_is_one_that_the_data_clock_has_reached(settings: Setting
     assert found["delays"].freshness.age_s == 3 * 3600
     pushed = pl.DataFrame({EVENT_TIME: [NOW - timedelta(hours=1)]})
     replace_all(settings.table_path("flight_delay", "features", "ticks_pushed"), pushed)
-    beside = TableVersion(table="flight_delay/features/ticks_pushed", version=0)
+    beside = TableReference(table="flight_delay/features/ticks_pushed", version=0)
     record = record.model_copy(update={"sources": [table, beside]})
     found = {entry.name: entry for entry in catalogue.read_catalogue(settings, usecase, record, NOW)}
     assert found["delays"].freshness.age_s == 3600, "a pushed row counts"

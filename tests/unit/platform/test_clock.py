@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline.clock import ReplayClock, WallClock, data_clock
-from throughline.errors import ThroughlineError
-from throughline.settings import Settings
+from throughline.foundation.clock import ReplayClock, WallClock, data_clock
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
 
 START = datetime(2013, 4, 1, 4, tzinfo=UTC)
 

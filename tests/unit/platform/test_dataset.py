@@ -12,14 +12,14 @@ from deltalake import DeltaTable, write_deltalake
 from feast import FeatureView
 
 from features.flight_delay.definitions import build
-from throughline.errors import ThroughlineError
 from throughline.featurestore import dataset as datasets
 from throughline.featurestore import store as feature_store
 from throughline.featurestore.dataset import build_dataset, labelled_parts, labelled_rows
 from throughline.featurestore.delta_store import DeltaSource
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import pin, read
 from throughline.records import DatasetRecord, FeatureStoreRecord
-from throughline.settings import Settings
 from throughline.usecase import UseCase, get_usecase
 
 START = datetime(2013, 1, 1, 5, tzinfo=UTC)

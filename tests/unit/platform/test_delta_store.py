@@ -20,14 +20,14 @@ from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, Repo
 from feast.types import Float64
 from feast.value_type import ValueType
 
-from throughline.errors import ThroughlineError
 from throughline.featurestore import online
 from throughline.featurestore import store as feature_store
 from throughline.featurestore.delta_store import DeltaSource
 from throughline.featurestore.materialise import EPOCH, materialise
 from throughline.featurestore.online import FeatureReader, open_reader
-from throughline.records import TableVersion
-from throughline.settings import Settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.usecase import UseCase, get_usecase
 
 START = datetime(2013, 11, 3, tzinfo=UTC)  # the day the clocks change in New York
@@ -290,7 +290,7 @@ def usecase() -> UseCase:
     return get_usecase("flight_delay")
 
 
-def tick_tables(settings: Settings, usecase: UseCase, seed: int, hours: int = 12) -> list[TableVersion]:
+def tick_tables(settings: Settings, usecase: UseCase, seed: int, hours: int = 12) -> list[TableReference]:
     """A row for some of the hours of each entity, with some values missing."""
     from features.flight_delay.definitions import build
 
@@ -317,7 +317,7 @@ def tick_tables(settings: Settings, usecase: UseCase, seed: int, hours: int = 12
             },
         )
         table = f"{usecase.name}/features/{one.name}"
-        pins.append(TableVersion(table=table, version=write(settings.lakehouse / table, frame)))
+        pins.append(TableReference(table=table, version=write(settings.lakehouse / table, frame)))
     return pins
 
 
@@ -457,7 +457,7 @@ def test_a_known_entity_whose_values_are_all_missing_is_not_unknown(tmp_path: Pa
     empty = pl.read_delta(str(path), version=0).head(1)
     empty = empty.with_columns(pl.exclude("tailnum", "event_timestamp") * None)
     pins = [pin for pin in pins if not pin.table.endswith("aircraft_ticks")]
-    pins.append(TableVersion(table=f"{usecase.name}/features/aircraft_ticks", version=write(path, empty)))
+    pins.append(TableReference(table=f"{usecase.name}/features/aircraft_ticks", version=write(path, empty)))
     feature_store.register(settings, usecase, pins)
     materialise(settings, usecase, EPOCH, START + 12 * HOUR)
     read = open_reader(settings, usecase).read(requests({"tailnum": empty["tailnum"][0]}))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from throughline import doctor
-from throughline.errors import ThroughlineError
-from throughline.settings import load_settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import load_settings
+from throughline.services import doctor
 
 
 def fake_java(folder: Path, release: str | None, prints: str = "") -> Path:
@@ -112,7 +112,7 @@ def test_no_heavy_module_is_imported_to_see_whether_it_is_there(tmp_path: Path) 
     import subprocess
 
     code = (
-        "import sys; from throughline import doctor; from throughline.settings import load_settings;"
+        "import sys; from throughline.services import doctor; from throughline.foundation.settings import load_settings;"
         f"doctor.examine(load_settings(home={str(tmp_path)!r}, port_base=64960));"
         "print([m for m in ('horovod', 'torch', 'pyspark') if m in sys.modules])"
     )

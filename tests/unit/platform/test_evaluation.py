@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from throughline.errors import ThroughlineError
 from throughline.evaluation.evaluate import Rows, evaluate, read_rows
-from throughline.evaluation.metrics import expected_calibration_error, metrics_of, reliability
-from throughline.records import DatasetRecord, EvaluationRecord, ModelRecord, TableVersion
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.models.metrics import expected_calibration_error, metrics_of, reliability
+from throughline.records import DatasetRecord, EvaluationRecord, ModelRecord
 from throughline.usecase import Evaluation, get_usecase
 
 HOLDOUT = datetime(2013, 3, 1, tzinfo=UTC)
@@ -90,7 +91,7 @@ class Stub:
 def a_dataset(path: str = "") -> DatasetRecord:
     return DatasetRecord(
         usecase="u",
-        table=TableVersion(table="u/training/dataset", version=0),
+        table=TableReference(table="u/training/dataset", version=0),
         path=path,
         fingerprint="f",
         as_of=HOLDOUT + timedelta(days=14),

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from throughline.events.collector import Collector, create_app
 from throughline.events.schema import BadEvent, InferenceEvent, from_binary, to_binary
 from throughline.events.table import LogTable
-from throughline.settings import Settings
+from throughline.foundation.settings import Settings
 
 NOW = datetime(2013, 4, 1, 4, tzinfo=UTC)
 

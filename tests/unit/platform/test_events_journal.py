@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from throughline.errors import ThroughlineError
-from throughline.events.journal import Journal
+from throughline.foundation.errors import ThroughlineError
+from throughline.journal.journal import Journal
 
 
 def test_lines_of_a_killed_process_are_found_in_order(tmp_path):

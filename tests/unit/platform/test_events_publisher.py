@@ -13,7 +13,7 @@ import pytest
 
 from throughline.events.publisher import Publisher
 from throughline.events.schema import InferenceEvent
-from throughline.settings import Settings
+from throughline.foundation.settings import Settings
 
 
 class FakeCollector:

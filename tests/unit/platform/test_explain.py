@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from throughline.errors import ThroughlineError
 from throughline.evaluation import background, explain
 from throughline.evaluation.plots import importance_plot
+from throughline.foundation.errors import ThroughlineError
 from throughline.records import Background, GlobalImportance
 
 

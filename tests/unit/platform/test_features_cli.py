@@ -11,13 +11,14 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner, Result
 
-from throughline import recordstore
 from throughline.cli.main import app
-from throughline.errors import ThroughlineError
 from throughline.featurestore.store import EVENT_TIME
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings, load_settings
 from throughline.lakehouse.table import replace_all
-from throughline.records import FeatureRecord, FeatureStoreRecord, FeatureViewRecord, TableVersion
-from throughline.settings import Settings, load_settings
+from throughline.records import FeatureRecord, FeatureStoreRecord, FeatureViewRecord
+from throughline.records import store as recordstore
 from throughline.usecase import get_usecase
 
 KEYS = {
@@ -25,7 +26,7 @@ KEYS = {
     "services", "table", "upstream", "freshness", "models", "models_unknown", "reads", "reads_from", "profile",
     "features",
 }  # fmt: skip
-TICKS = TableVersion(table="flight_delay/features/origin_ticks", version=0)
+TICKS = TableReference(table="flight_delay/features/origin_ticks", version=0)
 
 
 def feature(name: str, **tags: str) -> FeatureRecord:

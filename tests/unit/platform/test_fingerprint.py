@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from throughline.errors import ThroughlineError
-from throughline.experiment.fingerprint import combine, fingerprint_code, fingerprint_frame
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.fingerprint import combine, fingerprint_code, fingerprint_frame
 
 VALUES = {
     "number": st.one_of(st.none(), st.floats(allow_nan=True)),
@@ -149,7 +149,7 @@ def test_a_key_that_is_no_column_is_refused():
 
 def test_another_process_finds_the_same():
     code = (
-        "import polars as pl; from throughline.experiment.fingerprint import fingerprint_frame;"
+        "import polars as pl; from throughline.foundation.fingerprint import fingerprint_frame;"
         "print(fingerprint_frame(pl.DataFrame({'k': [1, 2], 'x': ['a', None], 'y': [1.5, float('nan')]}), ['k']))"
     )
     frame = pl.DataFrame({"k": [2, 1], "x": [None, "a"], "y": [float("nan"), 1.5]})

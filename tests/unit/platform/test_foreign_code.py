@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from feast.protos.feast.core.Registry_pb2 import Registry
 
-from throughline.errors import ThroughlineError
 from throughline.featurestore.foreign_code import refuse_foreign_code
 from throughline.featurestore.store import open_store, store_folder
-from throughline.settings import Settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
 from throughline.usecase import get_usecase
 
 

@@ -15,10 +15,10 @@ import pytest
 from dagster import DagsterInstance, asset, materialize
 from dagster._utils.error import SerializableErrorInfo
 
-from throughline.errors import ThroughlineError
-from throughline.graph import Graph, RunEvent, RunOutcome, _cause, _events, _partitions
-from throughline.identity import whoami
-from throughline.settings import DEFAULT_PORTS, Settings, load_settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.security.principal import whoami
+from throughline.foundation.settings import DEFAULT_PORTS, Settings, load_settings
+from throughline.graph.client import Graph, RunEvent, RunOutcome, _cause, _events, _partitions
 
 Answer = Callable[[str, dict[str, Any]], Any]
 

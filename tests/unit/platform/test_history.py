@@ -11,11 +11,11 @@ import pytest
 
 from throughline.cli import main as cli
 from throughline.cli.govern import concerning, local_time, what_happened
-from throughline.identity import GRAPH
+from throughline.foundation.security.principal import GRAPH
+from throughline.foundation.settings import Settings, load_settings
 from throughline.lakehouse.table import current_version
 from throughline.records import GateDecision, HistoryEvent
 from throughline.registry.history import LAYER, TABLE, event_of, events, tell
-from throughline.settings import Settings, load_settings
 from throughline.usecase import get_usecase
 
 NAME = "flight_delay"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from throughline.errors import ThroughlineError
-from throughline.identity import Identity, identity_of, whoami
-from throughline.settings import Settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.security.principal import Identity, identity_of, whoami
+from throughline.foundation.settings import Settings
 
 TOKENS = {"ada": "ada's token", "bob": "bob's token"}
 

@@ -8,15 +8,15 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from tests import traced_home as home
-from tests.traced_home import NAME
-from throughline.errors import ThroughlineError
+from tests.support import traced_home as home
+from tests.support.traced_home import NAME
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import replace_all, replace_days
 from throughline.lineage import impact as module
 from throughline.lineage.impact import follow, impact
 from throughline.lineage.pinned import PinnedTables, parse
-from throughline.records import TableVersion
-from throughline.settings import Settings
 
 RAW, TICKS, DATASET = f"{NAME}/raw/flight_departures", f"{NAME}/features/aircraft_ticks", f"{NAME}/training/dataset"
 
@@ -107,8 +107,8 @@ def test_what_is_not_there_is_one_line(made: Settings, table: str, problem: str)
     assert "\n" not in str(refused.value)
 
 
-def at(name: str, version: int = 0) -> TableVersion:
-    return TableVersion(table=f"u/x/{name}", version=version)
+def at(name: str, version: int = 0) -> TableReference:
+    return TableReference(table=f"u/x/{name}", version=version)
 
 
 def test_a_thread_is_followed_through_every_step_once() -> None:

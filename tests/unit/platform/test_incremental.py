@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from throughline.days import spans
 from throughline.featurestore.incremental import Build, Origin, model_code, plan_build
+from throughline.foundation.days import spans
 from throughline.usecase import UseCase, get_usecase
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

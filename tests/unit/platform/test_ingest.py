@@ -11,10 +11,10 @@ from types import ModuleType
 import polars as pl
 import pytest
 
-from throughline.errors import ThroughlineError
-from throughline.lakehouse.ingest import content_digest, ingest_days, ingest_static, read_days
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
+from throughline.ingestion.ingest import content_digest, ingest_days, ingest_static, read_days
 from throughline.lakehouse.table import pin, read
-from throughline.settings import Settings
 from throughline.usecase import Expectations, SourceTable, UseCase, get_usecase
 
 FIRST = date(2013, 11, 1)

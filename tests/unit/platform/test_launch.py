@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
 from throughline.launch import local
 from throughline.launch.protocol import EXIT_LOST_PEER, LaunchSpec, explain, parse_event
 

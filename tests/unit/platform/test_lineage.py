@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from throughline.errors import ThroughlineError
 from throughline.featurestore.lineage import column_lineage, raw_columns
+from throughline.foundation.errors import ThroughlineError
 from throughline.usecase import get_usecase
 
 TABLES = {

@@ -12,11 +12,11 @@ from uuid import UUID
 import pytest
 from typer.testing import CliRunner, Result
 
-from tests import traced_home as home
-from tests.traced_home import NAME
+from tests.support import traced_home as home
+from tests.support.traced_home import NAME
 from throughline.cli.main import app
-from throughline.errors import ThroughlineError
-from throughline.settings import Settings, load_settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings, load_settings
 
 
 @pytest.fixture(scope="module")

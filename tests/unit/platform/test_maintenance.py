@@ -18,19 +18,13 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from throughline import recordstore
-from throughline.errors import ThroughlineError
-from throughline.experiment.fingerprint import fingerprint_frame
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.fingerprint import fingerprint_frame
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.lakehouse import maintenance
 from throughline.lakehouse.changes import net_changes
-from throughline.lakehouse.maintenance import (
-    collect_pins,
-    maintain,
-    recorded_pins,
-    remove_old_runs,
-    tables,
-    with_inputs,
-)
+from throughline.lakehouse.maintenance import maintain, tables
 from throughline.lakehouse.table import current_version, merge, pin, read, replace_all, replace_days, scan
 from throughline.records import (
     DatasetRecord,
@@ -39,9 +33,10 @@ from throughline.records import (
     InferenceLogRecord,
     OnlineStoreRecord,
     OutcomesRecord,
-    TableVersion,
 )
-from throughline.settings import Settings
+from throughline.records import store as recordstore
+from throughline.retention.runs import remove_old_runs
+from throughline.retention.tables import collect_pins, recorded_pins, with_inputs
 
 NOW = datetime.now(UTC)
 AT_ONCE, A_WEEK = timedelta(0), timedelta(days=7)
@@ -52,8 +47,8 @@ def rows(value: int, days: list[date] = DAYS) -> pl.DataFrame:
     return pl.DataFrame([{"day": day, "id": n, "value": value} for day in days for n in range(3)])
 
 
-def pinned(table: str, version: int) -> TableVersion:
-    return TableVersion(table=table, version=version)
+def pinned(table: str, version: int) -> TableReference:
+    return TableReference(table=table, version=version)
 
 
 @examples(max_examples=12)
@@ -235,7 +230,7 @@ def test_a_pinned_version_keeps_what_it_was_made_from(settings: Settings) -> Non
 def usecase(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A use case whose registry holds two versions; no Feast registry."""
     held = {"u/1": "u/training/dataset@0", "u/2": "u/training/dataset@4"}
-    monkeypatch.setattr("throughline.registry.models.dataset_tables", lambda settings, name: held)
+    monkeypatch.setattr("throughline.registry.versions.dataset_tables", lambda settings, name: held)
     return SimpleNamespace(name="u")
 
 

@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from throughline.cli.main import app
-from throughline.errors import ThroughlineError
-from throughline.registry import description
-from throughline.registry.description import VersionSummary
+from throughline.foundation.errors import ThroughlineError
+from throughline.models import description
+from throughline.models.description import VersionSummary
 from throughline.usecase import load_usecases
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
 from throughline.launch.kubernetes import (
     LARGEST_PARAMETERS,
     LONGEST_NAME,

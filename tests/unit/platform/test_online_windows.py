@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from throughline.featurestore.windows import EPOCH, Changes, ViewState, compare, plan_window
-from throughline.records import TableVersion
+from throughline.foundation.references import TableReference
 
 LAST = datetime(2013, 4, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -17,7 +17,7 @@ OVERLAP = 2 * HOUR
 
 def state(until: datetime = LAST, definition: str = "d", version: int = 1) -> ViewState:
     return ViewState(
-        until=until, definition=definition, source=TableVersion(table="u/features/v", version=version), pushed=None
+        until=until, definition=definition, source=TableReference(table="u/features/v", version=version), pushed=None
     )
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.lineage_receiver import Receiver, receiver, typed
-from throughline.errors import ThroughlineError
+from tests.support.lineage_receiver import Receiver, receiver, typed
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings, load_settings
 from throughline.lineage import openlineage
 from throughline.lineage.openlineage import StepRun, Table, namespace_of, send
-from throughline.settings import Settings, load_settings
 
 BEGAN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 RUN = "0b7c1c88-6f0e-4d43-9f5e-1f6f0a3f7a10"

@@ -9,10 +9,11 @@ import polars as pl
 import pytest
 from deltalake import write_deltalake
 
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import read
 from throughline.monitoring.outcomes import join_outcomes, write_outcomes
-from throughline.records import InferenceLogRecord, TableVersion
-from throughline.settings import Settings
+from throughline.records import InferenceLogRecord
 from throughline.usecase import UseCase, get_usecase
 
 DEPARTURE = datetime(2013, 4, 1, 13, tzinfo=UTC)
@@ -149,12 +150,12 @@ def test_written_outcomes_are_counted_from_pinned_versions(usecase: UseCase, tmp
     # newer versions than the pinned ones must not be seen
     write_deltalake(str(spine_path), spine.clear().to_arrow(), mode="overwrite")
     write_deltalake(str(log_path), pl.DataFrame([predicted(3)], schema=LOG).to_arrow(), mode="append")
-    pinned = TableVersion(table=f"{usecase.name}/features/labelled_flights", version=0)
+    pinned = TableReference(table=f"{usecase.name}/features/labelled_flights", version=0)
     record = write_outcomes(
         settings,
         usecase,
         InferenceLogRecord(
-            table=TableVersion(table=f"{usecase.name}/monitoring/inference_log", version=0),
+            table=TableReference(table=f"{usecase.name}/monitoring/inference_log", version=0),
             received=2,
             written=2,
             lost=0,
@@ -178,7 +179,7 @@ def test_before_the_first_event_there_is_an_empty_table_and_a_lost_event_is_no_c
     settings = Settings(home=tmp_path)
     path = settings.table_path(usecase.name, "features", "labelled_flights")
     write_deltalake(str(path), spine_of(published(1, 1, DEPARTURE)).to_arrow())
-    pinned = TableVersion(table=f"{usecase.name}/features/labelled_flights", version=0)
+    pinned = TableReference(table=f"{usecase.name}/features/labelled_flights", version=0)
     log = InferenceLogRecord(table=None, received=0, written=0, lost=1)
     record = write_outcomes(settings, usecase, log, pinned, DEPARTURE)
     assert (record.predictions, record.log_complete) == (0, False)

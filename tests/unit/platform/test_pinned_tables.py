@@ -10,12 +10,12 @@ import polars as pl
 import pytest
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import current_version, replace_all, replace_days, scan
 from throughline.lineage import pinned as module
 from throughline.lineage.pinned import PinnedTables
-from throughline.records import TableVersion
-from throughline.settings import Settings
 
 TABLE, FIRST = "u/raw/t", date(2013, 1, 1)
 DAYS = [FIRST + timedelta(days=n) for n in range(4)]
@@ -26,12 +26,12 @@ def rows(days: list[date], value: int, **more: int) -> pl.DataFrame:
 
 
 @pytest.fixture
-def versions(settings: Settings) -> list[TableVersion]:
+def versions(settings: Settings) -> list[TableReference]:
     """Four days of zeros, then the second of ones, then the last with another column."""
     path = settings.lakehouse / TABLE
     replace_days(path, rows(DAYS, 0), DAYS[0], DAYS[-1])
     replace_days(path, rows(DAYS[1:2], 1), DAYS[1], DAYS[1])
-    return [TableVersion(table=TABLE, version=version) for version in range(current_version(path) + 1)]
+    return [TableReference(table=TABLE, version=version) for version in range(current_version(path) + 1)]
 
 
 def values(found: pl.DataFrame) -> list[int]:
@@ -39,7 +39,7 @@ def values(found: pl.DataFrame) -> list[int]:
 
 
 def test_each_version_gives_its_own_rows_in_whatever_order_they_are_asked_for(
-    settings: Settings, versions: list[TableVersion]
+    settings: Settings, versions: list[TableReference]
 ) -> None:
     tables = PinnedTables(settings)
     for _ in range(2):
@@ -51,7 +51,7 @@ def test_each_version_gives_its_own_rows_in_whatever_order_they_are_asked_for(
 
 
 def test_days_that_two_versions_share_are_read_once(
-    settings: Settings, versions: list[TableVersion], monkeypatch: pytest.MonkeyPatch
+    settings: Settings, versions: list[TableReference], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tables, read = PinnedTables(settings), []
     collect = PinnedTables._collect
@@ -66,7 +66,7 @@ def test_days_that_two_versions_share_are_read_once(
     assert [found.height for found in read] == [4, 1]
 
 
-def test_memory_is_bounded_and_the_answer_is_not(settings: Settings, versions: list[TableVersion]) -> None:
+def test_memory_is_bounded_and_the_answer_is_not(settings: Settings, versions: list[TableReference]) -> None:
     tables = PinnedTables(settings, bytes_kept=1)
     for pinned in versions:
         for day in DAYS:
@@ -81,15 +81,15 @@ def test_days_of_unlike_columns_are_put_together(settings: Settings) -> None:
     path = settings.lakehouse / TABLE
     replace_days(path, rows(DAYS[:2], 0), DAYS[0], DAYS[1])
     tables = PinnedTables(settings)
-    tables.rows(TableVersion(table=TABLE, version=0), DAYS[0], DAYS[0])
+    tables.rows(TableReference(table=TABLE, version=0), DAYS[0], DAYS[0])
     declared = Rules(columns={"day", "value", "more"})
     replace_days(path, rows(DAYS[1:2], 0, more=7), DAYS[1], DAYS[1], declared)
-    found = tables.rows(TableVersion(table=TABLE, version=1)).sort("day")
+    found = tables.rows(TableReference(table=TABLE, version=1)).sort("day")
     assert found["more"].to_list() == [None, 7]
 
 
 def test_a_version_that_is_vacuumed_while_it_is_open_is_said_to_be_gone(
-    settings: Settings, versions: list[TableVersion]
+    settings: Settings, versions: list[TableReference]
 ) -> None:
     tables = PinnedTables(settings)
     tables.rows(versions[0], DAYS[0], DAYS[0])
@@ -102,16 +102,16 @@ def test_a_version_that_is_vacuumed_while_it_is_open_is_said_to_be_gone(
 
 
 def test_what_a_version_was_made_from_stands_through_maintenance_and_not_through_a_write(settings: Settings) -> None:
-    path, source = settings.lakehouse / TABLE, TableVersion(table="u/raw/s", version=3)
+    path, source = settings.lakehouse / TABLE, TableReference(table="u/raw/s", version=3)
     replace_all(path, pl.DataFrame({"value": [1]}))
     note = CommitProperties(custom_metadata={"inputs": json.dumps([str(source)])})
     write_deltalake(str(path), pl.DataFrame({"value": [2]}).to_arrow(), mode="append", commit_properties=note)
     DeltaTable(str(path)).optimize.compact()
     tables = PinnedTables(settings)
-    nothing, written, compacted = (TableVersion(table=TABLE, version=version) for version in range(3))
+    nothing, written, compacted = (TableReference(table=TABLE, version=version) for version in range(3))
     assert (tables.made_from(compacted), tables.content(compacted)) == ([source], written)
     assert (tables.made_from(nothing), tables.content(nothing)) == (None, nothing)
     pl.DataFrame({"value": [2]}).write_delta(str(path), mode="overwrite")
-    unknown = TableVersion(table=TABLE, version=3)
+    unknown = TableReference(table=TABLE, version=3)
     assert tables.made_from(unknown) is None, "a newer version than was seen is looked for"
     assert module.parse(str(unknown)) == unknown

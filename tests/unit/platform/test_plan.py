@@ -8,8 +8,8 @@ from datetime import date, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline.graph import AssetState
-from throughline.plan import plan_run
+from throughline.graph.client import AssetState
+from throughline.graph.plan import plan_run
 
 FIRST, UNTIL = date(2013, 1, 1), date(2013, 1, 6)
 DAYS = [(FIRST + timedelta(days=n)).isoformat() for n in range(5)]

@@ -15,16 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from throughline.errors import ThroughlineError
 from throughline.experiment import prepare as module
 from throughline.experiment.prepare import prepare, split_rows
 from throughline.experiment.prepared import FACTS, TRAIN, VALIDATION, open_prepared
-from throughline.records import DatasetRecord, TableVersion
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.records import DatasetRecord
 
 HOLDOUT = datetime(2013, 3, 1, tzinfo=UTC)
 DATASET = DatasetRecord(
     usecase="u",
-    table=TableVersion(table="u/training/dataset", version=3),
+    table=TableReference(table="u/training/dataset", version=3),
     path="",
     fingerprint="f",
     as_of=HOLDOUT + timedelta(days=14),
@@ -58,7 +59,7 @@ def written(folder: Path, table: pl.DataFrame) -> DatasetRecord:
     path = folder / "table"
     table.write_delta(str(path))
     return DATASET.model_copy(
-        update={"path": str(path), "table": TableVersion(table="u/training/dataset", version=0), "rows": table.height}
+        update={"path": str(path), "table": TableReference(table="u/training/dataset", version=0), "rows": table.height}
     )
 
 

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 from throughline.featurestore.profile import BINS, ColumnProfile, profile
 from throughline.featurestore.profile_page import page_of, render, sample, write_pages
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import replace_all
-from throughline.records import FeatureRecord, FeatureStoreRecord, FeatureViewRecord, TableVersion
-from throughline.settings import Settings
+from throughline.records import FeatureRecord, FeatureStoreRecord, FeatureViewRecord
 
-TABLE = TableVersion(table="u/features/ticks", version=0)
+TABLE = TableReference(table="u/features/ticks", version=0)
 NUMBERS = st.lists(
     st.one_of(st.none(), st.floats(-1e6, 1e6), st.integers(-50, 50).map(float), st.just(float("nan"))), min_size=1
 )
@@ -150,7 +151,7 @@ def written(settings: Settings, rows: pl.DataFrame) -> FeatureStoreRecord:
     version = replace_all(settings.table_path("u", "features", "ticks"), rows)
     table = TABLE.model_copy(update={"version": version})
     view = VIEW.model_copy(update={"table": table})
-    spine = TableVersion(table="u/features/spine", version=0)
+    spine = TableReference(table="u/features/spine", version=0)
     if version == 0:
         replace_all(settings.table_path("u", "features", "spine"), rows)
     return FeatureStoreRecord(

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from throughline.records import HistoryEvent
+from throughline.registry.champions import Line, line_of, rollback_target
 from throughline.registry.history import event_of
-from throughline.rollout.promotion import Line, line_of, rollback_target
 
 NOW = datetime(2024, 7, 1, tzinfo=UTC)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from throughline.errors import ThroughlineError
-from throughline.experiment import fingerprint
-from throughline.experiment.fingerprint import fingerprint_imports, imports_of
 from throughline.experiment.recipe import flat, recipe_of
 from throughline.experiment.request import SearchRequest, TrainingRequest, as_of_instant, check
-from throughline.settings import Settings
+from throughline.foundation import fingerprint
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.fingerprint import fingerprint_imports, imports_of
+from throughline.foundation.settings import Settings
 from throughline.usecase import UseCase, get_usecase
 
 NOW = datetime(2013, 4, 1, 4, tzinfo=UTC)

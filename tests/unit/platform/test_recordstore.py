@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from throughline import recordstore
-from throughline.errors import ThroughlineError
-from throughline.records import CalibrationRecord, EvaluationRecord, GateDecision, Metrics, RuleVerdict, TableVersion
-from throughline.settings import Settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
+from throughline.records import CalibrationRecord, EvaluationRecord, GateDecision, Metrics, RuleVerdict
+from throughline.records import store as recordstore
 
 NOW = datetime(2013, 4, 1, 4, tzinfo=UTC)
 KEY = ("usecase", "room", "asset")
-PINNED = TableVersion(table="u/raw/t", version=3)
+PINNED = TableReference(table="u/raw/t", version=3)
 
 
 @pytest.fixture
@@ -25,9 +26,9 @@ def home(tmp_path: Path) -> Settings:
 
 def test_a_record_comes_back_as_it_was_kept(home: Settings) -> None:
     recordstore.save(home, KEY, PINNED)
-    assert recordstore.load(home, KEY, TableVersion) == PINNED
+    assert recordstore.load(home, KEY, TableReference) == PINNED
     recordstore.save(home, KEY, PINNED.model_copy(update={"version": 4}))
-    assert recordstore.load(home, KEY, TableVersion).version == 4
+    assert recordstore.load(home, KEY, TableReference).version == 4
     assert [path.name for path in (home.records / "usecase" / "room").iterdir()] == ["asset.json"]
 
 
@@ -51,17 +52,17 @@ def test_a_number_that_could_not_be_had_comes_back_as_such(home: Settings) -> No
 
 
 def test_what_was_never_kept_is_none_or_one_line(home: Settings) -> None:
-    assert recordstore.find(home, KEY, TableVersion) is None
+    assert recordstore.find(home, KEY, TableReference) is None
     with pytest.raises(ThroughlineError, match=r"No record of usecase/room/asset .*materialise it first"):
-        recordstore.load(home, KEY, TableVersion)
+        recordstore.load(home, KEY, TableReference)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"table": "t"}', '{"table": "t", "version": 1, "more": 2}'])
 def test_a_file_that_is_no_such_record_is_one_line_with_its_path(home: Settings, content: str) -> None:
     recordstore.save(home, KEY, PINNED)
     (home.records / "usecase" / "room" / "asset.json").write_text(content)
-    with pytest.raises(ThroughlineError, match=r"asset\.json is not a TableVersion") as caught:
-        recordstore.find(home, KEY, TableVersion)
+    with pytest.raises(ThroughlineError, match=r"asset\.json is not a TableReference") as caught:
+        recordstore.find(home, KEY, TableReference)
     assert "\n" not in str(caught.value)
 
 
@@ -83,7 +84,7 @@ def test_a_write_that_breaks_off_leaves_the_old_record(home: Settings, monkeypat
         patch.setattr(Path, "write_text", half)
         with pytest.raises(OSError, match="no space"):
             recordstore.save(home, KEY, PINNED.model_copy(update={"version": 4}))
-    assert recordstore.load(home, KEY, TableVersion) == PINNED
+    assert recordstore.load(home, KEY, TableReference) == PINNED
 
 
 def test_records_say_what_they_are_about() -> None:

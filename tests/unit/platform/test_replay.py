@@ -11,13 +11,15 @@ import polars as pl
 import pytest
 from deltalake import write_deltalake
 
-from throughline import recordstore, replay
-from throughline.clock import ReplayClock, data_clock
-from throughline.errors import ThroughlineError
-from throughline.graph import RunOutcome
-from throughline.records import CalibrationRecord, OutcomesRecord, TableVersion
-from throughline.replay import ReplayedDay, advance_day
-from throughline.settings import Settings
+from throughline.foundation.clock import ReplayClock, data_clock
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
+from throughline.graph.client import RunOutcome
+from throughline.records import CalibrationRecord, OutcomesRecord
+from throughline.records import store as recordstore
+from throughline.replay import advance as replay
+from throughline.replay.advance import ReplayedDay, advance_day
 from throughline.usecase import UseCase, get_usecase
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -79,7 +81,7 @@ class World:
     def _monitored(self) -> None:
         name = self.usecase.name
         outcomes = OutcomesRecord(
-            table=TableVersion(table="t", version=0), as_of=self.now, predictions=9, labelled=1, pending=1,
+            table=TableReference(table="t", version=0), as_of=self.now, predictions=9, labelled=1, pending=1,
             never_labelled=0, log_complete=True,
         )  # fmt: skip
         judged = CalibrationRecord(

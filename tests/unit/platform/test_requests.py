@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 import polars as pl
 import pytest
 
-from throughline.requests import MAX_INSTANCES, BadRequest, example_instance, parse_instances, row_keys
 from throughline.usecase import get_usecase
+from throughline.usecase.requests import MAX_INSTANCES, BadRequest, example_instance, parse_instances, row_keys
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ from deltalake import write_deltalake
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline import recordstore
-from throughline.errors import ThroughlineError
 from throughline.events.schema import TABLE_SCHEMA
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
 from throughline.records import EndpointRecord, ModelRecord
+from throughline.records import store as recordstore
 from throughline.registry.history import event_of, tell
-from throughline.registry.retention import ROLLBACKS, pins, removable
+from throughline.retention.models import ROLLBACKS, pins, removable
 from throughline.rollout.revision import revision_of, write_revision
-from throughline.settings import Settings
 
 NOW = datetime(2024, 11, 20, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -7,13 +7,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from pydantic import ValidationError
 
-from tests.sealed import seal_model
-from throughline.errors import ThroughlineError
-from throughline.records import GateDecision, ModelRecord, RuleVerdict
+from tests.support.sealed import seal_model
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
+from throughline.records import GateDecision, ModelRecord, Revision, RuleVerdict
 from throughline.registry import decisions
 from throughline.rollout.local import deploy, refusal
-from throughline.rollout.revision import FILE, Revision, read_revision, revision_of, write_revision
-from throughline.settings import Settings
+from throughline.rollout.revision import FILE, read_revision, revision_of, write_revision
 from throughline.usecase import get_usecase
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

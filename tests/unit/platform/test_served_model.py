@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from throughline.errors import ThroughlineError
-from throughline.registry.onnx_graph import compose, learn_preprocessing, numeric_matrix
-from throughline.registry.served_model import ServedModel, sha256_of
+from throughline.foundation.errors import ThroughlineError
+from throughline.models.onnx_graph import compose, learn_preprocessing, numeric_matrix
+from throughline.models.served_model import ServedModel, sha256_of
 
 ROWS = pl.DataFrame(
     {

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from supervisor.options import ServerOptions
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings, load_settings
 from throughline.services import control, health, strangers
 from throughline.services.conf import render
 from throughline.services.daemon import Process, check_private, inherited_env, socket_path
 from throughline.services.declared import declare, select
-from throughline.settings import Settings, load_settings
 
 NAMES = ["spark", "mlflow", "model-server", "collector", "dagster-webserver", "dagster-daemon"]
 

@@ -9,7 +9,7 @@ import pytest
 
 from throughline import services
 from throughline.cli import main as cli
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
 from throughline.services import ServiceFailed, ServiceStatus
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from throughline.errors import ThroughlineError
-from throughline.settings import DEFAULT_PORTS, SECRETS, Settings, is_loopback, load_settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import DEFAULT_PORTS, SECRETS, Settings, is_loopback, load_settings
 
 
 @pytest.fixture

@@ -17,17 +17,18 @@ import pytest
 
 from serving.metrics import Metrics
 from serving.repository import Repository, RevisionRefused
-from tests.e2e.serving_bench_server import USECASE, FakeFeatureReader, model_bytes, put_revision
-from tests.sealed import seal_model
-from throughline.errors import ThroughlineError
+from tests.support.sealed import seal_model
+from tests.support.serving_bench_server import USECASE, FakeFeatureReader, model_bytes, put_revision
 from throughline.events.publisher import Publisher
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import PROJECT_ROOT, Settings, load_settings
+from throughline.models.served_model import sha256_of
+from throughline.models.signing import SIGNATURE, own_key, sign, verify
 from throughline.records import ModelRecord
-from throughline.registry import history, models
-from throughline.registry.served_model import sha256_of
-from throughline.registry.signing import SIGNATURE, own_key, sign, verify
+from throughline.registry import history
+from throughline.registry import versions as models
 from throughline.rollout.local import _place_file
 from throughline.rollout.revision import revision_of
-from throughline.settings import PROJECT_ROOT, Settings, load_settings
 from throughline.usecase import get_usecase
 
 FILES = {

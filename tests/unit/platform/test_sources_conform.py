@@ -12,11 +12,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
 from throughline.sources.conform import as_declared, empty
-from throughline.sources.declaration import FilesFeed
 from throughline.sources.push import _in_utc
 from throughline.usecase import Expectations
+from throughline.usecase.feeds import FilesFeed
 
 KNOWN = "2024-01-01T00:00:00Z"
 BERLIN = ZoneInfo("Europe/Berlin")

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from tests import shop
-from throughline.errors import ThroughlineError
-from throughline.settings import Settings
-from throughline.sources.declaration import FilesFeed
+from tests.support import shop
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
 from throughline.sources.files import FileSource
 from throughline.sources.jdbc import JdbcSource
 from throughline.sources.received import PushSource
 from throughline.sources.source import ModuleSource, identity, source_of
 from throughline.usecase import get_usecase
+from throughline.usecase.feeds import FilesFeed
 
 DATABASE = {"jdbc": "jdbc:postgresql://db.example:5432/shop?user=reader", "table": "public.orders"}
 

@@ -11,8 +11,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests import shop
-from throughline.errors import ThroughlineError
+from tests.support import shop
+from throughline.foundation.errors import ThroughlineError
 from throughline.sources.files import FileSource
 from throughline.usecase import UseCase
 

@@ -14,12 +14,12 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests import shop
-from throughline.clock import ReplayClock
+from tests.support import shop
 from throughline.events import collector
 from throughline.events.collector import MAX_ROWS_BODY, create_app
+from throughline.foundation.clock import ReplayClock
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import history
-from throughline.settings import Settings
 from throughline.sources.push import BadRow, Door
 from throughline.usecase import UseCase
 

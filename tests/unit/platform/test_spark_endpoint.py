@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings, load_settings
 from throughline.lakehouse import spark
-from throughline.settings import Settings, load_settings
 
 
 @pytest.fixture

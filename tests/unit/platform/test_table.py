@@ -14,8 +14,10 @@ from deltalake.exceptions import DeltaError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from throughline.errors import ThroughlineError
-from throughline.experiment.fingerprint import fingerprint_frame
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.fingerprint import fingerprint_frame
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.delta import PROPERTIES
 from throughline.lakehouse.rules import Rules
 from throughline.lakehouse.table import (
@@ -29,8 +31,6 @@ from throughline.lakehouse.table import (
     restore,
     scan,
 )
-from throughline.records import TableVersion
-from throughline.settings import Settings
 
 FIRST = date(2013, 1, 1)
 DAYS = [FIRST + timedelta(days=n) for n in range(5)]
@@ -327,11 +327,11 @@ def test_a_table_or_version_that_is_not_there_is_one_line(tmp_path: Path) -> Non
     for attempt, told in (
         (lambda: pin(home, "u/raw/other"), r"u/raw/other does not exist .*materialise it first"),
         (
-            lambda: read(home, TableVersion(table="u/raw/t", version=7)),
+            lambda: read(home, TableReference(table="u/raw/t", version=7)),
             r"u/raw/t@7 cannot be read .*correct the version",
         ),
         (
-            lambda: read(home, TableVersion(table="u/raw/other", version=0)),
+            lambda: read(home, TableReference(table="u/raw/other", version=0)),
             r"u/raw/other is not a Delta table: correct",
         ),
         (lambda: scan(tmp_path, 0), r"is not a Delta table: correct the address"),

@@ -11,15 +11,15 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable
 
-from tests import traced_home as home
-from tests.traced_home import AIRCRAFT, HOUR, NAME, NOW, SHA, WEEK, Kept
-from throughline import recordstore
-from throughline.errors import ThroughlineError
+from tests.support import traced_home as home
+from tests.support.traced_home import AIRCRAFT, HOUR, NAME, NOW, SHA, WEEK, Kept
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import replace_days
 from throughline.lineage.trace import Step, Trace, Tracer
 from throughline.records import FeatureStoreRecord
+from throughline.records import store as recordstore
 from throughline.registry import history
-from throughline.settings import Settings
 from throughline.usecase import get_usecase
 
 KINDS = [

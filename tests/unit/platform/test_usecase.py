@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from throughline.errors import ThroughlineError
-from throughline.settings import PROJECT_ROOT, Settings
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import PROJECT_ROOT, Settings
 from throughline.usecase import (
     Resources,
     UseCase,

@@ -15,10 +15,10 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from throughline.cli.main import app
-from throughline.errors import ThroughlineError
-from throughline.lakehouse.ingest import ingest_days
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings, load_settings
+from throughline.ingestion.ingest import ingest_days
 from throughline.lakehouse.table import DAY, replace_days
-from throughline.settings import Settings, load_settings
 from throughline.usecase import Expectations, UseCase, get_usecase
 
 FIRST, LAST = date(2013, 2, 11), date(2013, 2, 13)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError
 from throughline.usecase import Expectations, SourceTable
 from throughline.validation.judge import REASONS, Judgement, judge, worst
 

@@ -12,7 +12,8 @@ import pytest
 
 from throughline.evaluation.evaluate import Rows, evaluate
 from throughline.evaluation.gate import RULES, decide
-from throughline.records import DatasetRecord, GateDecision, ModelRecord, TableVersion
+from throughline.foundation.references import TableReference
+from throughline.records import DatasetRecord, GateDecision, ModelRecord
 from throughline.usecase import Bound, Evaluation, Expectation, GateRule, SimpleRuleOf, SlicesOf, UseCase, get_usecase
 
 HOLDOUT = datetime(2013, 3, 18, 4, tzinfo=UTC)
@@ -122,7 +123,7 @@ def record(version: int) -> ModelRecord:
 
 
 DATASET = DatasetRecord(
-    usecase="u", table=TableVersion(table="u/training/dataset", version=0), path="", fingerprint="f", as_of=NOW,
+    usecase="u", table=TableReference(table="u/training/dataset", version=0), path="", fingerprint="f", as_of=NOW,
     rows=ROWS, numeric=["queue", "wind", "noise"], categorical=["origin"], inputs=[], holdout_from=HOLDOUT,
     views={"queues": ["queue"], "weather": ["wind"], "other": ["noise"]},
 )  # fmt: skip

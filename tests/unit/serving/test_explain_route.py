@@ -17,18 +17,18 @@ from starlette.testclient import TestClient
 from serving import model as serving_model
 from serving.model import UseCaseModel
 from serving.server import Server
-from throughline.client import explain as ask_explain
-from throughline.errors import ThroughlineError
 from throughline.evaluation.background import background_of, served_path
 from throughline.evaluation.explain import AT_ONCE
-from throughline.requests import example_instance
-from throughline.rollout.revision import Revision
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import PROJECT_ROOT, Settings, load_settings
+from throughline.records import Revision
+from throughline.rollout.endpoint import explain as ask_explain
 from throughline.services.ports import free_ports
-from throughline.settings import PROJECT_ROOT, Settings, load_settings
 from throughline.usecase import get_usecase
+from throughline.usecase.requests import example_instance
 
 USECASE = get_usecase("flight_delay")
-DOUBLES = runpy.run_path(str(PROJECT_ROOT / "tests" / "e2e" / "serving_bench_server.py"))
+DOUBLES = runpy.run_path(str(PROJECT_ROOT / "tests" / "support" / "serving_bench_server.py"))
 TOKEN = "a-token-that-must-not-come-back"
 AGAINST = pl.DataFrame(
     {

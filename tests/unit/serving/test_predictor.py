@@ -9,12 +9,12 @@ import polars as pl
 import pytest
 
 from serving.predictor import Job, Predictor, Unavailable
-from throughline.clock import WallClock
-from throughline.errors import ThroughlineError
 from throughline.featurestore.online import FeatureRead
-from throughline.requests import example_instance, parse_instances
-from throughline.rollout.revision import Revision
+from throughline.foundation.clock import WallClock
+from throughline.foundation.errors import ThroughlineError
+from throughline.records import Revision
 from throughline.usecase import get_usecase
+from throughline.usecase.requests import example_instance, parse_instances
 
 USECASE = get_usecase("flight_delay")
 REVISION = Revision(

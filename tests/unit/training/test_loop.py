@@ -17,8 +17,9 @@ from throughline.experiment.parameters import CommonParameters, checked
 from throughline.experiment.prepare import prepare
 from throughline.experiment.prepared import open_prepared
 from throughline.experiment.spec import TrainingReport, TrainingSpec
-from throughline.records import DatasetRecord, TableVersion
-from throughline.registry.served_model import ServedModel
+from throughline.foundation.references import TableReference
+from throughline.models.served_model import ServedModel
+from throughline.records import DatasetRecord
 from training import checkpoint, loop, worker
 from training.trainers.mlp import Parameters, train
 
@@ -47,7 +48,7 @@ def rows(tmp_path_factory) -> Path:
     ).write_delta(str(folder / "table"))
     dataset = DatasetRecord(
         usecase="u",
-        table=TableVersion(table="u/training/dataset", version=0),
+        table=TableReference(table="u/training/dataset", version=0),
         path=str(folder / "table"),
         fingerprint="f",
         as_of=START + timedelta(days=62),

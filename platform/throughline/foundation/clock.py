@@ -1,0 +1,74 @@
+"""The data clock (what the platform may know) and the wall clock (what a watch says).
+
+Owns: reading and moving the data clock. Every policy says in its docstring which of the two it uses.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
+
+
+class Clock(Protocol):
+    """Tells an instant; always timezone-aware, in UTC."""
+
+    def now(self) -> datetime: ...
+
+
+class WallClock:
+    """The machine's clock."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+
+class ReplayClock:
+    """A data clock kept in a file, moved by hand and never backwards.
+
+    Until it is first moved it stands at `start`.
+    """
+
+    def __init__(self, path: Path, start: datetime) -> None:
+        self._path = path
+        self._start = _utc(start)
+
+    def now(self) -> datetime:
+        try:
+            stored = json.loads(self._path.read_text())["now"]
+        except FileNotFoundError:
+            return self._start
+        return _utc(datetime.fromisoformat(stored))
+
+    def advance_to(self, instant: datetime) -> datetime:
+        """Move to `instant` (a no-op when already there). Raises when that would be back in time."""
+        instant = _utc(instant)
+        now = self.now()
+        if instant < now:
+            raise ThroughlineError(
+                f"The data clock stands at {now.isoformat()} and does not go back to {instant.isoformat()}: "
+                "start a new home (THROUGHLINE_HOME) to replay from an earlier day."
+            )
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({"now": instant.isoformat()}))
+        temporary.replace(self._path)
+        return instant
+
+
+def data_clock(settings: Settings, start: datetime) -> Clock:
+    """The data clock of this home: the wall clock in production, a replay from `start` otherwise."""
+    if settings.clock == "wall":
+        return WallClock()
+    return ReplayClock(settings.home / "clock.json", start)
+
+
+def _utc(instant: datetime) -> datetime:
+    if instant.tzinfo is None:
+        raise ThroughlineError(f"{instant.isoformat()} has no time zone: give one, for example +00:00.")
+    return instant.astimezone(UTC)

@@ -1,0 +1,200 @@
+"""Identity of content: of a table's rows, of code, of several things together.
+
+Owns: what counts (values, nulls, NaN, types, column names) and what does not (order of rows and columns, chunks, how
+a text was stored). Does not own: what the content is used for. Digests are hex SHA-256, the same on every machine.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from throughline.foundation.errors import ThroughlineError
+
+# Part of every digest: a change of the rules below changes the number, and so cannot be taken for a change of data.
+RULES = "throughline-fingerprint-1"
+_PLACE = "\0place"  # no column is called so
+
+
+def fingerprint_frame(frame: pl.DataFrame | pl.LazyFrame, keys: list[str], exclude: Iterable[str] = ()) -> str:
+    """Digest of the rows, which `keys` put in order; `exclude` names columns that are no content (run ids, ...).
+
+    -0.0 is 0.0, every NaN is the same NaN and differs from null. Of a lazy frame whose keys are unique, one column is
+    in memory at a time, beside the keys. Raises `ThroughlineError` for a key that is missing and for a type that has
+    no stable form.
+    """
+    excluded = set(exclude)
+    schema = frame.lazy().collect_schema()
+    if missing := [key for key in keys if key not in schema or key in excluded]:
+        raise ThroughlineError(
+            f"Fingerprint key(s) {', '.join(missing)} are no columns of the table: correct the keys."
+        )
+    columns = sorted(name for name in schema if name not in excluded)
+    rows = frame.lazy().select(columns)
+    keyed = rows.select(keys or columns).collect()
+    if not keys or keyed.is_duplicated().any():
+        # Rows that agree in their keys are ordered by all the rest; full twins may change places unseen.
+        rows = rows.with_columns(pl.col(pl.Float32, pl.Float64) + 0.0).collect().lazy()
+        keyed = rows.select(*keys, *(name for name in columns if name not in keys)).collect()
+    order = keyed.with_row_index(_PLACE).sort(keyed.columns, nulls_last=True)[_PLACE]
+    digest = hashlib.sha256(f"{RULES}\n{order.len()}\n".encode())
+    for name in columns:
+        digest.update(f"{json.dumps(name)} {schema[name]}\n".encode())
+        for part in _content(rows.select(name).collect().to_series().gather(order)):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def fingerprint_code(places: Iterable[Path | str]) -> str:
+    """Digest of source files: paths of files or folders, or names of modules, which are found but not imported.
+
+    The same for the same files whatever folder holds the checkout.
+    """
+    digest = hashlib.sha256(f"{RULES}\n".encode())
+    for place in places:
+        root = place if isinstance(place, Path) else _source(place)
+        if not root.exists():
+            raise ThroughlineError(f"Code {place} does not exist: correct its name.")
+        base = root if root.is_dir() else root.parent
+        for file in sorted(_files(root), key=lambda file: file.relative_to(base).as_posix()):
+            content = file.read_bytes().replace(b"\r\n", b"\n")
+            label = place if isinstance(place, str) else root.name
+            digest.update(f"{label}/{file.relative_to(base).as_posix()} {len(content)}\n".encode())
+            digest.update(content)
+    return digest.hexdigest()
+
+
+def imports_of(module: str, ours: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(our modules, foreign top-level names) that a module imports, directly or through ours, anywhere in the code.
+
+    Read from source, nothing is imported. `ours`: packages whose modules are followed. What a package's `__init__`
+    imports counts only where the package itself is imported by name: ours hold no code but what they pass on.
+    """
+    found, foreign, waiting = set(), set(), [module]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        for imported in _imported(name):
+            top = imported.partition(".")[0]
+            if top not in ours:
+                foreign.add(top)
+            else:
+                waiting.append(imported)
+    return sorted(found), sorted(foreign - set(sys.stdlib_module_names))
+
+
+def fingerprint_imports(module: str, ours: Sequence[str]) -> str:
+    """Digest of a module's source and of all it imports from our packages."""
+    digest = hashlib.sha256(f"{RULES}\n".encode())
+    for name in imports_of(module, ours)[0]:
+        content = _file_of(name).read_bytes().replace(b"\r\n", b"\n")
+        digest.update(f"{name} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _imported(module: str) -> Iterator[str]:
+    file = _file_of(module)
+    if file is None:
+        raise ThroughlineError(f"Module {module} is not installed: correct its name.")
+    for node in ast.walk(ast.parse(file.read_text(), str(file))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                # a name in a package may be a module of it, or an object of its __init__
+                within = f"{node.module}.{alias.name}"
+                yield within if _file_of(within) else node.module
+
+
+@functools.cache
+def _file_of(module: str) -> Path | None:
+    """The source of a module. Only its top package is asked of the import system, which would import all above it."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or not spec.submodule_search_locations:
+        return Path(spec.origin) if spec and spec.origin and not rest else None
+    path = Path(next(iter(spec.submodule_search_locations))).joinpath(*rest)
+    candidates = [path / "__init__.py", path.with_suffix(".py")] if rest else [path / "__init__.py"]
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def combine(*parts: str) -> str:
+    """Digest of strings (other digests, names) in their order."""
+    return hashlib.sha256(json.dumps([RULES, *parts]).encode()).hexdigest()
+
+
+def _content(column: pl.Series) -> Iterator[bytes]:
+    """A column as bytes: where the nulls are, then the values, which follow from the logical content alone."""
+    yield np.packbits(column.is_null().to_numpy()).tobytes()
+    kind = column.dtype
+    if isinstance(kind, pl.Categorical | pl.Enum):
+        yield from _texts(column.cast(pl.String))
+    elif kind == pl.String:
+        yield from _texts(column)
+    elif kind == pl.Binary:
+        values = column.fill_null(b"")
+        yield values.bin.size().cast(pl.UInt64).to_numpy().astype("<u8").tobytes()
+        yield b"".join(values)
+    elif kind.is_float():
+        values = column.fill_null(0.0).to_numpy() + 0.0
+        yield np.where(np.isnan(values), np.nan, values).astype(values.dtype.newbyteorder("<")).tobytes()
+    elif kind.is_integer() and kind not in (pl.Int128, getattr(pl, "UInt128", None)):
+        values = column.fill_null(0).to_numpy()
+        yield values.astype(values.dtype.newbyteorder("<")).tobytes()
+    elif kind == pl.Boolean:
+        yield np.packbits(column.fill_null(False).to_numpy()).tobytes()
+    elif kind.is_temporal():
+        yield column.to_physical().fill_null(0).cast(pl.Int64).to_numpy().astype("<i8").tobytes()
+    elif isinstance(kind, pl.Array):
+        yield from _content(column.arr.to_list())
+    elif isinstance(kind, pl.List):
+        yield column.list.len().fill_null(0).cast(pl.UInt64).to_numpy().astype("<u8").tobytes()
+        yield from _content(column.filter(column.list.len() > 0).explode())
+    elif isinstance(kind, pl.Struct):
+        for field in kind.fields:
+            yield f"{json.dumps(field.name)}\n".encode()
+            yield from _content(column.struct.field(field.name))
+    elif kind == pl.Null:
+        return
+    elif isinstance(kind, pl.Decimal) or kind.is_integer():
+        yield from _texts(column.cast(pl.String))
+    else:
+        raise ThroughlineError(f"Column {column.name} of type {kind} has no stable form: leave it out or cast it.")
+
+
+def _texts(column: pl.Series) -> Iterator[bytes]:
+    values = column.fill_null("")
+    yield values.str.len_bytes().cast(pl.UInt64).to_numpy().astype("<u8").tobytes()
+    yield (values.str.join("").item() if len(values) else "").encode()
+
+
+def _source(module: str) -> Path:
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or not (spec.origin or spec.submodule_search_locations):
+        raise ThroughlineError(f"Module {module} is not installed: correct its name.")
+    locations: Sequence[str] | None = spec.submodule_search_locations
+    return Path(next(iter(locations))) if locations else Path(spec.origin)
+
+
+def _files(root: Path) -> Iterator[Path]:
+    if root.is_file():
+        yield root
+        return
+    for file in root.rglob("*"):
+        if file.is_file() and "__pycache__" not in file.parts and file.suffix not in {".pyc", ".pyo"}:
+            yield file

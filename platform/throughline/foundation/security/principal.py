@@ -1,0 +1,81 @@
+"""Who is asking: the operating-system user on a machine of one's own, the holder of a token elsewhere.
+
+Owns: names and groups of whoever runs this process. Does not own: what somebody may do (`registry/approval.py`).
+"""
+
+from __future__ import annotations
+
+import grp
+import hashlib
+import hmac
+import os
+import pwd
+import tomllib
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings, is_loopback
+
+GRAPH = "graph"  # the platform itself, in what it does unasked
+USERS_FILE = "users.toml"
+
+
+@dataclass(frozen=True)
+class Identity:
+    name: str
+    groups: frozenset[str] = frozenset()
+
+    def is_among(self, names: list[str]) -> bool:
+        """By name or by one of the groups."""
+        return self.name in names or not self.groups.isdisjoint(names)
+
+
+class _User(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    token_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    groups: list[str] = []
+
+
+def whoami(settings: Settings) -> Identity:
+    """The user of this process; where the home can be reached from other machines, whose THROUGHLINE_TOKEN it is.
+
+    Tokens are told apart by `users.toml` in the home: a table per user with `token_sha256` and `groups`. Raises
+    `ThroughlineError` when the token is nobody's.
+    """
+    if is_loopback(settings.bind):
+        return _of_this_machine(pwd.getpwuid(os.getuid()))
+    shown = hashlib.sha256(settings.token.get_secret_value().encode()).hexdigest() if settings.token else ""
+    for name, user in _users(settings).items():
+        if hmac.compare_digest(user.token_sha256, shown):
+            return Identity(name, frozenset(user.groups))
+    raise ThroughlineError(
+        f"Nobody in {settings.home / USERS_FILE} has the token of this process: set THROUGHLINE_TOKEN to your own."
+    )
+
+
+def identity_of(settings: Settings, name: str) -> Identity:
+    """The user of that name with the groups of today; without any when nobody knows the name."""
+    if is_loopback(settings.bind):
+        try:
+            return _of_this_machine(pwd.getpwnam(name))
+        except KeyError:
+            return Identity(name)
+    user = _users(settings).get(name)
+    return Identity(name, frozenset(user.groups if user else ()))
+
+
+def _of_this_machine(user: pwd.struct_passwd) -> Identity:
+    groups = {entry.gr_name for entry in grp.getgrall() if user.pw_name in entry.gr_mem or entry.gr_gid == user.pw_gid}
+    return Identity(user.pw_name, frozenset(groups))
+
+
+def _users(settings: Settings) -> dict[str, _User]:
+    path = settings.home / USERS_FILE
+    try:
+        return {name: _User.model_validate(said) for name, said in tomllib.loads(path.read_text()).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
+        raise ThroughlineError(f"{path} cannot be read ({str(error).splitlines()[0]}): correct it.") from error

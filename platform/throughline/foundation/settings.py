@@ -1,0 +1,283 @@
+"""Every setting of the platform, typed, from the environment or `throughline.toml`.
+
+Owns: names, defaults, ports, the layout of the home folder. Nothing else reads the environment.
+Does not own: what a use case declares (see `usecase/`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import tomllib
+from datetime import date
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+from upath import UPath
+
+from throughline.foundation.errors import ThroughlineError
+
+PROJECT_ROOT = Path(__file__).resolve().parents[3]
+
+DEFAULT_PORTS = {
+    "model_http": 8080,
+    "model_grpc": 8081,
+    "collector": 8090,
+    "dagster": 3000,
+    "mlflow": 5000,
+    "spark": 15002,
+}
+
+# Listen on `bind` and demand the token there; the others stay on loopback whatever `bind` says.
+_GUARDED = {"model_http", "model_grpc", "collector"}
+# Never written anywhere: what a command starts inherits them.
+SECRETS = ("token", "online_store", "mlflow_store", "openlineage_key")
+_ANY_ADDRESS = {"0.0.0.0", "::", ""}
+_REDIS = re.compile(r"rediss?://([^@/\s]*@)?[^@/:\s]+(:\d+)?(/\d+)?")
+_POSTGRESQL = re.compile(r"postgresql(\+psycopg2)?://([^@/\s]+@)?[^@/:\s]+(:\d+)?/[^@/?\s]+(\?\S+)?")
+_HTTP = re.compile(r"https?://[^@/\s]+(/[^@\s]*)?")
+_BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]+(/[\w.=-]+)*/?")
+
+
+class Settings(BaseSettings):
+    """Read once per process by `load_settings`; immutable afterwards."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="THROUGHLINE_", toml_file=PROJECT_ROOT / "throughline.toml", extra="forbid", frozen=True
+    )
+
+    home: Path = Field(PROJECT_ROOT / ".throughline", description="All state: tables, catalog, registries, logs.")
+    lakehouse_uri: str | None = Field(
+        None, description="Where tables are: a folder, or s3://BUCKET/PREFIX; unset means `lakehouse` in the home."
+    )
+    retention_days: int = Field(
+        14, ge=7, description="Table versions that nothing pins, and folders of past runs, are kept this long."
+    )
+    port_base: int | None = Field(
+        None, ge=1024, le=65000, description="First of six consecutive ports; unset means the well-known ports."
+    )
+    bind: str = Field("127.0.0.1", description="Address the services listen on.")
+    token: SecretStr | None = Field(None, description="Bearer token; demanded when `bind` is not a loopback address.")
+    online_store: SecretStr | None = Field(
+        None, description="redis://[USER:PASSWORD@]HOST:PORT/DB, or rediss:// for TLS; unset means SQLite in the home."
+    )
+    mlflow_store: SecretStr | None = Field(
+        None, description="postgresql://USER:PASSWORD@HOST:PORT/DB of runs and registry; unset: SQLite in the home."
+    )
+    mlflow_artifacts: str | None = Field(
+        None, description="s3://BUCKET/PREFIX of what runs and versions leave; unset means a folder in the home."
+    )
+    keep_models: int = Field(20, ge=1, description="So many of a model's newest versions are never removed.")
+    collector_url: str | None = Field(None, description="Where events are sent; unset means this home's collector.")
+    openlineage_url: str | None = Field(
+        None, description="Where each run's steps are told as OpenLineage events, http(s)://HOST:PORT; unset: nowhere."
+    )
+    openlineage_key: SecretStr | None = Field(None, description="Bearer token of that receiver.")
+    clock: Literal["replay", "wall"] = Field("replay", description="What the data clock follows.")
+    data_from: date | None = Field(None, description="First local day of data; unset means the declaration's.")
+    data_until: date | None = Field(None, description="Local day at whose start the replay begins (exclusive).")
+    spark_remote: str | None = Field(None, description="A Spark Connect URL (sc://...) to use instead of our own.")
+    offline_engine: Literal["polars", "spark"] = Field("polars", description="What joins training rows to features.")
+    spark_memory: str = Field("3g", description="Heap of the local Spark Connect server.")
+    training_processes: int | None = Field(None, ge=1, description="Workers per training; unset: the declaration's.")
+    training_epochs: int | None = Field(None, ge=1, description="Epochs per training; unset: the trainer's.")
+    signing: str = Field(
+        "key", description="What signs models: `key` (a pair in the home), `sigstore`, or pkcs11:... (an HSM or KMS)."
+    )
+    sigstore_identity: str | None = Field(None, description="Whose Sigstore signatures are trusted; unset: nobody's.")
+    sigstore_issuer: str | None = Field(None, description="URL of the OpenID provider that knows that identity.")
+    step_timeout_s: float = Field(1800, gt=0, description="Deadline of one launched training, in seconds.")
+
+    @field_validator(*SECRETS, mode="before")
+    @classmethod
+    def _blank_is_none(cls, secret: object) -> object:
+        return None if isinstance(secret, str) and not secret.strip() else secret
+
+    @field_validator("online_store")
+    @classmethod
+    def _a_redis_database(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not _REDIS.fullmatch(url.get_secret_value()):
+            # not repeated in the message: it may hold a password
+            raise ValueError("give redis://HOST:PORT/DB, or leave it out for SQLite; USER:PASSWORD@ go before HOST")
+        return url
+
+    @field_validator("mlflow_store")
+    @classmethod
+    def _a_postgresql_database(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not _POSTGRESQL.fullmatch(url.get_secret_value()):
+            # not repeated in the message: it may hold a password
+            raise ValueError(
+                "give postgresql://USER:PASSWORD@HOST:PORT/DB (with @ : / in the password as %40 %3A %2F), "
+                "or leave it out for SQLite"
+            )
+        return url
+
+    @field_validator("mlflow_artifacts")
+    @classmethod
+    def _a_bucket(cls, uri: str | None) -> str | None:
+        if uri is not None and not _BUCKET.fullmatch(uri):
+            # not repeated in the message: it may hold a password
+            raise ValueError(
+                "give s3://BUCKET/PREFIX, or leave it out for a folder; credentials come from AWS_* or a profile"
+            )
+        return uri and uri.rstrip("/")
+
+    @field_validator("openlineage_url")
+    @classmethod
+    def _a_web_address(cls, url: str | None) -> str | None:
+        if url is not None and not _HTTP.fullmatch(url):
+            # not repeated in the message: it may hold a password
+            raise ValueError("give http(s)://HOST:PORT; a token goes into openlineage_key")
+        return url and url.rstrip("/")
+
+    @field_validator("lakehouse_uri")
+    @classmethod
+    def _a_folder_or_a_bucket(cls, uri: str | None) -> str | None:
+        if uri is None or _BUCKET.fullmatch(uri):
+            return uri and uri.rstrip("/")
+        if "://" in uri or not (path := Path(uri).expanduser()).is_absolute():
+            # not repeated in the message: it may hold a password
+            raise ValueError("give an absolute folder or s3://BUCKET/PREFIX; credentials come from AWS_* or a profile")
+        return str(path)
+
+    @field_validator("signing")
+    @classmethod
+    def _a_signer(cls, signing: str) -> str:
+        if signing not in {"key", "sigstore"} and (not signing.startswith("pkcs11:") or "pin-value" in signing):
+            # not repeated in the message: it may hold a PIN
+            raise ValueError("give key, sigstore or a pkcs11: URI, whose PIN goes into a file (pin-source)")
+        return signing
+
+    @model_validator(mode="after")
+    def _beyond_loopback_needs_a_token(self) -> Settings:
+        if not is_loopback(self.bind) and self.token is None:
+            raise ValueError(
+                f"bind={self.bind} is reachable from other machines: set THROUGHLINE_TOKEN, or bind to 127.0.0.1"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        **_: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    def port(self, service: str) -> int:
+        """The port of one of `DEFAULT_PORTS`; consecutive from `port_base` when that is set."""
+        if self.port_base is None:
+            return DEFAULT_PORTS[service]
+        return self.port_base + list(DEFAULT_PORTS).index(service)
+
+    def url(self, service: str) -> str:
+        """Base URL of a local HTTP service, as seen from this machine; the collector may be on another."""
+        if service == "collector" and self.collector_url:
+            return self.collector_url.rstrip("/")
+        host = self.bind
+        if not is_loopback(host) and (service not in _GUARDED or host in _ANY_ADDRESS):
+            host = "127.0.0.1"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port(service)}"
+
+    @property
+    def spark_url(self) -> str:
+        return self.spark_remote or f"sc://127.0.0.1:{self.port('spark')}"
+
+    # The layout of the home folder: one place, so that no other module joins paths by hand.
+    @property
+    def lakehouse(self) -> Path | UPath:
+        """The root of all tables; only when it is a folder may more be asked of it than its name."""
+        return UPath(self.lakehouse_uri) if self.lakehouse_uri else self.home / "lakehouse"
+
+    @property
+    def catalog(self) -> Path:
+        """Spark's tables by name; always on this machine."""
+        return self.home / "lakehouse" / "catalog"
+
+    @property
+    def warehouse(self) -> Path:
+        return self.home / "lakehouse" / "warehouse"
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def dagster_home(self) -> Path:
+        return self.home / "dagster"
+
+    @property
+    def dbt_home(self) -> Path:
+        return self.home / "dbt"
+
+    @property
+    def feast_home(self) -> Path:
+        return self.home / "feast"
+
+    @property
+    def mlflow_home(self) -> Path:
+        return self.home / "mlflow"
+
+    @property
+    def records(self) -> Path:
+        return self.home / "records"
+
+    @property
+    def serving_home(self) -> Path:
+        return self.home / "serving"
+
+    @property
+    def keys(self) -> Path:
+        """Of those who sign models: this home's pair, and the public keys of others that it trusts."""
+        return self.home / "keys"
+
+    @property
+    def profiles(self) -> Path:
+        """Pages of plots, one per table version."""
+        return self.home / "profiles"
+
+    def table_path(self, usecase: str, layer: str, table: str) -> Path | UPath:
+        """Where the Delta table `usecase/layer/table` lives."""
+        return self.lakehouse / usecase / layer / table
+
+
+def in_bucket(location: object) -> bool:
+    """Whether a place is on object storage, where a table has one writing engine."""
+    return str(location).startswith("s3://")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is a loopback address or `localhost`; any other name counts as reachable."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Settings of this process; `home` is made absolute. Raises `ThroughlineError` naming each bad setting."""
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        )
+        raise ThroughlineError(
+            f"Settings refused ({problems}): correct THROUGHLINE_* in the environment or throughline.toml."
+        ) from error
+    except (tomllib.TOMLDecodeError, SettingsError) as error:
+        raise ThroughlineError(f"Settings cannot be read ({error}): correct throughline.toml.") from error
+    return settings.model_copy(update={"home": settings.home.expanduser().resolve()})

@@ -1,0 +1,1 @@
+"""Dagster's graph as its clients see it: launching, following, planning runs."""

@@ -1,0 +1,1 @@
+"""Bringing declared sources into raw tables, a local day at a time."""

@@ -1,0 +1,184 @@
+"""Bringing a declared source's rows into its Delta table, a local day at a time, as far as they are what was declared.
+
+Owns: what a partition is. A day's partition holds what became known on that day (`available_at` in the local day);
+the first day also holds what had been delivered before it about that day or later, such as its schedule.
+Does not own: the verdicts on rows and days (`validation/`); here they are obeyed and kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+
+import polars as pl
+
+from throughline.foundation.clock import data_clock
+from throughline.foundation.days import spans, through
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
+from throughline.foundation.settings import Settings
+from throughline.lakehouse.delta import Location
+from throughline.lakehouse.rules import Rules
+from throughline.lakehouse.table import DAY, RUN_ID, current_version, open_table, replace_all, replace_days
+from throughline.records import DatasetRecord
+from throughline.records import store as recordstore
+from throughline.sources.source import source_of
+from throughline.usecase import CONTRACT, SourceTable, UseCase
+from throughline.validation import findings
+from throughline.validation.drift import DriftVerdict, judge_drift
+from throughline.validation.judge import Judgement, judge
+from throughline.validation.statistics import day_statistics
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What one ingestion wrote: the table's version (None: never written), rows, and a content digest per good day.
+
+    `judgement` says what was thought of every day that was asked for, `drift` of the newest days together.
+    """
+
+    table: str
+    version: int | None
+    rows: int
+    digests: dict[date, str]
+    judgement: Judgement
+    quarantine: TableReference | None
+    drift: DriftVerdict | None
+
+    @property
+    def refused(self) -> list[date]:
+        return [day for day, verdict in self.judgement.days.items() if not verdict.accepted]
+
+    @property
+    def refusal(self) -> str:
+        """Why days were refused, where their rows are and what to do, in one line."""
+        day = self.refused[0]
+        verdict = self.judgement.days[day]
+        more = f" and {len(self.refused) - 1} more" if len(self.refused) > 1 else ""
+        kept = f"its {verdict.rows} rows are kept in {self.quarantine}, " if verdict.rows else ""
+        usecase = self.table.partition("/")[0]
+        return (
+            f"{self.table} {day}{more} was refused ({verdict.reason}); {kept}the table is as it was: correct the "
+            f"source, or `expects` in usecases/{usecase}.yaml, and materialise the day again."
+        )
+
+
+def read_days(settings: Settings, usecase: UseCase, table: str, first: date, last: date, initial: date) -> pl.DataFrame:
+    """Rows that belong to the partitions [first, last], with their local `day`; `initial`: the very first partition.
+
+    Raises when a row does not say when it happened and when it was known, or belongs to another day.
+    """
+    source = source_of(settings, usecase, table)
+    start = None if first == initial else usecase.day_start(first)
+    rows = source.read(start, usecase.day_start(last + timedelta(days=1)))
+    for name in CONTRACT:
+        kind = rows.schema.get(name)
+        if not isinstance(kind, pl.Datetime) or kind.time_zone != "UTC" or rows[name].null_count():
+            missing = f"{rows[name].null_count()} nulls" if kind is not None else "missing"
+            raise ThroughlineError(
+                f"{usecase.name}/raw/{table}: the source's {name} is {kind or 'no column'} ({missing}) for {first} to "
+                f"{last}: every row needs an instant in UTC. Nothing was written; correct {source.name}."
+            )
+    beginning = usecase.day_start(initial)
+    rows = rows.filter((pl.col("available_at") >= beginning) | (pl.col("event_time") >= beginning))
+    known_day = pl.col("available_at").dt.convert_time_zone(usecase.timezone).dt.date()
+    rows = rows.with_columns(known_day.clip(lower_bound=initial).alias(DAY))
+    if beyond := rows.filter(~pl.col(DAY).is_between(first, last)).height:
+        raise ThroughlineError(
+            f"{usecase.name}/raw/{table}: {beyond} rows that {source.name} delivered lie outside {first} to "
+            f"{last}, which it was asked for: nothing was written; correct it."
+        )
+    return rows
+
+
+def ingest_days(
+    settings: Settings, usecase: UseCase, table: str, first: date, last: date, run_id: str, known_until: datetime
+) -> Ingested:
+    """Write the partitions [first, last] of a daily table; written twice, the content is the same.
+
+    Good days are written, in one commit where they follow each other. Of a bad day nothing is, and what was there
+    stays: its rows are in quarantine. `known_until` (UTC) is up to when deliveries can be complete.
+    """
+    initial = usecase.first_day(settings)
+    days = through(first, last)
+    rows = read_days(settings, usecase, table, first, last, initial)
+    declared = usecase.sources.tables[table]
+    judgement = judge(rows, declared, days, first=initial, until=usecase.local_day(known_until))
+    run = pl.lit(run_id).alias(RUN_ID)
+    quarantine = findings.write_quarantine(settings, usecase, table, judgement.quarantined, days, run)
+    path = settings.table_path(usecase.name, "raw", table)
+    accepted = [day for day in days if judgement.days[day].accepted]
+    rules = _rules(path, declared)
+    for begin, end in spans(accepted):
+        part = judgement.good.filter(pl.col(DAY).is_between(begin, end))
+        replace_days(path, part.with_columns(run), begin, end, rules)
+    return _kept(settings, usecase, table, judgement, accepted, quarantine, run)
+
+
+def ingest_static(settings: Settings, usecase: UseCase, table: str, run_id: str) -> Ingested:
+    """Write a reference table whole, or, when it is bad, not at all. It counts as one day, the first."""
+    first = usecase.first_day(settings)
+    now = data_clock(settings, usecase.clock_start(settings)).now()
+    rows = source_of(settings, usecase, table).read(None, now)
+    declared = usecase.sources.tables[table]
+    judgement = judge(rows.with_columns(pl.lit(first).alias(DAY)), declared, [first])
+    run = pl.lit(run_id).alias(RUN_ID)
+    quarantine = findings.write_quarantine(settings, usecase, table, judgement.quarantined, [first], run)
+    accepted = [day for day in [first] if judgement.days[day].accepted]
+    if accepted:
+        path = settings.table_path(usecase.name, "raw", table)
+        replace_all(path, judgement.good.drop(DAY).with_columns(run), rules=_rules(path, declared))
+    return _kept(settings, usecase, table, judgement, accepted, quarantine, run)
+
+
+def _rules(path: Location, declared: SourceTable) -> Rules | None:
+    """Good rows have the columns that are declared: whatever differs from before was declared anew."""
+    if declared.expects is None or current_version(path) is None:
+        return None
+    return Rules(columns={*declared.expects.all_columns, *(field.name for field in open_table(path).schema().fields)})
+
+
+def _kept(
+    settings: Settings,
+    usecase: UseCase,
+    table: str,
+    judgement: Judgement,
+    accepted: Sequence[date],
+    quarantine: TableReference | None,
+    run: pl.Expr,
+) -> Ingested:
+    """Keep statistics and verdicts of an ingestion, the verdicts last: until then the days stand as they stood."""
+    statistics = day_statistics(judgement.good, accepted)
+    findings.write_statistics(settings, usecase, table, statistics, accepted, run)
+    findings.write_verdicts(settings, usecase, table, list(judgement.days.values()), run)
+    parts = judgement.good.partition_by(DAY, as_dict=True)
+    return Ingested(
+        table=f"{usecase.name}/raw/{table}",
+        version=current_version(settings.table_path(usecase.name, "raw", table)),
+        rows=judgement.good.height,
+        digests={day: content_digest(parts.get((day,), judgement.good.clear())) for day in accepted},
+        judgement=judgement,
+        quarantine=quarantine,
+        drift=_drift(settings, usecase, table, max(judgement.days)),
+    )
+
+
+def _drift(settings: Settings, usecase: UseCase, table: str, last: date) -> DriftVerdict | None:
+    """The days up to `last` against those that the newest training dataset trained on; None where none is declared."""
+    expects = usecase.sources.tables[table].expects
+    if expects is None or expects.drift is None:
+        return None
+    dataset = recordstore.find(settings, (usecase.name, "training", "dataset"), DatasetRecord)
+    if dataset is None:
+        return DriftVerdict("cannot_say", "there is no training dataset to compare with yet", {})
+    statistics = findings.read_statistics(settings, usecase, table)
+    window = pl.col(DAY).is_between(last - expects.drift.window, last, closed="right")
+    reference = pl.col(DAY) < usecase.local_day(dataset.holdout_from)
+    return judge_drift(statistics.filter(reference).collect(), statistics.filter(window).collect(), expects.drift)
+
+
+def content_digest(rows: pl.DataFrame) -> str:
+    """Digest of the rows as they stand; the source's order is part of its contract."""
+    return hashlib.sha256(rows.write_csv().encode()).hexdigest()[:16]

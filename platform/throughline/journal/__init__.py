@@ -1,0 +1,1 @@
+"""Lines on disk between their receipt and a table."""

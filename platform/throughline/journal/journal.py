@@ -1,0 +1,97 @@
+"""Lines on disk that survive the process: append, seal, read, remove.
+
+Owns: the files of one folder, held by one process at a time. Does not own: what a line means, or when it is done with.
+Both ends of the inference log use it: the publisher as its outbox, the collector between receipt and table.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+from throughline.foundation.errors import ThroughlineError
+
+SEGMENT_LINES = 2000
+
+
+class Journal:
+    """Append-only segments in `folder`, oldest first. Thread-safe.
+
+    A segment is open (being appended to) or sealed. Segments found at the start are sealed: what an earlier process
+    left behind. A line is in the operating system's hands when `append` returns, on the disk with `sync`.
+    """
+
+    def __init__(self, folder: Path, segment_lines: int = SEGMENT_LINES) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._segment_lines = segment_lines
+        self._lock = threading.Lock()
+        self._held = (folder / "lock").open("ab")
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._held.close()
+            raise ThroughlineError(
+                f"{folder} is in use by another process: stop it, or use another THROUGHLINE_HOME."
+            ) from error
+        self._sealed = sorted(folder.glob("*.jsonl"))
+        self._number = int(self._sealed[-1].stem) if self._sealed else 0
+        self._open: BinaryIO | None = None
+        self._open_lines = 0
+        self.size = sum(path.stat().st_size for path in self._sealed)
+
+    def append(self, lines: Iterable[bytes], sync: bool = False) -> None:
+        """Add lines (without line ends). Raises `OSError` when the disk refuses; then none may be relied on."""
+        with self._lock:
+            if self._open is None:
+                self._number += 1
+                # Unbuffered: a killed process loses nothing that was appended.
+                self._open = (self._folder / f"{self._number:012d}.jsonl").open("ab", buffering=0)
+            content = b"".join(line + b"\n" for line in lines)
+            start = self._open.tell()
+            try:
+                if self._open.write(content) != len(content):
+                    raise OSError("the disk took only part of the line")
+            except OSError:
+                self._open.truncate(start)
+                raise
+            self.size += len(content)
+            self._open_lines += content.count(b"\n")
+            if sync:
+                os.fsync(self._open.fileno())
+            if self._open_lines >= self._segment_lines:
+                self._seal()
+
+    def sealed(self) -> list[Path]:
+        """Seal what is open, then all sealed segments, oldest first."""
+        with self._lock:
+            self._seal()
+            return list(self._sealed)
+
+    @staticmethod
+    def read(segment: Path) -> list[bytes]:
+        """Lines of a sealed segment; a last line that a crash cut short is left out: nobody was told it is safe."""
+        *lines, _ = segment.read_bytes().split(b"\n")
+        return lines
+
+    def remove(self, segment: Path) -> None:
+        """Forget a sealed segment: everything in it is done with."""
+        with self._lock:
+            self._sealed.remove(segment)
+            self.size -= segment.stat().st_size
+            segment.unlink()
+
+    def close(self) -> None:
+        with self._lock:
+            self._seal()
+            self._held.close()
+
+    def _seal(self) -> None:
+        if self._open is not None:
+            self._sealed.append(Path(self._open.name))
+            self._open.close()
+            self._open, self._open_lines = None, 0

@@ -1,0 +1,1 @@
+"""MLflow as the platform uses it: REST client, runs, artifacts."""

@@ -1,0 +1,51 @@
+"""What the assets of the graph hand to each other: small, typed, stored as JSON.
+
+Owns: the fields of each record, from feature store to endpoint, and their storage (`store.py`). Does not own: who
+writes them. Instants are timezone-aware, in UTC.
+"""
+
+from throughline.records.base import Record
+from throughline.records.deployment import EndpointRecord, Revision
+from throughline.records.evaluation import (
+    Background,
+    BehaviourCheck,
+    EvaluationRecord,
+    GlobalImportance,
+    Interval,
+    Metrics,
+    ReliabilityBin,
+    ServingCost,
+    SliceMetrics,
+)
+from throughline.records.features import FeatureRecord, FeatureStoreRecord, FeatureViewRecord, OnlineStoreRecord
+from throughline.records.governance import GateDecision, HistoryEvent, RuleVerdict
+from throughline.records.monitoring import CalibrationRecord, InferenceLogRecord, OutcomesRecord
+from throughline.records.training import DatasetRecord, ModelOrigin, ModelRecord
+
+__all__ = [
+    "Background",
+    "BehaviourCheck",
+    "CalibrationRecord",
+    "DatasetRecord",
+    "EndpointRecord",
+    "EvaluationRecord",
+    "FeatureRecord",
+    "FeatureStoreRecord",
+    "FeatureViewRecord",
+    "GateDecision",
+    "GlobalImportance",
+    "HistoryEvent",
+    "InferenceLogRecord",
+    "Interval",
+    "Metrics",
+    "ModelOrigin",
+    "ModelRecord",
+    "OnlineStoreRecord",
+    "OutcomesRecord",
+    "Record",
+    "ReliabilityBin",
+    "Revision",
+    "RuleVerdict",
+    "ServingCost",
+    "SliceMetrics",
+]

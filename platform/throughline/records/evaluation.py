@@ -1,0 +1,128 @@
+"""What an evaluation measured."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+
+from pydantic import Field, model_validator
+
+from throughline.records.base import Record
+
+
+class Metrics(Record):
+    """Of a score against labels on the same rows; NaN where it cannot be computed."""
+
+    rows: int
+    log_loss: float
+    auc: float
+    brier: float
+    ece: float
+
+
+class Interval(Record):
+    """Of a number, at the 95 % level; by drawing days with replacement."""
+
+    low: float
+    high: float
+
+
+class SliceMetrics(Record):
+    """A candidate on the held-out rows of which a column has a value; NaN where it cannot be computed."""
+
+    column: str
+    value: str
+    metrics: Metrics
+    base_rate: float
+    mean_score: float
+    log_loss_under_constant: float
+    log_loss_over_champion: float | None = Field(description="None: there is no champion.")
+    over_champion_interval: Interval | None
+    caught: float = Field(description="Share of the positives that get the positive decision.")
+
+    def __str__(self) -> str:
+        return f"{self.column}={self.value}"
+
+
+class BehaviourCheck(Record):
+    """What a declared change of a feature did to scores: `broken` is the share of rows that broke the expectation."""
+
+    name: str
+    rows: int
+    broken: float
+    mean_change: float
+
+
+class ReliabilityBin(Record):
+    """Rows of about the same score: what was said and what came."""
+
+    mean_score: float
+    outcome_rate: float
+    rows: int
+
+
+class ServingCost(Record):
+    """Of one prediction in this process, model alone."""
+
+    latency_p50_ms: float
+    latency_p95_ms: float
+    size_bytes: int
+
+
+class GlobalImportance(Record):
+    """What each feature does to the scores of held-out rows: its mean absolute contribution, in probability."""
+
+    model: str = Field(description="NAME/VERSION")
+    rows: int = Field(description="Over how many rows.")
+    base_value: float = Field(description="Mean score of the background.")
+    features: dict[str, float] = Field(description="Largest first.")
+
+
+class EvaluationRecord(Record):
+    """A candidate against constant, simple rule and, when there is one, champion, all on the rows held out by time."""
+
+    model: str = Field(description="NAME/VERSION")
+    sha256: str
+    dataset_fingerprint: str
+    evaluated_at: datetime
+    holdout_from: datetime
+    holdout_until: datetime
+    base_rate: float = Field(math.nan, description="Of the rows that could be trained on.")
+    candidate: Metrics
+    constant: Metrics
+    champion: Metrics | None
+    champion_model: str | None
+    simple_rule: Metrics | None = None
+    days: int = Field(0, description="Local days that the held-out rows lie on.")
+    intervals: dict[str, dict[str, Interval]] = Field(
+        default_factory=dict,
+        description="Of whom -> metric, and `over_champion`: candidate minus champion, paired by day. Some may lack.",
+    )
+    reliability: dict[str, list[ReliabilityBin]] = Field(default_factory=dict, description="Candidate and champion.")
+    training: Metrics | None = Field(None, description="Of the candidate on rows that it could be trained on.")
+    slices: list[SliceMetrics] = Field(default_factory=list)
+    disparity: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="Protected column -> kind -> largest difference."
+    )
+    behaviour: list[BehaviourCheck] = Field(default_factory=list)
+    missing: dict[str, float] = Field(
+        default_factory=dict, description="Feature view -> rise of log loss when all of it is missing."
+    )
+    outside_domain: float = Field(math.nan, description="Share of rows with a value the model was not trained on.")
+    cost: ServingCost | None = None
+    importance: GlobalImportance | None = None
+
+
+class Background(Record):
+    """Rows that an explanation compares with, for one model file: feature -> a value per row, None where missing."""
+
+    sha256: str
+    numeric: dict[str, list[float | None]]
+    categorical: dict[str, list[str | None]]
+
+    @model_validator(mode="after")
+    def _as_many_of_each(self) -> Background:
+        counts = {len(values) for values in (*self.numeric.values(), *self.categorical.values())}
+        if len(counts) != 1 or not 1 <= max(counts) <= 1000:
+            raise ValueError("must have the same number of values for each feature, 1 to 1000")
+        return self

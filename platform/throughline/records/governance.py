@@ -1,0 +1,59 @@
+"""Decisions about model versions, and the events of their history."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from throughline.records.base import Record
+
+
+class RuleVerdict(Record):
+    """One rule of a gate; `cannot_say` counts as a failure."""
+
+    rule: str
+    verdict: Literal["pass", "fail", "cannot_say"]
+    value: float | None
+    bound: str
+    where: str = Field("", description="Which of several the number is of: a slice, a check, a column.")
+
+    def __str__(self) -> str:
+        number = "" if self.value is None or math.isnan(self.value) else f"{self.value:.4f}"
+        told = ", ".join(part for part in (number, self.where, self.bound) if part)
+        return f"{self.rule} {self.verdict.replace('_', ' ')} ({told})"
+
+
+class GateDecision(Record):
+    """The decision to release one model version, with its reasons. `wait`: only somebody's approval is missing."""
+
+    model: str
+    sha256: str
+    decision: Literal["release", "wait", "reject"]
+    decided_at: datetime
+    rules: list[RuleVerdict]
+    compared_with: str | None = Field(None, description="The champion of the evaluation; None: there was none.")
+
+    @property
+    def reasons(self) -> str:
+        return "; ".join(str(rule) for rule in self.rules)
+
+    @property
+    def failures(self) -> str:
+        """The rules that did not pass, as one line."""
+        return "; ".join(str(rule) for rule in self.rules if rule.verdict != "pass")
+
+
+class HistoryEvent(Record):
+    """Something done to a model version by somebody: never changed, never removed. `at` is the wall clock's."""
+
+    id: str = Field(description="The same event told twice has the same one.")
+    at: datetime
+    actor: str = Field(description="Who did it: a user's name, or `graph` for the platform itself.")
+    action: Literal["registered", "decided", "approved", "champion", "withdrawn", "refused", "note"]
+    target: str = Field(description="NAME/VERSION, or NAME for what concerns no version alone.")
+    old: str | None = None
+    new: str | None = None
+    reason: str = ""

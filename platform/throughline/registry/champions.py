@@ -1,0 +1,62 @@
+"""Who is champion by the history of a model: pure.
+
+Owns: the order of champions as the history's events give it, and the version that a rollback returns to. Does not own:
+serving a version or moving the alias (`rollout/promotion.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from throughline.records import HistoryEvent
+
+
+@dataclass(frozen=True)
+class Line:
+    """The champions (NAME/VERSION) in the order they last became one, without those rolled back from since.
+
+    `told`: whom the newest event about a champion names, also when that one was rolled back from.
+    """
+
+    champions: tuple[str, ...] = ()
+    withdrawn: frozenset[str] = frozenset()
+    told: str | None = None
+
+    @property
+    def champion(self) -> str | None:
+        return self.champions[-1] if self.champions else None
+
+    @property
+    def former(self) -> frozenset[str]:
+        """Whom people or a better candidate replaced: only people bring them back."""
+        return self.withdrawn.union(self.champions[:-1])
+
+
+def line_of(history: Iterable[HistoryEvent]) -> Line:
+    """From events, oldest first. Who becomes champion again after a rollback stands in the line again."""
+    champions: list[str] = []
+    withdrawn: set[str] = set()
+    told = None
+    for event in history:
+        if event.action == "champion" and event.new:
+            told = event.new
+            withdrawn.discard(told)
+            champions = [*(one for one in champions if one != told), told]
+        elif event.action == "withdrawn":
+            withdrawn.add(event.target)
+            champions = [one for one in champions if one != event.target]
+    return Line(tuple(champions), frozenset(withdrawn), told)
+
+
+def rollback_target(line: Line, serving: str | None, alias: str | None) -> str | None:
+    """To whom a rollback returns: the champion before the current one, or None when there is none.
+
+    Versions rolled back from are not in the line: a second rollback goes one further back, and none goes forth again.
+    When something was left undone (of a rollback: who serves or has the alias was withdrawn; of a promotion: who serves
+    is not the champion) it is the champion by the history.
+    """
+    unfinished = bool({serving, alias} & line.withdrawn) or serving != line.champion
+    if unfinished:
+        return line.champion
+    return line.champions[-2] if len(line.champions) > 1 else None

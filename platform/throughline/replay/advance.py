@@ -1,0 +1,124 @@
+"""Living through recorded days: the data clock moves, deliveries come, predictions are asked for, sensors decide.
+
+Owns: the order of events within a replayed day. Does not own: any decision; those are the graph's and its sensors'.
+
+A day's deliveries and features are brought in one run before the day is lived through hour by hour, because a run per
+hour would cost more than the day. Nothing looks ahead all the same: every reader filters by knowledge time, and the
+online store is given each hour's ticks only when the data clock gets there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+
+from throughline.featurestore.materialise import materialise
+from throughline.foundation import tags
+from throughline.foundation.clock import ReplayClock, data_clock
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
+from throughline.graph.client import Graph, RunOutcome
+from throughline.records import CalibrationRecord, OutcomesRecord
+from throughline.records import store as recordstore
+from throughline.rollout.endpoint import as_instances, predict, requests_between
+from throughline.usecase import UseCase
+
+HOUR = timedelta(hours=1)
+SENSOR_DEADLINE_S = 120
+
+
+@dataclass(frozen=True)
+class ReplayedDay:
+    """What one day brought."""
+
+    day: date
+    predictions: int
+    outcomes: OutcomesRecord
+    calibration: CalibrationRecord
+    retraining: str | None
+    retraining_status: str | None
+    seconds: float
+
+
+def advance_day(
+    settings: Settings, usecase: UseCase, graph: Graph, follow: Callable[[str], RunOutcome], say: Callable[[str], None]
+) -> ReplayedDay:
+    """Move the data clock by one local day. Interrupted, it goes on within the day when called again.
+
+    `follow` waits for a run by its id; `say` is told what goes on. Raises when the day cannot be brought.
+    """
+    started = time.monotonic()
+    clock = data_clock(settings, usecase.clock_start(settings))
+    if not isinstance(clock, ReplayClock):
+        raise ThroughlineError("This home's data clock is the wall clock, which nobody advances.")
+    day = usecase.local_day(clock.now())
+    if day >= usecase.replay.end:
+        raise ThroughlineError(f"The recording of {usecase.name} ends before {day}: there is nothing to advance to.")
+    end = usecase.day_start(day + timedelta(days=1))
+    clock.advance_to(clock.now())
+
+    say(f"{day}: bringing the day's data")
+    key = day.isoformat()
+    ingest = graph.launch(job=f"{usecase.name}_ingest", partitions=(key, key), tags={tags.AS_OF: end.isoformat()})
+    _must(follow(ingest), f"the data of {day}")
+
+    predictions = _live_through(settings, usecase, clock, end, say)
+
+    monitor = graph.launch(job=f"{usecase.name}_monitor")
+    _must(follow(monitor), f"the monitoring of {day}")
+    outcomes = recordstore.load(settings, (usecase.name, "monitoring", "outcomes"), OutcomesRecord)
+    calibration = recordstore.load(settings, (usecase.name, "monitoring", "calibration"), CalibrationRecord)
+
+    _wait_for_sensor(graph, f"{usecase.name}_drift", monitor)
+    asked = graph.runs({tags.RETRAIN: usecase.name, tags.CLOCK: calibration.window_until.isoformat()}, limit=1)
+    status = None
+    if asked:
+        say(f"{day}: retraining, {asked[0]['tags'][tags.CAUSE]}")
+        status = follow(asked[0]["run_id"]).status
+    return ReplayedDay(
+        day=day,
+        predictions=predictions,
+        outcomes=outcomes,
+        calibration=calibration,
+        retraining=asked[0]["tags"][tags.CAUSE] if asked else None,
+        retraining_status=status,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _live_through(
+    settings: Settings, usecase: UseCase, clock: ReplayClock, end: datetime, say: Callable[[str], None]
+) -> int:
+    """Hour by hour to `end`: ticks go online, then every request due within the hour is sent. Returns how many."""
+    asked = 0
+    while (now := clock.now()) < end:
+        hour_end = min(now.replace(minute=0, second=0, microsecond=0) + HOUR, end)
+        # two hours of overlap: a tick that an interrupted hour left out is picked up by the next
+        materialise(settings, usecase, now - 2 * HOUR, now)
+        due = requests_between(settings, usecase, now, hour_end)
+        if due.height:
+            predict(settings, usecase, as_instances(usecase, due))
+            asked += due.height
+        clock.advance_to(hour_end)
+    say(f"{usecase.local_day(end - HOUR)}: {asked} predictions")
+    return asked
+
+
+def _must(outcome: RunOutcome, what: str) -> None:
+    if not outcome.succeeded:
+        cause = outcome.errors[0] if outcome.errors else f"its run ended as {outcome.status}"
+        raise ThroughlineError(f"Could not bring {what}: {cause}. Call `throughline advance` again to go on.")
+
+
+def _wait_for_sensor(graph: Graph, sensor: str, run_id: str) -> None:
+    """Until the sensor has judged what that run materialised."""
+    deadline = time.monotonic() + SENSOR_DEADLINE_S
+    while graph.sensor_cursor(sensor) != run_id:
+        if time.monotonic() > deadline:
+            raise ThroughlineError(
+                f"The sensor {sensor} did not look within {SENSOR_DEADLINE_S} s: is the Dagster daemon running "
+                "(`throughline status`), and the sensor switched on?"
+            )
+        time.sleep(0.5)

@@ -1,0 +1,1 @@
+"""Which versions of tables and models stay, and removing the others."""

@@ -1,0 +1,28 @@
+"""Removing what past runs left on disk: dbt's targets, the output that Dagster captured."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from throughline.foundation.settings import Settings
+
+
+def remove_old_runs(settings: Settings, retention: timedelta, now: datetime) -> int:
+    """Remove what runs left behind for people to look at: dbt's targets, the output that Dagster captured."""
+    removed = 0
+    for place in (settings.dbt_home / "runs", settings.dagster_home / "storage"):
+        for folder in place.iterdir() if place.is_dir() else ():
+            age = now - datetime.fromtimestamp(folder.stat().st_mtime, UTC)
+            if folder.is_dir() and _is_run(folder.name) and age > retention:
+                shutil.rmtree(folder)
+                removed += 1
+    return removed
+
+
+def _is_run(name: str) -> bool:
+    try:
+        return str(UUID(name)) == name
+    except ValueError:
+        return False

@@ -1,0 +1,90 @@
+"""A caller of the model server: examples from the schedule, predictions and explanations over REST V1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import httpx
+import polars as pl
+
+from throughline.evaluation.explain import AT_ONCE
+from throughline.featurestore.spine import as_known
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.security.tokens import auth_headers
+from throughline.foundation.settings import Settings
+from throughline.lakehouse.table import pin, read
+from throughline.usecase import UseCase
+
+BATCH = 500
+
+
+def example_request(settings: Settings, usecase: UseCase, now: datetime) -> dict[str, Any]:
+    """The first row of the spine that can be predicted at `now` (UTC) with the declared lead. A real one."""
+    due = requests_between(settings, usecase, now, None)
+    if due.is_empty():
+        raise ThroughlineError(
+            f"Nothing of {usecase.name} is known to happen after {now.isoformat()} plus {usecase.prediction.lead}: "
+            "bring newer data (`throughline advance`)."
+        )
+    return as_instances(usecase, due.head(1))[0]
+
+
+def requests_between(settings: Settings, usecase: UseCase, start: datetime, end: datetime | None) -> pl.DataFrame:
+    """Request fields of the spine rows whose prediction time lies in [start, end) (UTC), in that order."""
+    rows = read(settings, pin(settings, f"{usecase.name}/features/{usecase.features.spine}"))
+    due = rows.filter(pl.col("prediction_time") >= start)
+    if end is not None:
+        due = due.filter(pl.col("prediction_time") < end)
+    return (
+        as_known(usecase, due)
+        .sort("prediction_time", *usecase.prediction.key)
+        .select("prediction_time", *usecase.request)
+        .collect()
+    )
+
+
+def as_instances(usecase: UseCase, rows: pl.DataFrame) -> list[dict[str, Any]]:
+    """Rows as the instances of a request: plain JSON, instants in ISO 8601."""
+    return [
+        {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}
+        for row in rows.select(list(usecase.request)).to_dicts()
+    ]
+
+
+def predict(settings: Settings, usecase: UseCase, instances: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Predictions of the live endpoint, in order. Raises one line that repeats the server's own refusal."""
+    return _ask(settings, usecase, "predict", instances, BATCH)
+
+
+def explain(settings: Settings, usecase: UseCase, instances: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the live endpoint would predict and why, in order; nothing is logged. Raises as `predict` does."""
+    return _ask(settings, usecase, "explain", instances, AT_ONCE)
+
+
+def _ask(
+    settings: Settings, usecase: UseCase, verb: str, instances: Sequence[dict[str, Any]], batch: int
+) -> list[dict[str, Any]]:
+    url = f"{settings.url('model_http')}/v1/models/{usecase.name}:{verb}"
+    predictions: list[dict[str, Any]] = []
+    with httpx.Client(headers=auth_headers(settings), timeout=60) as client:
+        for first in range(0, len(instances), batch):
+            try:
+                answer = client.post(url, json={"instances": list(instances[first : first + batch])})
+            except httpx.HTTPError as error:
+                raise ThroughlineError(
+                    f"The model server at {settings.url('model_http')} does not answer ({error}): "
+                    "see `throughline status`, start it with `throughline up`."
+                ) from error
+            if answer.is_error:
+                raise ThroughlineError(f"The model server refused the request: {_words(answer)}")
+            predictions += answer.json()["predictions"]
+    return predictions
+
+
+def _words(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {answer.status_code}"

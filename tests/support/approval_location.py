@@ -1,0 +1,40 @@
+"""A code location for a Dagster webserver: the rooms that judge and serve, of a use case that people release.
+
+What comes before them is not here; its records are where the test puts them.
+"""
+
+from __future__ import annotations
+
+import getpass
+
+from dagster import AssetSpec, Definitions, definitions, in_process_executor
+
+from assets.deployment import deployment_assets
+from assets.evaluation import evaluation_assets
+from assets.resources import resources
+from throughline.foundation.settings import load_settings
+from throughline.usecase import Bound, UseCase, get_usecase
+
+BEFORE = [("training", "dataset"), ("training", "model"), ("features", "online_store")]
+
+
+def released_by_people() -> UseCase:
+    """Whoever runs the tests may approve what others submitted; of the gate's rules one is left."""
+    declared = get_usecase("flight_delay")
+    manual = declared.release.model_copy(update={"policy": "manual", "submitter_may_approve": False})
+    gate = {"auc": Bound(at_least=0.72, below=0.8)}
+    return declared.model_copy(update={"release": manual, "approvers": [getpass.getuser()], "gate": gate})
+
+
+@definitions
+def location() -> Definitions:
+    usecase = released_by_people()
+    return Definitions.merge(
+        evaluation_assets(usecase),
+        deployment_assets(usecase),
+        Definitions(
+            assets=[AssetSpec([usecase.name, *key]) for key in BEFORE],
+            resources=resources(load_settings()),
+            executor=in_process_executor,
+        ),
+    )

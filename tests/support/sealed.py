@@ -1,0 +1,34 @@
+"""A folder with a model.onnx made what a registration would leave, without a registry."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from throughline.foundation.settings import Settings
+from throughline.models import provenance
+from throughline.models.provenance import Provenance
+from throughline.models.served_model import sha256_of
+from throughline.records import ModelRecord
+
+
+def seal_model(
+    settings: Settings, folder: Path, version: int = 1, name: str = "flight_delay", **said: Any
+) -> ModelRecord:
+    """Sign what is in the folder; the record that goes with it. `said`: of the rows and the training."""
+    statement = Provenance(
+        name=name,
+        sha256=sha256_of(folder / "model.onnx"),
+        **{
+            "run_id": "r",
+            "dataset_fingerprint": "f",
+            "trained_until": datetime(2013, 3, 17, tzinfo=UTC),
+            "trainer": "t",
+            "parameters": {},
+            "tags": {},
+            **said,
+        },
+    )
+    provenance.seal(settings, folder, statement)
+    return ModelRecord(version=version, uri=str(folder), **statement.model_dump(exclude={"tags"}))

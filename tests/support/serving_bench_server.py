@@ -1,0 +1,111 @@
+"""A model server with everything real but the feature store: an in-memory fake answers in its place.
+
+Run as a script it serves the home of the environment; imported, it gives what a test needs to fill such a home.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+
+from tests.support.sealed import seal_model
+from throughline.featurestore.online import FeatureRead
+from throughline.foundation.settings import Settings, load_settings
+from throughline.records import Revision
+from throughline.rollout.revision import revision_of, write_revision
+from throughline.usecase import load_usecases
+
+USECASE = "flight_delay"
+KNOWN_AIRCRAFT = {"N318JB", "N14228"}
+SEEN_AT = datetime(2013, 3, 31, 12, tzinfo=UTC)
+
+
+class FakeFeatureReader:
+    """Stands in for the online store: one stored feature per view, unknown aircraft have none."""
+
+    def __init__(self, *_: object) -> None:
+        self.reloads = 0
+
+    def reload(self) -> None:
+        self.reloads += 1
+
+    def read(self, requests: pl.DataFrame) -> FeatureRead:
+        aircraft = requests["tailnum"].to_list()
+        known = [tailnum in KNOWN_AIRCRAFT for tailnum in aircraft]
+        values = requests.with_columns(
+            departure_hour=pl.col("scheduled_departure").dt.hour().cast(pl.Float64),
+            aircraft_flights=pl.Series([3.0 if yes else None for yes in known], dtype=pl.Float64),
+        )
+        return FeatureRead(
+            values,
+            {"aircraft_day": [SEEN_AT if yes else None for yes in known], "origin_hour": [SEEN_AT] * len(known)},
+            [[] if yes else ["aircraft"] for yes in known],
+        )
+
+
+def model_bytes(bias: float = 0.0) -> bytes:
+    """sigmoid of the standardised numbers and a carrier's code, as the trainers' ONNX files are made."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    from throughline.models.onnx_graph import compose, learn_preprocessing
+
+    rows = pl.DataFrame(
+        {
+            "departure_hour": [5.0, 12.0, 23.0],
+            "aircraft_flights": [1.0, None, 5.0],
+            "carrier": ["B6", "UA", "DL"],
+        }
+    )
+    preprocessing = learn_preprocessing(rows, ["departure_hour", "aircraft_flights"], ["carrier"])
+    core = helper.make_model(
+        helper.make_graph(
+            [
+                helper.make_node("MatMul", ["numbers", "w"], ["sum"]),
+                helper.make_node("Cast", ["codes"], ["c"], to=TensorProto.FLOAT),
+                helper.make_node("Mul", ["c", "k"], ["k_c"]),
+                helper.make_node("Add", ["sum", "k_c"], ["logit0"]),
+                helper.make_node("Add", ["logit0", "b"], ["logit"]),
+                helper.make_node("Sigmoid", ["logit"], ["p"]),
+            ],
+            "core",
+            [
+                helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["rows", preprocessing.width]),
+                helper.make_tensor_value_info("codes", TensorProto.INT64, ["rows", 1]),
+            ],
+            [helper.make_tensor_value_info("p", TensorProto.FLOAT, ["rows", 1])],
+            [
+                numpy_helper.from_array(np.full((preprocessing.width, 1), 0.3, np.float32), "w"),
+                numpy_helper.from_array(np.float32([0.1]), "k"),
+                numpy_helper.from_array(np.float32([bias]), "b"),
+            ],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    return compose(preprocessing, core).SerializeToString()
+
+
+def put_revision(settings: Settings, version: int = 1, bias: float = 0.0, **changes: object) -> Revision:
+    """Model file and revision.json where the server looks for them."""
+    folder = settings.serving_home / USECASE
+    (folder / str(version)).mkdir(parents=True, exist_ok=True)
+    (folder / f"{version}/model.onnx").write_bytes(model_bytes(bias))
+    model = seal_model(settings, folder / str(version), version, USECASE)
+    deployed_at = datetime.now(UTC) - timedelta(minutes=version)
+    revision = revision_of(USECASE, model, deployed_at).model_copy(update=changes)
+    write_revision(folder, revision)
+    return revision
+
+
+def main(home: Path | None = None) -> None:
+    from serving.server import Server
+
+    Server(load_settings(**({"home": home} if home else {})), load_usecases(), FakeFeatureReader).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
