@@ -13,7 +13,7 @@ from throughline.foundation.clock import data_clock
 from throughline.foundation.settings import Settings
 from throughline.launch import LAUNCHERS, Launcher
 from throughline.records import Record
-from throughline.records import store as recordstore
+from throughline.records.store import load_record, save_record
 from throughline.usecase import UseCase
 
 # By the name that a declaration gives them.
@@ -27,10 +27,10 @@ class RecordIOManager(IOManager):
         self._settings = settings
 
     def handle_output(self, context: OutputContext, obj: Record) -> None:
-        recordstore.save(self._settings, tuple(context.asset_key.path), obj)
+        save_record(self._settings, tuple(context.asset_key.path), obj)
 
     def load_input(self, context: InputContext) -> Record:
-        return recordstore.load(self._settings, tuple(context.asset_key.path), context.dagster_type.typing_type)
+        return load_record(self._settings, tuple(context.asset_key.path), context.dagster_type.typing_type)
 
 
 def resources(settings: Settings) -> Mapping[str, Any]:

@@ -33,7 +33,7 @@ from throughline.lakehouse.table import scan
 from throughline.models.metrics import metrics_of
 from throughline.models.served_model import ServedModel
 from throughline.records import DatasetRecord
-from throughline.records import store as recordstore
+from throughline.records.store import load_record
 from throughline.usecase import UseCase, get_usecase
 
 MEAN = "mean"
@@ -112,7 +112,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     asked = parser.parse_args()
     settings, usecase = load_settings(), get_usecase(asked.usecase)
-    dataset = recordstore.load(settings, (usecase.name, "training", "dataset"), DatasetRecord)
+    dataset = load_record(settings, (usecase.name, "training", "dataset"), DatasetRecord)
     until = asked.until or usecase.replay.end
     if dataset.as_of < usecase.day_start(until):
         raise ThroughlineError(

@@ -22,7 +22,7 @@ from throughline.foundation.settings import PROJECT_ROOT, Settings
 from throughline.graph.client import Graph, RunOutcome
 from throughline.mlflow.tracking import client_of, tracked_run
 from throughline.records import DatasetRecord, EvaluationRecord, GateDecision, Metrics, ModelRecord, OnlineStoreRecord
-from throughline.records import store as recordstore
+from throughline.records.store import load_record, save_record
 from throughline.registry import versions as models
 from throughline.registry.history import events
 
@@ -86,7 +86,7 @@ def candidate(settings: Settings, tmp_path: Path) -> ModelRecord:
         ("features", "online_store"): OnlineStoreRecord(usecase=NAME, until=HELD_OUT, sources=[]),
     }
     for key, record in kept.items():
-        recordstore.save(settings, (NAME, *key), record)
+        save_record(settings, (NAME, *key), record)
     return model
 
 
@@ -112,7 +112,7 @@ def approve(monkeypatch: pytest.MonkeyPatch, settings: Settings, reference: str,
 
 def test_a_version_waits_for_its_approval_and_then_serves(settings, candidate, monkeypatch, capsys):
     assert materialise(settings, GATE, ENDPOINT).succeeded
-    waiting = recordstore.load(settings, GATE, GateDecision)
+    waiting = load_record(settings, GATE, GateDecision)
     assert (waiting.decision, waiting.failures.partition(" ")[0]) == ("wait", "approval")
     assert serving(settings) == []
 
@@ -120,7 +120,7 @@ def test_a_version_waits_for_its_approval_and_then_serves(settings, candidate, m
     told = json.loads(capsys.readouterr().out)
     assert (told["approved_by"], told["endpoint"]["model"]) == (ME, candidate.reference)
     assert serving(settings) == [candidate.reference]
-    assert recordstore.load(settings, GATE, GateDecision).decision == "release"
+    assert load_record(settings, GATE, GateDecision).decision == "release"
     assert models.champion(settings, NAME) == candidate
 
     history = [(event.action, event.actor) for event in events(settings, NAME)]

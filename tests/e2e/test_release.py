@@ -20,7 +20,7 @@ from throughline.foundation.security.principal import GRAPH, Identity
 from throughline.foundation.settings import PROJECT_ROOT, Settings
 from throughline.mlflow.tracking import client_of, tracked_run
 from throughline.records import EndpointRecord, GateDecision, ModelRecord, RuleVerdict
-from throughline.records import store as recordstore
+from throughline.records.store import load_record, save_record
 from throughline.registry import decisions
 from throughline.registry import versions as models
 from throughline.registry.champions import line_of
@@ -92,7 +92,7 @@ def decide(settings: Settings, model: ModelRecord, over: str | None, word: str =
 def everywhere(settings: Settings) -> set[str]:
     """Who is champion by each of those who say so."""
     (serving,) = httpx.get(f"{settings.url('model_http')}/v1/throughline/revisions").json()
-    endpoint = recordstore.load(settings, (USECASE, "deployment", "endpoint"), EndpointRecord)
+    endpoint = load_record(settings, (USECASE, "deployment", "endpoint"), EndpointRecord)
     line = line_of(events(settings, USECASE))
     alias = models.champion(settings, USECASE)
     return {f"{USECASE}/{serving['version']}", endpoint.model, line.champion, line.told, alias.reference}
@@ -233,7 +233,7 @@ def breaking(monkeypatch: pytest.MonkeyPatch, step: int, when: str) -> None:
 
     monkeypatch.setattr(promotion, "tell", wrapped(tell))
     monkeypatch.setattr(promotion, "serve", wrapped(promotion.serve))
-    monkeypatch.setattr(recordstore, "save", wrapped(recordstore.save))
+    monkeypatch.setattr(promotion, "save_record", wrapped(save_record))
     monkeypatch.setattr(models, "set_champion", wrapped(models.set_champion))
 
 
@@ -316,7 +316,7 @@ def test_the_commands_say_who_serves_and_the_history_who_did_it(settings, three,
 def test_approving_what_is_not_the_candidate_or_does_not_wait_is_refused(settings, three, monkeypatch, capsys):
     assert run(monkeypatch, settings, "approve", V3, "--reason", "x") == 1
     assert "is not the candidate" in capsys.readouterr().err
-    recordstore.save(settings, (USECASE, "training", "model"), three[3])
+    save_record(settings, (USECASE, "training", "model"), three[3])
     assert run(monkeypatch, settings, "approve", V3, "--reason", "x") == 1
     assert "nothing to approve" in capsys.readouterr().err
     assert events(settings, USECASE, action="approved") == []
@@ -331,7 +331,7 @@ def test_an_approval_stands_though_the_graph_does_not_answer(settings, usecase, 
         monkeypatch.setattr("throughline.cli.govern.get_usecase", lambda name, changed=changed: changed)
         new = register(settings, tmp_path, bias=0.9)
         decide(settings, new, V3, "wait")
-        recordstore.save(settings, (USECASE, "training", "model"), new)
+        save_record(settings, (USECASE, "training", "model"), new)
         assert run(monkeypatch, settings, "approve", new.reference, "--reason", "numbers seen", "--json") == bool(said)
         out, err = capsys.readouterr()
         if said:

@@ -20,7 +20,7 @@ from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import pin, read
 from throughline.records import DatasetRecord
-from throughline.records import store as recordstore
+from throughline.records.store import save_record
 from throughline.usecase import UseCase, get_usecase
 from throughline.validation.findings import read_statistics, refused_days, require_good_days
 
@@ -272,7 +272,7 @@ def test_a_drift_warns_and_stops_nothing(
     assert checks(before)["distribution"].description == (
         "cannot say: there is no training dataset to compare with yet"
     )
-    recordstore.save(settings, ("flight_delay", "training", "dataset"), dataset(usecase, trained_until=newest[0]))
+    save_record(settings, ("flight_delay", "training", "dataset"), dataset(usecase, trained_until=newest[0]))
     # the instrument was changed for one that counts in kilometres
     monkeypatch.setattr(
         sources,

@@ -23,7 +23,7 @@ from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings, load_settings
 from throughline.lakehouse.table import replace_all
 from throughline.records import FeatureRecord, FeatureStoreRecord, FeatureViewRecord
-from throughline.records import store as recordstore
+from throughline.records.store import load_record, save_record
 from throughline.usecase import UseCase, get_usecase
 
 LINEAGE, SCHEMA = "dagster/column_lineage", "dagster/column_schema"
@@ -155,7 +155,7 @@ def test_the_profile_leaves_a_page_per_table_and_tells_the_catalogue(settings: S
         spine=tables[1],
         views=[view],
     )
-    recordstore.save(settings, ("flight_delay", "features", "feature_store"), record)
+    save_record(settings, ("flight_delay", "features", "feature_store"), record)
     done = materialize(
         [
             *catalogue_assets.catalogue_assets(usecase).assets,
@@ -199,7 +199,7 @@ def test_registering_tells_what_is_registered_and_warns_of_a_deprecated_feature_
     (registering,) = [each for each in feature_assets(usecase, home).assets if len(each.keys) == 1]
     resources = {"settings": home, "io_manager": RecordIOManager(home)}
     done = materialize([registering], resources=resources)
-    record = recordstore.load(home, ("flight_delay", "features", "feature_store"), FeatureStoreRecord)
+    record = load_record(home, ("flight_delay", "features", "feature_store"), FeatureStoreRecord)
     (weather,) = [view for view in record.views if view.name == "weather_ticks"]
     (temp,) = [one for one in weather.features if one.name == "weather_temp"]
     assert (temp.description, temp.tags["unit"]) == (said, unit)

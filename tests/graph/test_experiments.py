@@ -15,7 +15,7 @@ from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import replace_all, scan
 from throughline.records import FeatureStoreRecord
-from throughline.records import store as recordstore
+from throughline.records.store import save_record
 from throughline.usecase import get_usecase
 
 
@@ -28,7 +28,7 @@ def test_rows_that_the_declared_evaluation_cannot_judge_are_not_trained_on(setti
     store = FeatureStoreRecord(
         usecase=usecase.name, as_of=START, sources=[], spine=TableReference(table="none", version=0), views=[]
     )
-    recordstore.save(settings, (usecase.name, "features", "feature_store"), store)
+    save_record(settings, (usecase.name, "features", "feature_store"), store)
     asked = {"trainer": "lightgbm", "table": f"{usecase.name}/training/dataset@{version}"}
     result = materialize(
         [*experiments(usecase).assets, AssetSpec([usecase.name, "features", "feature_store"])],

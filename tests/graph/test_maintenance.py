@@ -15,7 +15,7 @@ from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import current_version, history, replace_days, scan
 from throughline.records import InferenceLogRecord
-from throughline.records import store as recordstore
+from throughline.records.store import save_record
 
 TABLE, DAY = "u/monitoring/inference_log", date(2013, 1, 1)
 
@@ -48,7 +48,7 @@ def test_it_runs_every_night() -> None:
 
 def test_small_files_are_compacted_and_the_pinned_version_stays(tables: Settings) -> None:
     log = InferenceLogRecord(table=TableReference(table=TABLE, version=1), received=2, written=2, lost=0)
-    recordstore.save(tables, ("u", "monitoring", "inference_log"), log)
+    save_record(tables, ("u", "monitoring", "inference_log"), log)
     assert run(tables).success
     assert history(tables.lakehouse / TABLE)[0].operation == "OPTIMIZE"
     assert scan(tables.lakehouse / TABLE, 1).collect().height == 2
@@ -95,7 +95,7 @@ def test_a_table_that_cannot_be_maintained_makes_the_run_red_and_the_others_are_
     rows = pl.DataFrame({"day": [DAY], "value": [0]})
     replace_days(tables.lakehouse / "u/raw/t", rows, DAY, DAY)
     log = InferenceLogRecord(table=TableReference(table="u/raw/t", version=7), received=2, written=2, lost=0)
-    recordstore.save(tables, ("u", "monitoring", "inference_log"), log)
+    save_record(tables, ("u", "monitoring", "inference_log"), log)
     result = run(tables)
     assert not result.success
     (failure,) = result.get_step_failure_events()

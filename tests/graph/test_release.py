@@ -15,7 +15,7 @@ from assets.resources import RecordIOManager
 from throughline.foundation.security.principal import GRAPH, whoami
 from throughline.foundation.settings import Settings
 from throughline.records import EvaluationRecord, GateDecision, Metrics, ModelRecord, OnlineStoreRecord, RuleVerdict
-from throughline.records import store as recordstore
+from throughline.records.store import find_record, load_record, save_record
 from throughline.registry import decisions
 from throughline.registry.history import event_of, events, tell
 from throughline.usecase import Bound, UseCase, get_usecase
@@ -79,7 +79,7 @@ def keep(settings: Settings, usecase: UseCase, **records: Any) -> None:
         "online_store": ("features", "online_store"),
     }
     for name, record in records.items():
-        recordstore.save(settings, (usecase.name, *places[name]), record)
+        save_record(settings, (usecase.name, *places[name]), record)
 
 
 def error_of(result: ExecuteInProcessResult) -> str:
@@ -99,7 +99,7 @@ def test_a_rejected_candidate_leaves_the_endpoint_as_it_is(settings: Settings, u
     keep(settings, usecase, model=model(), evaluation=evaluation(model(), too_good), online_store=ONLINE)
     result = launch(settings, usecase, ("evaluation", "gate"), ("deployment", "endpoint"))
     assert result.success
-    gate = recordstore.load(settings, (usecase.name, "evaluation", "gate"), GateDecision)
+    gate = load_record(settings, (usecase.name, "evaluation", "gate"), GateDecision)
     assert gate.decision == "reject"
     assert "auc fail (0.8500" in gate.reasons
     assert not result.asset_materializations_for_node("flight_delay__deployment__endpoint")
@@ -138,7 +138,7 @@ def test_an_evaluation_of_another_version_is_no_reason_to_release(settings: Sett
     keep(settings, usecase, model=model(2), evaluation=evaluation(model(1)), online_store=ONLINE)
     result = launch(settings, usecase, ("evaluation", "gate"))
     assert result.success
-    gate = recordstore.load(settings, (usecase.name, "evaluation", "gate"), GateDecision)
+    gate = load_record(settings, (usecase.name, "evaluation", "gate"), GateDecision)
     assert gate.decision == "reject"
 
 
@@ -147,7 +147,7 @@ def test_an_evaluation_that_crashes_releases_nothing(settings: Settings, usecase
     rooms = [("evaluation", "evaluation"), ("evaluation", "gate"), ("deployment", "endpoint")]
     result = launch(settings, usecase, *rooms)
     assert not result.success
-    assert recordstore.find(settings, (usecase.name, "evaluation", "gate"), GateDecision) is None
+    assert find_record(settings, (usecase.name, "evaluation", "gate"), GateDecision) is None
     assert events(settings, usecase.name) == []
     assert not settings.serving_home.exists()
 
@@ -169,7 +169,7 @@ def candidate(version: int = 1) -> ModelRecord:
 
 def judge(settings: Settings, usecase: UseCase) -> GateDecision:
     assert launch(settings, usecase, ("evaluation", "gate")).success
-    return recordstore.load(settings, (usecase.name, "evaluation", "gate"), GateDecision)
+    return load_record(settings, (usecase.name, "evaluation", "gate"), GateDecision)
 
 
 def test_a_decision_stands_in_the_history_once_as_the_graph_hands_it_on(settings: Settings, usecase: UseCase) -> None:
@@ -232,7 +232,7 @@ def test_under_the_manual_policy_a_good_candidate_waits_and_serves_nothing(
     assert result.success
     assert not result.asset_materializations_for_node("flight_delay__deployment__endpoint")
     assert not settings.serving_home.exists()
-    waiting = recordstore.load(settings, (usecase.name, "evaluation", "gate"), GateDecision)
+    waiting = load_record(settings, (usecase.name, "evaluation", "gate"), GateDecision)
     assert waiting.decision == "wait"
     assert "throughline approve flight_delay/1 --reason" in waiting.failures
 

@@ -31,7 +31,7 @@ from throughline.records import (
     GateDecision,
     RuleVerdict,
 )
-from throughline.records import store as recordstore
+from throughline.records.store import save_record
 from throughline.registry import history
 
 NAME = "flight_delay"
@@ -145,7 +145,7 @@ def view(pinned: TableReference) -> FeatureViewRecord:
 
 def store(settings: Settings, pinned: TableReference) -> None:
     record = FeatureStoreRecord(usecase=NAME, as_of=NOW, sources=[pinned], spine=pinned, views=[view(pinned)])
-    recordstore.save(settings, (NAME, "features", "feature_store"), record)
+    save_record(settings, (NAME, "features", "feature_store"), record)
 
 
 def request(aircraft: str | None) -> dict[str, Any]:

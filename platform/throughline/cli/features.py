@@ -81,14 +81,14 @@ def _catalogue(usecase: str | None) -> tuple[list[Entry], datetime]:
     from throughline.catalogue.features import read_catalogue
     from throughline.foundation.clock import data_clock
     from throughline.records import FeatureStoreRecord
-    from throughline.records import store as recordstore
+    from throughline.records.store import find_record
 
     settings = load_settings()
     declared = [get_usecase(usecase)] if usecase else list(load_usecases().values())
     entries: list[Entry] = []
     clocks = []
     for each in declared:
-        record = recordstore.find(settings, (each.name, "features", "feature_store"), FeatureStoreRecord)
+        record = find_record(settings, (each.name, "features", "feature_store"), FeatureStoreRecord)
         if record is None:
             continue
         clocks.append(data_clock(settings, each.clock_start(settings)).now())

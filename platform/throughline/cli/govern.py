@@ -41,12 +41,12 @@ def approve(
     from throughline.foundation.security.principal import whoami
     from throughline.graph.client import Graph
     from throughline.records import EndpointRecord, GateDecision, ModelRecord
-    from throughline.records import store as recordstore
+    from throughline.records.store import find_record
     from throughline.registry import decisions
 
     settings = load_settings()
     usecase, record = _registered(settings, model)
-    candidate = recordstore.find(settings, (usecase.name, "training", "model"), ModelRecord)
+    candidate = find_record(settings, (usecase.name, "training", "model"), ModelRecord)
     if candidate is None or candidate.reference != record.reference:
         raise ThroughlineError(
             f"{model} is not the candidate of {usecase.name}, {candidate.reference if candidate else 'nothing'} is: "
@@ -66,8 +66,8 @@ def approve(
         emit(as_json, {**result, "run": run_id}, lambda: out().print(line))
         return
     outcome = follow_run(graph, settings, run_id, quiet=as_json)
-    gate = recordstore.find(settings, (usecase.name, "evaluation", "gate"), GateDecision)
-    endpoint = recordstore.find(settings, (usecase.name, "deployment", "endpoint"), EndpointRecord)
+    gate = find_record(settings, (usecase.name, "evaluation", "gate"), GateDecision)
+    endpoint = find_record(settings, (usecase.name, "deployment", "endpoint"), EndpointRecord)
     if not outcome.succeeded or endpoint is None or endpoint.model != model:
         why = outcome.errors[0] if outcome.errors else f"the gate says {gate.decision}: {gate.failures}" if gate else ""
         raise ThroughlineError(f"{model} is approved and was not released: {why or outcome.status}.")
@@ -177,11 +177,11 @@ def _judged_again(settings: Settings, usecase: UseCase) -> list[tuple[str, str, 
     """Gate, card and endpoint; the evaluation before them when the gate would soon find it stale: people take days."""
     from throughline.evaluation.gate import MAX_AGE
     from throughline.records import EvaluationRecord
-    from throughline.records import store as recordstore
+    from throughline.records.store import find_record
 
     rooms = (("evaluation", "gate"), ("evaluation", "card"), ("deployment", "endpoint"))
     assets = [(usecase.name, *key) for key in rooms]
-    evaluation = recordstore.find(settings, (usecase.name, "evaluation", "evaluation"), EvaluationRecord)
+    evaluation = find_record(settings, (usecase.name, "evaluation", "evaluation"), EvaluationRecord)
     if evaluation is None or datetime.now(UTC) - evaluation.evaluated_at > MAX_AGE / 2:
         assets.insert(0, (usecase.name, "evaluation", "evaluation"))
     return assets

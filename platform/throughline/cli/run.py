@@ -33,14 +33,14 @@ def _run_usecase(settings: Settings, usecase: UseCase) -> dict[str, Any]:
     from throughline.graph.client import Graph
     from throughline.graph.plan import plan_run
     from throughline.records import DatasetRecord, EndpointRecord, EvaluationRecord, FeatureStoreRecord, GateDecision
-    from throughline.records import store as recordstore
+    from throughline.records.store import find_record
     from throughline.rollout.endpoint import example_request, predict
 
     now = data_clock(settings, usecase.clock_start(settings)).now()
     graph = Graph(settings)
     graph.reload_if_older(newest_change())
     states = [state for state in graph.states() if state.key[0] == usecase.name]
-    features = recordstore.find(settings, (usecase.name, "features", "feature_store"), FeatureStoreRecord)
+    features = find_record(settings, (usecase.name, "features", "feature_store"), FeatureStoreRecord)
     late = features is not None and usecase.local_day(features.as_of) < usecase.local_day(now)
     behind = frozenset({"features"} if late else ())
     plan = plan_run(states, usecase.first_day(settings), usecase.local_day(now), behind)
@@ -62,7 +62,7 @@ def _run_usecase(settings: Settings, usecase: UseCase) -> dict[str, Any]:
         console.print(f"[bold]{usecase.name}[/]: nothing changed, nothing to materialise")
 
     def record(room: str, name: str, kind: type) -> Any:
-        return recordstore.find(settings, (usecase.name, room, name), kind)
+        return find_record(settings, (usecase.name, room, name), kind)
 
     endpoint = record("deployment", "endpoint", EndpointRecord)
     gate = record("evaluation", "gate", GateDecision)

@@ -18,7 +18,7 @@ from throughline.foundation.settings import Settings
 from throughline.mlflow import artifacts
 from throughline.models.served_model import ServedModel
 from throughline.records import Background, ModelRecord
-from throughline.records import store as recordstore
+from throughline.records.store import read_record, write_record
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def place(settings: Settings, model: ModelRecord, folder: Path) -> None:
     if background is None:
         log.warning("%s was never given a background: it is served without explanations", model.reference)
         return
-    recordstore.write_file(path, background)
+    write_record(path, background)
 
 
 def served_path(folder: Path, sha256: str) -> Path:
@@ -100,4 +100,4 @@ def served_path(folder: Path, sha256: str) -> Path:
 
 def read(path: Path) -> Background | None:
     """The file's content; None when there is none. Raises when it is no background."""
-    return recordstore.read_file(path, Background, "deploy the version again")
+    return read_record(path, Background, "deploy the version again")

@@ -29,7 +29,7 @@ import numpy as np
 from throughline.experiment.recipe import Recipe, flat, recipe_of
 from throughline.experiment.request import SearchRequest
 from throughline.experiment.selection import select_features, with_features
-from throughline.experiment.train import Run, alone, fit
+from throughline.experiment.train import Run, exclusive, fit
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.fingerprint import combine
 from throughline.launch.protocol import LaunchFailed
@@ -108,7 +108,7 @@ def search(
         dataset.fingerprint, *(base.fingerprint for base in bases.values()), str(spaces), request.sampler,
         request.pruner, str(request.select_features),
     )[:16]  # fmt: skip
-    with alone(run, f"search-{study_name}"):
+    with exclusive(run, f"search-{study_name}"):
         study = _study(run, study_name, spaces, request, seed=next(iter(bases.values())).seed)
         tags = {"throughline.search": study_name, "throughline.usecase": usecase.name}
         told = {**request.model_dump(), "trainers": ", ".join(spaces), "validation_from": window.validation_from}

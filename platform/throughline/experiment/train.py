@@ -5,12 +5,10 @@ Owns: the order of these steps, what is tried again, and what is recorded about 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +27,7 @@ from throughline.experiment.spec import (
     TrainingSpec,
 )
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.files import locked
 from throughline.foundation.settings import PROJECT_ROOT, Settings
 from throughline.launch.local import LAUNCHERS
 from throughline.launch.protocol import RETRIED, Launcher, LaunchFailed, LaunchSpec, OnEvent
@@ -80,7 +79,7 @@ def train_and_register(
     """
     client = client_of(run.settings)
     identity = recipe.on(dataset.fingerprint)
-    with alone(run, identity):
+    with exclusive(run, identity):
         if not force and (known := models.with_tag(run.settings, usecase.name, RECIPE_TAG, identity)):
             run.tell("reused", model=known.reference, note="same data, code and parameters; --force trains again")
             return known
@@ -205,25 +204,19 @@ def _named(on_event: OnEvent | None, name: str) -> OnEvent | None:
     return on_event and (lambda event: on_event({"event": event["event"], "member": name, **event}))
 
 
-@contextmanager
-def alone(run: Run, identity: str) -> Iterator[None]:
-    """Of two that want the same thing the second waits, and then finds what the first has made."""
-    folder = run.folder / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / identity).open("w") as lock:
-        told = False
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if run.cancelled is not None and run.cancelled():
-                    raise ThroughlineError("Cancelled while waiting for a training of the same recipe.") from None
-                if not told:
-                    run.tell("waiting", note="somebody else is at the very same thing")
-                told = True
-                time.sleep(0.5)
-        yield
+def exclusive(run: Run, fingerprint: str) -> AbstractContextManager[None]:
+    """Serialises trainings (or searches) of one fingerprint on this machine: the second finds what the first made."""
+    reported = False
+
+    def waiting() -> None:
+        nonlocal reported
+        if run.cancelled is not None and run.cancelled():
+            raise ThroughlineError("Cancelled while an identical training was running.")
+        if not reported:
+            run.tell("waiting", note="an identical training is already running on this machine")
+        reported = True
+
+    return locked(run.folder / "locks" / fingerprint, waiting)
 
 
 def _forget_oldest(folder: Path, used: Path) -> None:

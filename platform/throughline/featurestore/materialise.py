@@ -7,7 +7,6 @@ writes at a time. Does not own: the rule (`windows.py`), how stores keep the new
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ import polars as pl
 from throughline.featurestore.store import open_store, store_folder
 from throughline.featurestore.windows import EPOCH, Changes, ViewState, Window, compare, plan_window
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.files import locked
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import current_version, open_table, scan
@@ -192,10 +192,7 @@ def online_writer(settings: Settings, usecase: UseCase) -> Iterator[OnlineWriter
 def held_alone(settings: Settings, usecase: UseCase) -> Iterator[None]:
     from redis.exceptions import RedisError
 
-    folder = store_folder(settings, usecase)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "online.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(store_folder(settings, usecase) / "online.lock"):
         try:
             yield
         except RedisError as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from throughline.featurestore.profile import Bar, ColumnProfile, DayFigures, number, profile
+from throughline.foundation.files import write_atomic
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import open_table, read
@@ -39,10 +40,7 @@ def write_pages(settings: Settings, record: FeatureStoreRecord) -> dict[TableRef
     for table, page in pages.items():
         rows, every = sample(settings, table)
         links = [(other.table.rpartition("/")[2], pages[other].name) for other in tables]
-        page.parent.mkdir(parents=True, exist_ok=True)
-        draft = page.with_suffix(".tmp")
-        draft.write_text(render(table, views.get(table), profile(rows, _NOT_SHOWN), every, links))
-        draft.replace(page)
+        write_atomic(page, render(table, views.get(table), profile(rows, _NOT_SHOWN), every, links))
     _forget({page.parent for page in pages.values()}, settings.retention_days)
     return pages
 

@@ -6,12 +6,12 @@ Owns: reading and moving the data clock. Every policy says in its docstring whic
 from __future__ import annotations
 
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.files import write_atomic
 from throughline.foundation.settings import Settings
 
 
@@ -54,10 +54,7 @@ class ReplayClock:
                 f"The data clock stands at {now.isoformat()} and does not go back to {instant.isoformat()}: "
                 "start a new home (THROUGHLINE_HOME) to replay from an earlier day."
             )
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"now": instant.isoformat()}))
-        temporary.replace(self._path)
+        write_atomic(self._path, json.dumps({"now": instant.isoformat()}))
         return instant
 
 

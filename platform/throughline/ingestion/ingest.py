@@ -23,7 +23,7 @@ from throughline.lakehouse.delta import Location
 from throughline.lakehouse.rules import Rules
 from throughline.lakehouse.table import DAY, RUN_ID, current_version, open_table, replace_all, replace_days
 from throughline.records import DatasetRecord
-from throughline.records import store as recordstore
+from throughline.records.store import find_record
 from throughline.sources.source import source_of
 from throughline.usecase import CONTRACT, SourceTable, UseCase
 from throughline.validation import findings
@@ -170,7 +170,7 @@ def _drift(settings: Settings, usecase: UseCase, table: str, last: date) -> Drif
     expects = usecase.sources.tables[table].expects
     if expects is None or expects.drift is None:
         return None
-    dataset = recordstore.find(settings, (usecase.name, "training", "dataset"), DatasetRecord)
+    dataset = find_record(settings, (usecase.name, "training", "dataset"), DatasetRecord)
     if dataset is None:
         return DriftVerdict("cannot_say", "there is no training dataset to compare with yet", {})
     statistics = findings.read_statistics(settings, usecase, table)

@@ -22,7 +22,7 @@ from throughline.lakehouse.maintenance import tables as all_tables
 from throughline.lakehouse.table import KEEPS_CONTENT
 from throughline.lineage.pinned import PinnedTables, inputs_of, parse
 from throughline.records import FeatureStoreRecord, Record
-from throughline.records import store as recordstore
+from throughline.records.store import find_record
 from throughline.registry.versions import dataset_tables
 
 
@@ -55,7 +55,7 @@ def impact(settings: Settings, pinned: TableReference) -> Impact:
     start = tables.content(pinned)
     reached = follow(start, made)
     log = PredictionLog(settings, usecase)
-    store = recordstore.find(settings, (usecase, FEATURES, "feature_store"), FeatureStoreRecord)
+    store = find_record(settings, (usecase, FEATURES, "feature_store"), FeatureStoreRecord)
     online = {view.table.table for view in (store.views if store else ())}
     models, unknown = _trained_on(settings, usecase, tables, reached)
     counts = log.per_model()

@@ -26,7 +26,7 @@ from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import DAY
 from throughline.lineage.pinned import PinnedTables
 from throughline.records import FeatureStoreRecord, FeatureViewRecord
-from throughline.records import store as recordstore
+from throughline.records.store import find_record
 from throughline.usecase import UseCase, load_object
 from throughline.usecase.requests import parse_instances
 
@@ -77,7 +77,7 @@ class ServedValues:
         self._tables = tables
         self._raw_rows = raw_rows
         self._derive = load_object(usecase.features.request_features)
-        store = recordstore.find(settings, (usecase.name, LAYER, "feature_store"), FeatureStoreRecord)
+        store = find_record(settings, (usecase.name, LAYER, "feature_store"), FeatureStoreRecord)
         self._views = store.views if store else []
 
     def of(self, event: Mapping[str, Any]) -> tuple[list[ServedRow], list[dict[str, Any]]]:

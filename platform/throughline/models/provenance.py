@@ -15,7 +15,7 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
 from throughline.models.signing import sign
 from throughline.records import ModelOrigin
-from throughline.records import store as recordstore
+from throughline.records.store import read_record, write_record
 
 FILE = "provenance.json"
 
@@ -28,13 +28,13 @@ class Provenance(ModelOrigin):
 
 def seal(settings: Settings, folder: Path, provenance: Provenance) -> None:
     """Add the statement to the files of a version, and sign them all."""
-    recordstore.write_file(folder / FILE, provenance)
+    write_record(folder / FILE, provenance)
     sign(settings, folder)
 
 
 def read(folder: Path, where: object = None) -> Provenance:
     """Of a folder whose signature holds. Raises when it has none; `where`: what a refusal calls the folder."""
-    found = recordstore.read_file(folder / FILE, Provenance, "train it again")
+    found = read_record(folder / FILE, Provenance, "train it again")
     if found is None:
         raise ThroughlineError(f"{where or folder} does not say what it was made from (no {FILE}): train it again.")
     return found

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
 
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.files import write_atomic
 from throughline.foundation.settings import Settings
 from throughline.records import Record
 
@@ -19,12 +19,12 @@ def _path(settings: Settings, key: tuple[str, ...]) -> Path:
     return settings.records.joinpath(*key).with_suffix(".json")
 
 
-def save(settings: Settings, key: tuple[str, ...], record: Record) -> None:
+def save_record(settings: Settings, key: tuple[str, ...], record: Record) -> None:
     """Keep the newest record of an asset."""
-    write_file(_path(settings, key), record)
+    write_record(_path(settings, key), record)
 
 
-def find(settings: Settings, key: tuple[str, ...], kind: type[R]) -> R | None:
+def find_record(settings: Settings, key: tuple[str, ...], kind: type[R]) -> R | None:
     """The newest record of an asset, or None when it never had one. Raises when the file is not such a record."""
     path = _path(settings, key)
     try:
@@ -35,15 +35,12 @@ def find(settings: Settings, key: tuple[str, ...], kind: type[R]) -> R | None:
         raise ThroughlineError(f"{path} is not a {kind.__name__}: materialise {'/'.join(key)} again.") from error
 
 
-def write_file(path: Path, record: Record) -> None:
+def write_record(path: Path, record: Record) -> None:
     """A record in a file of its own; a reader sees the old one or the new one, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(record.model_dump_json(indent=2))
-    temporary.replace(path)
+    write_atomic(path, record.model_dump_json(indent=2))
 
 
-def read_file(path: Path, kind: type[R], remedy: str) -> R | None:
+def read_record(path: Path, kind: type[R], remedy: str) -> R | None:
     """A record in a file of its own, or None when there is none. Raises with the field at fault and `remedy`."""
     try:
         return kind.model_validate_json(path.read_bytes())
@@ -55,9 +52,9 @@ def read_file(path: Path, kind: type[R], remedy: str) -> R | None:
         raise ThroughlineError(f"{path}: {where}: {first['msg']}; {remedy}.") from error
 
 
-def load(settings: Settings, key: tuple[str, ...], kind: type[R]) -> R:
+def load_record(settings: Settings, key: tuple[str, ...], kind: type[R]) -> R:
     """The newest record of an asset. Raises when there is none."""
-    record = find(settings, key, kind)
+    record = find_record(settings, key, kind)
     if record is None:
         raise ThroughlineError(f"No record of {'/'.join(key)} in {settings.records}: materialise it first.")
     return record

@@ -21,7 +21,7 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
 from throughline.graph.client import Graph, RunOutcome
 from throughline.records import CalibrationRecord, OutcomesRecord
-from throughline.records import store as recordstore
+from throughline.records.store import load_record
 from throughline.rollout.endpoint import as_instances, predict, requests_between
 from throughline.usecase import UseCase
 
@@ -68,8 +68,8 @@ def advance_day(
 
     monitor = graph.launch(job=f"{usecase.name}_monitor")
     _must(follow(monitor), f"the monitoring of {day}")
-    outcomes = recordstore.load(settings, (usecase.name, "monitoring", "outcomes"), OutcomesRecord)
-    calibration = recordstore.load(settings, (usecase.name, "monitoring", "calibration"), CalibrationRecord)
+    outcomes = load_record(settings, (usecase.name, "monitoring", "outcomes"), OutcomesRecord)
+    calibration = load_record(settings, (usecase.name, "monitoring", "calibration"), CalibrationRecord)
 
     _wait_for_sensor(graph, f"{usecase.name}_drift", monitor)
     asked = graph.runs({tags.RETRAIN: usecase.name, tags.CLOCK: calibration.window_until.isoformat()}, limit=1)

@@ -105,9 +105,9 @@ def _registered_datasets(settings: Settings, usecase: UseCase) -> dict[str, Tabl
 
 
 def _refuse_unknown_endpoint(settings: Settings, usecase: UseCase, registered: Collection[str]) -> None:
-    from throughline.records import store as recordstore
+    from throughline.records.store import find_record
 
-    endpoint = recordstore.find(settings, (usecase.name, "deployment", "endpoint"), EndpointRecord)
+    endpoint = find_record(settings, (usecase.name, "deployment", "endpoint"), EndpointRecord)
     if endpoint is not None and endpoint.model not in registered:
         raise ThroughlineError(
             f"The endpoint serves {endpoint.model}, which is not registered, so it is unknown what it pins: nothing is "

@@ -10,16 +10,15 @@ left undone, moves last.
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from throughline.evaluation.gate import former_champion
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.files import locked
 from throughline.foundation.security.principal import GRAPH, Identity
 from throughline.foundation.settings import Settings
 from throughline.records import EndpointRecord, GateDecision, ModelRecord
-from throughline.records import store as recordstore
+from throughline.records.store import save_record
 from throughline.registry.champions import Line, line_of, rollback_target
 from throughline.registry.decisions import newest, released
 from throughline.registry.history import event_of, events, tell
@@ -34,7 +33,7 @@ def release(
     """Serve what the gate released and make it champion; the graph does. Raises as `deploy` does, and when somebody
     else became champion since the evaluation: of two candidates at once the second has to be compared with the first.
     """
-    with _alone(settings, usecase):
+    with _champion_lock(settings, usecase):
         line = line_of(events(settings, usecase.name))
         if model.reference in line.former:
             raise ThroughlineError(f"{model.reference} is not deployed: {former_champion(model).bound}.")
@@ -52,7 +51,7 @@ def promote(settings: Settings, usecase: UseCase, model: ModelRecord, who: Ident
     """Serve a version that the gate released once, and make it champion. Raises `ThroughlineError` when it did not."""
     if not reason.strip():
         raise ThroughlineError(f"{model.reference} is not promoted: give a --reason, it stands in the history.")
-    with _alone(settings, usecase):
+    with _champion_lock(settings, usecase):
         decision = released(settings, usecase.name, model)
         if decision is None:
             holds = newest(settings, usecase.name, model.reference)
@@ -75,7 +74,7 @@ def rollback(settings: Settings, usecase: UseCase, who: Identity, reason: str) -
     """
     from throughline.registry import versions as models
 
-    with _alone(settings, usecase):
+    with _champion_lock(settings, usecase):
         line = line_of(events(settings, usecase.name))
         serving, current = _serving(settings, usecase), models.champion(settings, usecase.name)
         alias = current.reference if current else None
@@ -122,7 +121,7 @@ def _crown(
 ) -> None:
     from throughline.registry.versions import set_champion
 
-    recordstore.save(settings, (usecase.name, "deployment", "endpoint"), endpoint)
+    save_record(settings, (usecase.name, "deployment", "endpoint"), endpoint)
     if line.told != model.reference or model.reference in line.withdrawn:
         event = event_of("champion", usecase.name, actor, old=old, new=model.reference, reason=reason)
         tell(settings, usecase.name, event)
@@ -137,11 +136,6 @@ def _serving(settings: Settings, usecase: UseCase) -> str | None:
     return f"{revision.name}/{revision.version}" if revision else None
 
 
-@contextmanager
-def _alone(settings: Settings, usecase: UseCase) -> Iterator[None]:
-    """Of two who change the champion on this machine the second waits for the first."""
-    folder = settings.home / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"champion-{usecase.name}").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _champion_lock(settings: Settings, usecase: UseCase) -> AbstractContextManager[None]:
+    """Serialises champion changes on this machine."""
+    return locked(settings.home / "locks" / f"champion-{usecase.name}")

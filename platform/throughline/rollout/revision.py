@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from throughline.records import ModelRecord, Revision
-from throughline.records import store as recordstore
+from throughline.records.store import read_record, write_record
 
 FILE = "revision.json"
 
@@ -29,9 +29,9 @@ def revision_of(usecase: str, model: ModelRecord, deployed_at: datetime) -> Revi
 
 def read_revision(folder: Path) -> Revision | None:
     """The revision in the folder of a use case; None when nothing was deployed. Raises `ThroughlineError`."""
-    return recordstore.read_file(folder / FILE, Revision, "deploy the version again")
+    return read_record(folder / FILE, Revision, "deploy the version again")
 
 
 def write_revision(folder: Path, revision: Revision) -> None:
     """Atomically: a reader sees the old revision or the new one."""
-    recordstore.write_file(folder / FILE, revision)
+    write_record(folder / FILE, revision)

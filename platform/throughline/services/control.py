@@ -6,18 +6,17 @@ Does not own: what runs (`declared`), how it is shown (`cli/services`). Deadline
 
 from __future__ import annotations
 
-import fcntl
 import http.client
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.files import locked, write_atomic
 from throughline.foundation.settings import SECRETS, Settings
 from throughline.services import health, strangers
 from throughline.services.conf import log_path, render
@@ -56,7 +55,7 @@ def up(settings: Settings, names: list[str] | None = None, report: Report = lamb
     """
     wanted = select(declare(settings), names)
     begun = time.monotonic()
-    with _alone(settings):
+    with _commands_lock(settings):
         supervisor = Supervisor(settings)
         _prepare(settings, supervisor)
         processes = supervisor.processes()
@@ -77,7 +76,7 @@ def down(settings: Settings) -> None:
     supervisor = Supervisor(settings)
     if not settings.home.exists():
         return
-    with _alone(settings):
+    with _commands_lock(settings):
         pid = supervisor.pid()
         if pid is not None:
             supervisor.shutdown()
@@ -138,8 +137,8 @@ def _prepare(settings: Settings, supervisor: Supervisor) -> None:
     """Folders, Dagster's instance file, supervisord with the configuration of these settings."""
     for folder in (settings.logs, settings.catalog.parent, settings.mlflow_home, settings.dagster_home):
         folder.mkdir(parents=True, exist_ok=True)
-    _write(settings.dagster_home / "dagster.yaml", (SHARED / "dagster.yaml").read_text())
-    _write(supervisor.conf, render(declare(settings), settings.home, supervisor.socket))
+    write_atomic(settings.dagster_home / "dagster.yaml", (SHARED / "dagster.yaml").read_text())
+    write_atomic(supervisor.conf, render(declare(settings), settings.home, supervisor.socket))
     pid = supervisor.pid()
     if pid is not None and not _has_secrets(pid, settings):
         supervisor.shutdown()  # a secret was changed: it is inherited from supervisord
@@ -231,19 +230,9 @@ def state_of(process: Process | None, problem: str | None, now: float, deadline_
     return ("starting" if now - process.started <= deadline_s else "unhealthy"), problem
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
-@contextmanager
-def _alone(settings: Settings) -> Iterator[None]:
-    """Two commands at once on one home wait for each other."""
-    settings.home.mkdir(parents=True, exist_ok=True)
-    with (settings.home / "services.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _commands_lock(settings: Settings) -> AbstractContextManager[None]:
+    """Serialises `up` and `down` on one home."""
+    return locked(settings.home / "services.lock")
 
 
 def _has_secrets(pid: int, settings: Settings) -> bool:

@@ -18,7 +18,7 @@ from throughline.featurestore.windows import Changes
 from throughline.foundation.references import TableReference
 from throughline.lakehouse.table import replace_all
 from throughline.records import FeatureStoreRecord
-from throughline.records import store as recordstore
+from throughline.records.store import save_record
 from throughline.usecase import Online, Parity
 
 
@@ -146,7 +146,7 @@ def run(world: World, **online: Any) -> tuple[Any, dict[str, Any]]:
     record = FeatureStoreRecord(
         usecase="u", as_of=world.now, sources=[], spine=TableReference(table="u/features/spine", version=0)
     )
-    recordstore.save(world.settings, ("u", "features", "feature_store"), record)
+    save_record(world.settings, ("u", "features", "feature_store"), record)
     defined: Definitions = online_assets(world.usecase)
     resources = {"settings": world.settings, "io_manager": RecordIOManager(world.settings)}
     with DagsterInstance.ephemeral() as instance:

@@ -15,7 +15,7 @@ from throughline.events.schema import TABLE_SCHEMA
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
 from throughline.records import EndpointRecord, ModelRecord
-from throughline.records import store as recordstore
+from throughline.records.store import save_record
 from throughline.registry.history import event_of, tell
 from throughline.retention.models import ROLLBACKS, pins, removable
 from throughline.rollout.revision import revision_of, write_revision
@@ -64,9 +64,9 @@ def test_versions_that_a_record_names_are_pinned(settings: Settings) -> None:
     endpoint = EndpointRecord(
         usecase="shop", model="shop/4", sha256="d" * 64, revision="v4", address="a", deployed_at=NOW
     )
-    recordstore.save(settings, ("shop", "deployment", "endpoint"), endpoint)
-    recordstore.save(settings, ("shop", "training", "model"), model(7))
-    recordstore.save(settings, ("toys", "training", "model"), model(9))  # another's
+    save_record(settings, ("shop", "deployment", "endpoint"), endpoint)
+    save_record(settings, ("shop", "training", "model"), model(7))
+    save_record(settings, ("toys", "training", "model"), model(9))  # another's
     assert set(pins(settings, "shop", NOW)) == {4, 7}
     (settings.records / "shop" / "training" / "model.json").write_text("{")
     with pytest.raises(ThroughlineError, match=r"model\.json.*none is removed"):

@@ -17,7 +17,7 @@ from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
 from throughline.graph.client import RunOutcome
 from throughline.records import CalibrationRecord, OutcomesRecord
-from throughline.records import store as recordstore
+from throughline.records.store import save_record
 from throughline.replay import advance as replay
 from throughline.replay.advance import ReplayedDay, advance_day
 from throughline.usecase import UseCase, get_usecase
@@ -88,8 +88,8 @@ class World:
             model="m/1", window_from=self.now - DAY, window_until=self.now, outcomes=1, mean_score=None,
             outcome_rate=None, verdict="ok", reason="r",
         )  # fmt: skip
-        recordstore.save(self.settings, (name, "monitoring", "outcomes"), outcomes)
-        recordstore.save(self.settings, (name, "monitoring", "calibration"), judged)
+        save_record(self.settings, (name, "monitoring", "outcomes"), outcomes)
+        save_record(self.settings, (name, "monitoring", "calibration"), judged)
 
     def advance(self) -> ReplayedDay:
         return advance_day(self.settings, self.usecase, self, self.follow, lambda _: None)  # type: ignore[arg-type]

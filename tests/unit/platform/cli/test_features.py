@@ -18,7 +18,7 @@ from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings, load_settings
 from throughline.lakehouse.table import replace_all
 from throughline.records import FeatureRecord, FeatureStoreRecord, FeatureViewRecord
-from throughline.records import store as recordstore
+from throughline.records.store import save_record
 from throughline.usecase import get_usecase
 
 KEYS = {
@@ -62,7 +62,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     record = FeatureStoreRecord(
         usecase="flight_delay", as_of=datetime(2013, 4, 1, tzinfo=UTC), sources=[TICKS], spine=TICKS, views=[view]
     )
-    recordstore.save(settings, ("flight_delay", "features", "feature_store"), record)
+    save_record(settings, ("flight_delay", "features", "feature_store"), record)
     return settings
 
 

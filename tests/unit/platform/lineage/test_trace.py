@@ -18,7 +18,7 @@ from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import replace_days
 from throughline.lineage.trace import Step, Trace, Tracer
 from throughline.records import FeatureStoreRecord
-from throughline.records import store as recordstore
+from throughline.records.store import find_record
 from throughline.registry import history
 from throughline.usecase import get_usecase
 
@@ -335,7 +335,7 @@ def test_what_was_logged_since_and_what_was_compacted_is_found(made: Home) -> No
 
 def test_a_home_without_a_feature_store_says_where_its_values_cannot_be_looked_for(made: Home) -> None:
     shutil.rmtree(made.settings.records)
-    assert recordstore.find(made.settings, (NAME, "features", "feature_store"), FeatureStoreRecord) is None
+    assert find_record(made.settings, (NAME, "features", "feature_store"), FeatureStoreRecord) is None
     found = made.trace(made.predict())
     assert "aircraft_seats is of no feature view that is registered now" in only(found, "prediction").missing
 

@@ -12,7 +12,7 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
 from throughline.records import CalibrationRecord, EvaluationRecord, GateDecision, Metrics, RuleVerdict
-from throughline.records import store as recordstore
+from throughline.records.store import find_record, load_record, save_record
 
 NOW = datetime(2013, 4, 1, 4, tzinfo=UTC)
 KEY = ("usecase", "room", "asset")
@@ -25,10 +25,10 @@ def home(tmp_path: Path) -> Settings:
 
 
 def test_a_record_comes_back_as_it_was_kept(home: Settings) -> None:
-    recordstore.save(home, KEY, PINNED)
-    assert recordstore.load(home, KEY, TableReference) == PINNED
-    recordstore.save(home, KEY, PINNED.model_copy(update={"version": 4}))
-    assert recordstore.load(home, KEY, TableReference).version == 4
+    save_record(home, KEY, PINNED)
+    assert load_record(home, KEY, TableReference) == PINNED
+    save_record(home, KEY, PINNED.model_copy(update={"version": 4}))
+    assert load_record(home, KEY, TableReference).version == 4
     assert [path.name for path in (home.records / "usecase" / "room").iterdir()] == ["asset.json"]
 
 
@@ -38,42 +38,42 @@ def test_a_number_that_could_not_be_had_comes_back_as_such(home: Settings) -> No
         model="m/1", sha256="a", dataset_fingerprint="f", evaluated_at=NOW, holdout_from=NOW, holdout_until=NOW,
         candidate=unknown, constant=unknown, champion=None, champion_model=None,
     )  # fmt: skip
-    recordstore.save(home, KEY, record)
-    again = recordstore.load(home, KEY, EvaluationRecord)
+    save_record(home, KEY, record)
+    again = load_record(home, KEY, EvaluationRecord)
     assert math.isnan(again.candidate.auc)
     assert math.isinf(again.candidate.brier)
     assert again.holdout_from == NOW
     rule = RuleVerdict(rule="auc", verdict="cannot_say", value=math.nan, bound="at least 0.72")
-    recordstore.save(home, KEY, GateDecision(model="m/1", sha256="a", decision="reject", decided_at=NOW, rules=[rule]))
-    decision = recordstore.load(home, KEY, GateDecision)
+    save_record(home, KEY, GateDecision(model="m/1", sha256="a", decision="reject", decided_at=NOW, rules=[rule]))
+    decision = load_record(home, KEY, GateDecision)
     assert math.isnan(decision.rules[0].value)
     assert "auc" in decision.reasons
     assert "nan" not in decision.reasons
 
 
 def test_what_was_never_kept_is_none_or_one_line(home: Settings) -> None:
-    assert recordstore.find(home, KEY, TableReference) is None
+    assert find_record(home, KEY, TableReference) is None
     with pytest.raises(ThroughlineError, match=r"No record of usecase/room/asset .*materialise it first"):
-        recordstore.load(home, KEY, TableReference)
+        load_record(home, KEY, TableReference)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"table": "t"}', '{"table": "t", "version": 1, "more": 2}'])
 def test_a_file_that_is_no_such_record_is_one_line_with_its_path(home: Settings, content: str) -> None:
-    recordstore.save(home, KEY, PINNED)
+    save_record(home, KEY, PINNED)
     (home.records / "usecase" / "room" / "asset.json").write_text(content)
     with pytest.raises(ThroughlineError, match=r"asset\.json is not a TableReference") as caught:
-        recordstore.find(home, KEY, TableReference)
+        find_record(home, KEY, TableReference)
     assert "\n" not in str(caught.value)
 
 
 def test_a_record_of_another_kind_is_not_taken_for_it(home: Settings) -> None:
-    recordstore.save(home, KEY, PINNED)
+    save_record(home, KEY, PINNED)
     with pytest.raises(ThroughlineError, match="is not a CalibrationRecord"):
-        recordstore.load(home, KEY, CalibrationRecord)
+        load_record(home, KEY, CalibrationRecord)
 
 
 def test_a_write_that_breaks_off_leaves_the_old_record(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    recordstore.save(home, KEY, PINNED)
+    save_record(home, KEY, PINNED)
     write = Path.write_text
 
     def half(path: Path, text: str) -> None:
@@ -83,8 +83,8 @@ def test_a_write_that_breaks_off_leaves_the_old_record(home: Settings, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", half)
         with pytest.raises(OSError, match="no space"):
-            recordstore.save(home, KEY, PINNED.model_copy(update={"version": 4}))
-    assert recordstore.load(home, KEY, TableReference) == PINNED
+            save_record(home, KEY, PINNED.model_copy(update={"version": 4}))
+    assert load_record(home, KEY, TableReference) == PINNED
 
 
 def test_records_say_what_they_are_about() -> None:

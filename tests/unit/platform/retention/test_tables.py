@@ -34,7 +34,7 @@ from throughline.records import (
     OnlineStoreRecord,
     OutcomesRecord,
 )
-from throughline.records import store as recordstore
+from throughline.records.store import save_record
 from throughline.retention.runs import remove_old_runs
 from throughline.retention.tables import collect_pins, recorded_pins, with_inputs
 
@@ -193,7 +193,7 @@ RECORDS = {
 def test_every_record_pins_every_version_it_names(settings: Settings) -> None:
     assert recorded_pins(settings) == set()
     for key, record in RECORDS.items():
-        recordstore.save(settings, key, record)
+        save_record(settings, key, record)
     assert {str(pin) for pin in recorded_pins(settings)} == {
         "u/features/a@1", "u/features/b@2", "u/features/s@3", "u/features/a@4", "u/training/dataset@5",
         "u/features/b@6", "u/monitoring/inference_log@7", "u/monitoring/outcomes@8",
@@ -202,7 +202,7 @@ def test_every_record_pins_every_version_it_names(settings: Settings) -> None:
 
 @pytest.mark.parametrize("content", ["{", '{"table": {"table": "u/raw/t", "version": "many"}}', "\udcff"])
 def test_a_record_that_cannot_be_read_stops_everything(settings: Settings, content: str) -> None:
-    recordstore.save(settings, ("u", "training", "dataset"), RECORDS["u", "training", "dataset"])
+    save_record(settings, ("u", "training", "dataset"), RECORDS["u", "training", "dataset"])
     (settings.records / "broken.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(ThroughlineError, match=r"broken\.json cannot be read .*nothing is vacuumed") as caught:
         collect_pins(settings, [])
@@ -239,12 +239,12 @@ def endpoint(model: str) -> EndpointRecord:
 
 
 def test_every_registered_model_version_pins_its_dataset(settings: Settings, usecase: SimpleNamespace) -> None:
-    recordstore.save(settings, ("u", "deployment", "endpoint"), endpoint("u/1"))
+    save_record(settings, ("u", "deployment", "endpoint"), endpoint("u/1"))
     assert collect_pins(settings, [usecase]) == {"u/training/dataset": {0, 4}}
 
 
 def test_an_endpoint_whose_model_is_unknown_stops_everything(settings: Settings, usecase: SimpleNamespace) -> None:
-    recordstore.save(settings, ("u", "deployment", "endpoint"), endpoint("u/3"))
+    save_record(settings, ("u", "deployment", "endpoint"), endpoint("u/3"))
     with pytest.raises(ThroughlineError, match=r"serves u/3, which is not registered.*nothing is vacuumed"):
         collect_pins(settings, [usecase])
 

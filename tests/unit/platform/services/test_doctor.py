@@ -112,7 +112,8 @@ def test_no_heavy_module_is_imported_to_see_whether_it_is_there(tmp_path: Path) 
     import subprocess
 
     code = (
-        "import sys; from throughline.services import doctor; from throughline.foundation.settings import load_settings;"
+        "import sys; from throughline.services import doctor;"
+        "from throughline.foundation.settings import load_settings;"
         f"doctor.examine(load_settings(home={str(tmp_path)!r}, port_base=64960));"
         "print([m for m in ('horovod', 'torch', 'pyspark') if m in sys.modules])"
     )

@@ -52,7 +52,7 @@ def container(replica: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_manifests_of_one_launch():
-    """After a change that is meant: `python -m tests.unit.platform.test_mpijob`."""
+    """After a change that is meant: `python -m tests.unit.platform.launch.test_mpijob`."""
     assert json.loads(SNAPSHOT.read_text()) == _snapshot()
 
 

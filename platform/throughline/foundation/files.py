@@ -1,0 +1,52 @@
+"""Writing and locking files on a local disk.
+
+Owns: the one way to replace a file as a whole and the one way to exclude other processes of this machine.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_POLL_S = 0.2
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace `path`; its folder is created. A reader sees the old content or the new, never a part of either."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold an exclusive lock on `path`, created with its folder, among the processes of this machine.
+
+    While another process holds it, `waiting` is called several times a second; what it raises ends the wait.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        if waiting is None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        else:
+            while not _try_lock(file.fileno()):
+                waiting()
+                time.sleep(_POLL_S)
+        yield
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
