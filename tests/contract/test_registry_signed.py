@@ -19,7 +19,7 @@ import pytest
 from tests.support.mlflow_server import mlflow_server
 from tests.support.serving_bench_server import USECASE, model_bytes
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.security.principal import whoami
+from throughline.foundation.security.principal import current_principal
 from throughline.foundation.settings import Settings
 from throughline.mlflow.tracking import client_of, tracked_run
 from throughline.models.signing import SIGNATURE, verify
@@ -101,7 +101,7 @@ def test_registering_is_told_once_and_by_whom(settings, tmp_path):
         if event.target in (mine.reference, theirs.reference)
     ]
     assert told == [
-        (mine.reference, whoami(settings).name, mine.sha256),
+        (mine.reference, current_principal(settings).name, mine.sha256),
         (theirs.reference, "ada", theirs.sha256),
     ]
 

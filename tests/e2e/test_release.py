@@ -16,7 +16,7 @@ import pytest
 from tests.support.serving_bench_server import USECASE, model_bytes
 from throughline.cli import main as cli
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.security.principal import GRAPH, Identity
+from throughline.foundation.security.principal import GRAPH, Principal
 from throughline.foundation.settings import PROJECT_ROOT, Settings
 from throughline.mlflow.tracking import client_of, tracked_run
 from throughline.records import EndpointRecord, GateDecision, ModelRecord, RuleVerdict
@@ -31,7 +31,7 @@ from throughline.usecase import UseCase, get_usecase
 
 pytestmark = pytest.mark.e2e
 
-ADA = Identity("ada")
+ADA = Principal("ada")
 SERVER = PROJECT_ROOT / "tests" / "support" / "serving_bench_server.py"
 PASSED = RuleVerdict(rule="auc", verdict="pass", value=0.75, bound="at least 0.72")
 

@@ -12,7 +12,7 @@ from dagster import AssetKey, AssetSpec, Definitions, ExecuteInProcessResult, ma
 from assets.deployment import deployment_assets
 from assets.evaluation import evaluation_assets
 from assets.resources import RecordIOManager
-from throughline.foundation.security.principal import GRAPH, whoami
+from throughline.foundation.security.principal import GRAPH, current_principal
 from throughline.foundation.settings import Settings
 from throughline.records import EvaluationRecord, GateDecision, Metrics, ModelRecord, OnlineStoreRecord, RuleVerdict
 from throughline.records.store import find_record, load_record, save_record
@@ -247,7 +247,7 @@ def test_what_an_approver_approves_is_released_and_what_somebody_else_does_is_no
     decision = judge(settings, manual)
     assert decision.decision == "wait"
     assert "eve is not among the approvers" in decision.failures
-    decisions.approve(settings, manual, candidate(), whoami(settings), "numbers seen")
+    decisions.approve(settings, manual, candidate(), current_principal(settings), "numbers seen")
     decision = judge(settings, manual)
     assert decision.decision == "release"
     assert f"by {getpass.getuser()}: numbers seen" in decision.reasons

@@ -38,7 +38,7 @@ def approve(
     as_json: AsJson = False,
 ) -> None:
     """Approve a version that the gate lets through and the policy holds back; then it is released."""
-    from throughline.foundation.security.principal import whoami
+    from throughline.foundation.security.principal import current_principal
     from throughline.graph.client import Graph
     from throughline.records import EndpointRecord, GateDecision, ModelRecord
     from throughline.records.store import find_record
@@ -52,7 +52,7 @@ def approve(
             f"{model} is not the candidate of {usecase.name}, {candidate.reference if candidate else 'nothing'} is: "
             "approve that one, or train again."
         )
-    event = decisions.approve(settings, usecase, record, whoami(settings), reason)
+    event = decisions.approve(settings, usecase, record, current_principal(settings), reason)
     result: dict[str, Any] = {"model": model, "sha256": record.sha256, "approved_by": event.actor, "reason": reason}
     graph = Graph(settings)
     try:
@@ -77,12 +77,12 @@ def approve(
 
 def promote(model: Version, reason: Reason, as_json: AsJson = False) -> None:
     """Serve a version that the gate released, now, and make it champion."""
-    from throughline.foundation.security.principal import whoami
+    from throughline.foundation.security.principal import current_principal
     from throughline.rollout.promotion import promote as move
 
     settings = load_settings()
     usecase, record = _registered(settings, model)
-    endpoint = move(settings, usecase, record, whoami(settings), reason)
+    endpoint = move(settings, usecase, record, current_principal(settings), reason)
     emit(as_json, endpoint.model_dump(mode="json"), lambda: _show_endpoint(endpoint))
 
 
@@ -92,11 +92,11 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Return to the champion before the current one; again, to the one before that."""
-    from throughline.foundation.security.principal import whoami
+    from throughline.foundation.security.principal import current_principal
     from throughline.rollout.promotion import rollback as move
 
     settings, usecase = load_settings(), get_usecase(name)
-    endpoint = move(settings, usecase, whoami(settings), reason)
+    endpoint = move(settings, usecase, current_principal(settings), reason)
     emit(as_json, endpoint.model_dump(mode="json"), lambda: _show_endpoint(endpoint))
 
 
@@ -124,14 +124,14 @@ def note(
     as_json: AsJson = False,
 ) -> None:
     """Add a note to the history; it shows on the version's card."""
-    from throughline.foundation.security.principal import whoami
+    from throughline.foundation.security.principal import current_principal
     from throughline.registry.history import event_of, tell
 
     if not text.strip():
         raise typer.BadParameter("the note is empty")
     settings = load_settings()
     usecase = _registered(settings, target)[0] if "/" in target else get_usecase(target)
-    event = event_of("note", target, whoami(settings).name, reason=text)
+    event = event_of("note", target, current_principal(settings).name, reason=text)
     tell(settings, usecase.name, event)
     emit(as_json, event.model_dump(mode="json"), lambda: out().print(f"noted on {target}"))
 

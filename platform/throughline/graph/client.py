@@ -18,7 +18,7 @@ from typing import Any, Literal
 import httpx
 
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.security.principal import whoami
+from throughline.foundation.security.principal import current_principal
 from throughline.foundation.settings import Settings
 from throughline.foundation.tags import RANGE_END, RANGE_START, REQUEST, SUBMITTER
 
@@ -156,7 +156,7 @@ class Graph:
         request = uuid.uuid4().hex
         all_tags = {**(tags or {}), REQUEST: request}
         with contextlib.suppress(ThroughlineError):  # a token that is nobody's launches in nobody's name
-            all_tags[SUBMITTER] = whoami(self._settings).name
+            all_tags[SUBMITTER] = current_principal(self._settings).name
         if partitions:
             all_tags[RANGE_START], all_tags[RANGE_END] = partitions
         selector: dict[str, Any] = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
-from throughline.foundation.security.principal import GRAPH, Identity
+from throughline.foundation.security.principal import GRAPH, Principal
 from throughline.records import HistoryEvent, ModelRecord, RuleVerdict
 from throughline.registry.versions import SUBMITTER_TAG
 from throughline.usecase import UseCase
@@ -22,7 +22,7 @@ RULE = "approval"
 class Approval:
     """`by` with the groups of today, `sha256` of the file that was approved."""
 
-    by: Identity
+    by: Principal
     sha256: str | None
     reason: str
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.security.principal import GRAPH, Identity, identity_of
+from throughline.foundation.security.principal import GRAPH, Principal, principal_named
 from throughline.foundation.settings import Settings
 from throughline.records import GateDecision, HistoryEvent, ModelRecord, RuleVerdict
 from throughline.registry.approval import Approval, approval_verdict, objection, submitters
@@ -61,13 +61,13 @@ def same(one: GateDecision, other: GateDecision) -> bool:
 def approval_of(settings: Settings, usecase: UseCase, model: ModelRecord) -> RuleVerdict:
     """Whether somebody who may has approved this version and file, by the history and today's groups."""
     given = [
-        Approval(identity_of(settings, event.actor), event.new, event.reason)
+        Approval(principal_named(settings, event.actor), event.new, event.reason)
         for event in events(settings, usecase.name, target=model.reference, action="approved")
     ]
     return approval_verdict(usecase, model, _submitters(settings, usecase, model) if given else frozenset(), given)
 
 
-def approve(settings: Settings, usecase: UseCase, model: ModelRecord, who: Identity, reason: str) -> HistoryEvent:
+def approve(settings: Settings, usecase: UseCase, model: ModelRecord, who: Principal, reason: str) -> HistoryEvent:
     """Tell that `who` approves a version that waits. Repeating it is harmless.
 
     Raises `ThroughlineError` when nothing waits for it or the approval would not count; then nothing is told.

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.security.principal import GRAPH, whoami
+from throughline.foundation.security.principal import GRAPH, current_principal
 from throughline.foundation.settings import Settings
 from throughline.mlflow import artifacts
 from throughline.mlflow.rest import aliases, ask, model_versions, tags_in, tell
@@ -270,7 +270,7 @@ def _link(client: MlflowClient, run_id: str, model_id: str) -> None:
 def _me(settings: Settings) -> str:
     """Who runs this process; the graph, where nobody's token was given to it."""
     try:
-        return whoami(settings).name
+        return current_principal(settings).name
     except ThroughlineError:
         return GRAPH
 

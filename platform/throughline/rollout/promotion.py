@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from throughline.evaluation.gate import former_champion
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.files import locked
-from throughline.foundation.security.principal import GRAPH, Identity
+from throughline.foundation.security.principal import GRAPH, Principal
 from throughline.foundation.settings import Settings
 from throughline.records import EndpointRecord, GateDecision, ModelRecord
 from throughline.records.store import save_record
@@ -47,7 +47,7 @@ def release(
     return endpoint
 
 
-def promote(settings: Settings, usecase: UseCase, model: ModelRecord, who: Identity, reason: str) -> EndpointRecord:
+def promote(settings: Settings, usecase: UseCase, model: ModelRecord, who: Principal, reason: str) -> EndpointRecord:
     """Serve a version that the gate released once, and make it champion. Raises `ThroughlineError` when it did not."""
     if not reason.strip():
         raise ThroughlineError(f"{model.reference} is not promoted: give a --reason, it stands in the history.")
@@ -65,7 +65,7 @@ def promote(settings: Settings, usecase: UseCase, model: ModelRecord, who: Ident
     return endpoint
 
 
-def rollback(settings: Settings, usecase: UseCase, who: Identity, reason: str) -> EndpointRecord:
+def rollback(settings: Settings, usecase: UseCase, who: Principal, reason: str) -> EndpointRecord:
     """Return to the champion before the current one (see `rollback_target`), from the artifact that it was served from.
 
     The gate is not asked again: it released this very file before, which is checked. Raises `ThroughlineError` when

@@ -23,7 +23,7 @@ USERS_FILE = "users.toml"
 
 
 @dataclass(frozen=True)
-class Identity:
+class Principal:
     name: str
     groups: frozenset[str] = frozenset()
 
@@ -38,7 +38,7 @@ class _User(BaseModel):
     groups: list[str] = []
 
 
-def whoami(settings: Settings) -> Identity:
+def current_principal(settings: Settings) -> Principal:
     """The user of this process; where the home can be reached from other machines, whose THROUGHLINE_TOKEN it is.
 
     Tokens are told apart by `users.toml` in the home: a table per user with `token_sha256` and `groups`. Raises
@@ -49,26 +49,26 @@ def whoami(settings: Settings) -> Identity:
     shown = hashlib.sha256(settings.token.get_secret_value().encode()).hexdigest() if settings.token else ""
     for name, user in _users(settings).items():
         if hmac.compare_digest(user.token_sha256, shown):
-            return Identity(name, frozenset(user.groups))
+            return Principal(name, frozenset(user.groups))
     raise ThroughlineError(
         f"Nobody in {settings.home / USERS_FILE} has the token of this process: set THROUGHLINE_TOKEN to your own."
     )
 
 
-def identity_of(settings: Settings, name: str) -> Identity:
+def principal_named(settings: Settings, name: str) -> Principal:
     """The user of that name with the groups of today; without any when nobody knows the name."""
     if is_loopback(settings.bind):
         try:
             return _of_this_machine(pwd.getpwnam(name))
         except KeyError:
-            return Identity(name)
+            return Principal(name)
     user = _users(settings).get(name)
-    return Identity(name, frozenset(user.groups if user else ()))
+    return Principal(name, frozenset(user.groups if user else ()))
 
 
-def _of_this_machine(user: pwd.struct_passwd) -> Identity:
+def _of_this_machine(user: pwd.struct_passwd) -> Principal:
     groups = {entry.gr_name for entry in grp.getgrall() if user.pw_name in entry.gr_mem or entry.gr_gid == user.pw_gid}
-    return Identity(user.pw_name, frozenset(groups))
+    return Principal(user.pw_name, frozenset(groups))
 
 
 def _users(settings: Settings) -> dict[str, _User]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.security.principal import Identity, identity_of, whoami
+from throughline.foundation.security.principal import Principal, current_principal, principal_named
 from throughline.foundation.settings import Settings
 
 TOKENS = {"ada": "ada's token", "bob": "bob's token"}
@@ -37,31 +37,31 @@ def reachable(home: Path, token: str) -> Settings:
 
 
 def test_on_ones_own_machine_it_is_the_user_of_the_process_with_the_groups(tmp_path):
-    me = whoami(Settings(home=tmp_path))
+    me = current_principal(Settings(home=tmp_path))
     assert me.name == getpass.getuser()
     assert grp.getgrgid(os.getgid()).gr_name in me.groups
-    assert identity_of(Settings(home=tmp_path), me.name) == me
+    assert principal_named(Settings(home=tmp_path), me.name) == me
 
 
 def test_a_token_on_ones_own_machine_makes_nobody_else_of_you(tmp_path, users):
-    assert whoami(Settings(home=tmp_path, token=TOKENS["ada"])).name == getpass.getuser()
+    assert current_principal(Settings(home=tmp_path, token=TOKENS["ada"])).name == getpass.getuser()
 
 
 def test_where_others_reach_the_home_it_is_the_holder_of_the_token(tmp_path, users):
-    assert whoami(reachable(tmp_path, TOKENS["ada"])) == Identity("ada", frozenset({"returns", "leads"}))
-    assert whoami(reachable(tmp_path, TOKENS["bob"])) == Identity("bob")
+    assert current_principal(reachable(tmp_path, TOKENS["ada"])) == Principal("ada", frozenset({"returns", "leads"}))
+    assert current_principal(reachable(tmp_path, TOKENS["bob"])) == Principal("bob")
 
 
 @pytest.mark.parametrize("token", ["eve's token", digest(TOKENS["ada"])], ids=["unknown", "the digest itself"])
 def test_the_token_of_nobody_is_refused_without_being_told(tmp_path, users, token):
     with pytest.raises(ThroughlineError, match=r"Nobody in .*users\.toml has the token") as caught:
-        whoami(reachable(tmp_path, token))
+        current_principal(reachable(tmp_path, token))
     assert token not in str(caught.value)
 
 
 def test_without_a_list_of_users_everybody_is_nobody(tmp_path):
     with pytest.raises(ThroughlineError, match="Nobody in"):
-        whoami(reachable(tmp_path, "any"))
+        current_principal(reachable(tmp_path, "any"))
 
 
 @pytest.mark.parametrize(
@@ -72,24 +72,24 @@ def test_without_a_list_of_users_everybody_is_nobody(tmp_path):
 def test_a_list_of_users_that_cannot_be_read_lets_nobody_in(tmp_path, content):
     (tmp_path / "users.toml").write_text(content)
     with pytest.raises(ThroughlineError, match=r"users\.toml cannot be read") as caught:
-        whoami(reachable(tmp_path, TOKENS["ada"]))
+        current_principal(reachable(tmp_path, TOKENS["ada"]))
     assert "\n" not in str(caught.value)
 
 
 def test_groups_of_a_user_are_those_of_today(tmp_path, users):
     settings = reachable(tmp_path, TOKENS["bob"])
-    assert identity_of(settings, "ada").is_among(["leads"])
+    assert principal_named(settings, "ada").is_among(["leads"])
     users.write_text(users.read_text().replace('"returns", "leads"', '"returns"'))
-    assert not identity_of(settings, "ada").is_among(["leads"])
+    assert not principal_named(settings, "ada").is_among(["leads"])
 
 
 def test_a_name_that_nobody_has_is_in_no_group(tmp_path, users):
-    assert identity_of(reachable(tmp_path, TOKENS["bob"]), "eve") == Identity("eve")
-    assert identity_of(Settings(home=tmp_path), "no-such-user-here") == Identity("no-such-user-here")
+    assert principal_named(reachable(tmp_path, TOKENS["bob"]), "eve") == Principal("eve")
+    assert principal_named(Settings(home=tmp_path), "no-such-user-here") == Principal("no-such-user-here")
 
 
 def test_one_is_among_approvers_by_name_or_by_group():
-    ada = Identity("ada", frozenset({"returns"}))
+    ada = Principal("ada", frozenset({"returns"}))
     assert ada.is_among(["ada"])
     assert ada.is_among(["zoe", "returns"])
     assert not ada.is_among(["ad", "return"])

@@ -16,7 +16,7 @@ from dagster import DagsterInstance, asset, materialize
 from dagster._utils.error import SerializableErrorInfo
 
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.security.principal import whoami
+from throughline.foundation.security.principal import current_principal
 from throughline.foundation.settings import DEFAULT_PORTS, Settings, load_settings
 from throughline.graph.client import Graph, RunEvent, RunOutcome, _cause, _events, _partitions
 
@@ -314,7 +314,7 @@ def test_a_launch_names_its_assets_and_its_range_of_days(webserver: Callable[[An
     assert asked[0]["selector"]["assetSelection"] == [{"path": ["u", "raw"]}]
     tags = {tag["key"]: tag["value"] for tag in asked[0]["executionMetadata"]["tags"]}
     assert tags.pop("throughline/request")
-    assert tags.pop("throughline/submitter") == whoami(load_settings()).name
+    assert tags.pop("throughline/submitter") == current_principal(load_settings()).name
     assert tags == {
         "a": "b",
         "dagster/asset_partition_range_start": "2013-01-01",

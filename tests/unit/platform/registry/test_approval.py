@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.support.shop import declare
 from throughline.evaluation.gate import decide
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.security.principal import GRAPH, Identity
+from throughline.foundation.security.principal import GRAPH, Principal
 from throughline.foundation.settings import Settings
 from throughline.records import EvaluationRecord, GateDecision, Metrics, ModelRecord
 from throughline.registry import decisions
@@ -26,8 +26,8 @@ MODEL = ModelRecord(
     name="shop", version=3, run_id="r", sha256=SHA, uri="", dataset_fingerprint="f",
     trained_until=NOW - timedelta(days=20), trainer="t", parameters={},
 )  # fmt: skip
-ADA = Identity("ada", frozenset({"returns"}))
-BOB = Identity("bob")
+ADA = Principal("ada", frozenset({"returns"}))
+BOB = Principal("bob")
 FEED = {"files": "/nowhere/*.parquet", "event_time": "ordered_at", "available_at": "known_at"}
 
 
@@ -54,7 +54,7 @@ def decided(usecase: UseCase, *approvals: Approval, submitted_by=frozenset({GRAP
     return decide(evaluated(auc), MODEL, {"auc": Bound(at_least=0.6)}, NOW, said=said)
 
 
-def approval(by: Identity = ADA, sha256: str | None = SHA, reason: str = "numbers seen") -> Approval:
+def approval(by: Principal = ADA, sha256: str | None = SHA, reason: str = "numbers seen") -> Approval:
     return Approval(by, sha256, reason)
 
 
@@ -76,8 +76,8 @@ def test_approved_by_nobody_it_waits_and_says_how_to_go_on(usecase):
 @pytest.mark.parametrize(
     ("given", "submitted_by", "why"),
     [
-        (approval(Identity("eve", frozenset({"staff"}))), {GRAPH}, "eve is not among the approvers of shop"),
-        (approval(Identity(GRAPH, frozenset({"returns"}))), {"carl"}, "graph is not among"),
+        (approval(Principal("eve", frozenset({"staff"}))), {GRAPH}, "eve is not among the approvers of shop"),
+        (approval(Principal(GRAPH, frozenset({"returns"}))), {"carl"}, "graph is not among"),
         (approval(sha256="b" * 64), {GRAPH}, "another file"),
         (approval(sha256=None), {GRAPH}, "another file"),
         (approval(reason=" \n"), {GRAPH}, "no reason"),
@@ -93,7 +93,7 @@ def test_an_approval_that_does_not_count_releases_nothing_and_says_why(usecase, 
 
 
 def test_one_that_counts_is_enough(usecase):
-    assert decided(usecase, approval(Identity("eve")), approval(sha256="b"), approval(BOB)).decision == "release"
+    assert decided(usecase, approval(Principal("eve")), approval(sha256="b"), approval(BOB)).decision == "release"
 
 
 def test_the_submitter_may_approve_where_the_policy_says_so(usecase):
@@ -117,7 +117,7 @@ def test_an_approval_does_not_mend_a_rule_that_failed(usecase):
 names = st.sampled_from(["ada", "bob", "eve", GRAPH])
 approvals = st.builds(
     Approval,
-    st.builds(Identity, names, st.frozensets(st.sampled_from(["returns", "staff"]))),
+    st.builds(Principal, names, st.frozensets(st.sampled_from(["returns", "staff"]))),
     st.sampled_from([SHA, "b" * 64, None]),
     st.sampled_from(["seen", "", " "]),
 )
@@ -167,7 +167,7 @@ def test_an_approval_is_told_once_and_counts(settings, waiting):
 
 @pytest.mark.parametrize(
     ("who", "reason", "why"),
-    [(Identity("eve"), "please", "eve is not among the approvers"), (BOB, "  ", "bob gave no reason")],
+    [(Principal("eve"), "please", "eve is not among the approvers"), (BOB, "  ", "bob gave no reason")],
 )
 def test_an_approval_that_would_not_count_is_refused_and_not_told(settings, waiting, who, reason, why):
     with pytest.raises(ThroughlineError, match=why):
