@@ -27,10 +27,11 @@ drill: env ## the long tests: replay, soak, kill series (one of them: ARGS="-k s
 	@$(python) -m pytest -q -m drill $(ARGS)
 
 .PHONY: lint
-lint: env ## style, formatting and the import contract
+lint: env ## style, formatting, import contracts, types
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/lint-imports
+	@.venv/bin/ty check
 
 .PHONY: loadtest
 loadtest: env ## load on the running endpoint, held against its service levels
