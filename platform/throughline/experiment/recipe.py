@@ -52,7 +52,7 @@ class Recipe(Record):
         return combine(self.model_dump_json(exclude={"trainer"}))
 
     def on(self, dataset_fingerprint: str) -> str:
-        """Principal of this recipe applied to a dataset."""
+        """Fingerprint of this recipe applied to a dataset."""
         return combine(dataset_fingerprint, self.fingerprint)
 
 

@@ -16,7 +16,7 @@ from throughline.experiment.job import Job, JobResult, run_job_at
 from throughline.experiment.recipe import Recipe
 from throughline.experiment.spec import MODEL_FILE, REPORT_FILE, TrainingReport
 from throughline.experiment.train import DATASET_FILE, RECIPE_FILE, Run
-from throughline.featurestore.dataset import principal_named
+from throughline.featurestore.dataset import fingerprint_at_version
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import PROJECT_ROOT
 from throughline.mlflow import artifacts
@@ -61,7 +61,7 @@ def reproduce(run: Run, name: str, version: int) -> Reproduction:
         recipe = _kept(run, record.run_id, RECIPE_FILE, Recipe, work)
         before = _kept(run, record.run_id, REPORT_FILE, TrainingReport, work)
         revision = committed(tags.get("throughline.revision", "unknown"))
-        if (found := principal_named(dataset)) != record.dataset_fingerprint:
+        if (found := fingerprint_at_version(dataset)) != record.dataset_fingerprint:
             raise ThroughlineError(
                 f"{dataset.table} has fingerprint {found[:12]}, {record.reference} was trained on "
                 f"{record.dataset_fingerprint[:12]}: the table was changed; build that dataset again."

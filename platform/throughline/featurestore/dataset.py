@@ -126,7 +126,7 @@ def identity(
     return combine(fingerprint_frame(rows, [KEY]), *numeric, "|", *categorical, holdout_from.isoformat(), service)
 
 
-def principal_named(record: DatasetRecord) -> str:
+def fingerprint_at_version(record: DatasetRecord) -> str:
     """The fingerprint of what stands at the recorded version now, of the columns that the record names."""
     fixed = [KEY, TIME, "label_available_at", "label"]
     rows = scan(record.path, record.table.version).select(*fixed, *record.numeric, *record.categorical)

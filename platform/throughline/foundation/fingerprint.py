@@ -1,4 +1,4 @@
-"""Principal of content: of a table's rows, of code, of several things together.
+"""Fingerprints of content: of a table's rows, of code, of several things together.
 
 Owns: what counts (values, nulls, NaN, types, column names) and what does not (order of rows and columns, chunks, how
 a text was stored). Does not own: what the content is used for. Digests are hex SHA-256, the same on every machine.

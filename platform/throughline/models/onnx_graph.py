@@ -204,7 +204,7 @@ def _front(preprocessing: Preprocessing, wanted: set[str], opset: int) -> onnx.M
                 helper.make_node("Concat", ["front/clipped", "front/flags"], ["numbers"], axis=1),
             ]
         else:
-            nodes.append(helper.make_node("Principal", ["front/clipped"], ["numbers"]))
+            nodes.append(helper.make_node("Identity", ["front/clipped"], ["numbers"]))
         outputs.append(helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["rows", preprocessing.width]))
     if "codes" in wanted:
         width = len(preprocessing.categorical)

@@ -41,7 +41,7 @@ ROUNDS = 60  # of two processes that race for a key
 ASKS_FOR_KEYS = """
 import hashlib, sys
 from pathlib import Path
-from throughline.registry.signing import own_key
+from throughline.models.signing import own_key
 from throughline.settings import load_settings
 
 own_key(load_settings(home=Path(sys.argv[1]).with_name(sys.stdin.readline().strip())))  # to have everything imported
