@@ -167,7 +167,7 @@ from pathlib import Path
 from tests.contract import test_lakehouse as told
 from throughline.lakehouse.delta import TableConflict
 from throughline.lakehouse.table import merge, replace_days
-from throughline.settings import load_settings
+from throughline.foundation.settings import load_settings
 
 home, number, task, barrier = load_settings(**json.loads(sys.argv[1])), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
 (barrier / str(number)).touch()
@@ -291,7 +291,7 @@ def test_concurrent_merges_lose_no_row(home: Settings, tmp_path: Path) -> None:
 KILLED = """
 import json, sys
 from tests.contract import test_lakehouse as told
-from throughline.settings import load_settings
+from throughline.foundation.settings import load_settings
 
 home, step = load_settings(**json.loads(sys.argv[1])), int(sys.argv[3])
 while True:

@@ -305,7 +305,7 @@ def test_a_model_that_differs_once_exported_is_refused_and_an_earlier_one_stays(
     score = ServedModel.score
     monkeypatch.setattr(ServedModel, "score", lambda self, features: score(self, features) + 2e-5)
     before = """
-from throughline.registry.served_model import ServedModel
+from throughline.models.served_model import ServedModel
 score = ServedModel.score
 ServedModel.score = lambda self, features: score(self, features) + 2e-5
 """

@@ -25,7 +25,7 @@ from throughline.experiment.recipe import recipe_of
 from throughline.experiment.reproduce import reproduce
 from throughline.experiment.train import Run
 from throughline.records import DatasetRecord
-from throughline.settings import load_settings
+from throughline.foundation.settings import load_settings
 told = json.loads(sys.argv[1])
 run = Run(load_settings(home=told["home"], port_base=told["port_base"]))
 if told["do"] == "train":

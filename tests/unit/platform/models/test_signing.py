@@ -42,7 +42,7 @@ ASKS_FOR_KEYS = """
 import hashlib, sys
 from pathlib import Path
 from throughline.models.signing import own_key
-from throughline.settings import load_settings
+from throughline.foundation.settings import load_settings
 
 own_key(load_settings(home=Path(sys.argv[1]).with_name(sys.stdin.readline().strip())))  # to have everything imported
 for settings in [load_settings(home=home) for home in sys.argv[1:]]:
