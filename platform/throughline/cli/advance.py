@@ -9,6 +9,8 @@ from rich.console import Console
 
 from throughline.cli.output import console, emit, follow_run, out
 from throughline.foundation.settings import load_settings
+from throughline.graph.client import Graph
+from throughline.replay.advance import advance_day
 from throughline.usecase import get_usecase, load_usecases
 
 
@@ -18,9 +20,6 @@ def advance(
     as_json: bool = typer.Option(False, "--json", help="Print what happened as JSON."),
 ) -> None:
     """Move the data clock: bring each day's data, predict its flow of requests, let the sensors decide."""
-    from throughline.graph.client import Graph
-    from throughline.replay.advance import advance_day
-
     settings = load_settings()
     graph = Graph(settings)
     chosen = [get_usecase(usecase)] if usecase else list(load_usecases().values())

@@ -29,10 +29,15 @@ if TYPE_CHECKING:
 
     from throughline.catalogue.features import Entry
 
-app = typer.Typer(no_args_is_help=True, help="The catalogue of features: list, show, search.")
+app = typer.Typer(no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 UseCaseName = Annotated[str | None, typer.Option("--usecase", help="Of one use case only.")]
+
+
+@app.callback()
+def features() -> None:
+    """The catalogue of features: list, show, search."""
 
 
 @app.command("list")

@@ -26,11 +26,6 @@ Version = Annotated[str, typer.Argument(metavar="NAME/VERSION", help="A register
 Reason = Annotated[str, typer.Option(help="Why; it stands in the history.")]
 
 
-def register(app: typer.Typer) -> None:
-    for command in (approve, promote, rollback, history, note):
-        app.command()(command)
-
-
 def approve(
     model: Version,
     reason: Reason,

@@ -31,12 +31,6 @@ if TYPE_CHECKING:
     from throughline.lineage.trace import Step, Trace
 
 
-def register(app: typer.Typer) -> None:
-    """Add both commands."""
-    app.command()(trace)
-    app.command()(impact)
-
-
 def trace(
     prediction_id: str = typer.Argument(metavar="PREDICTION_ID", help="As the endpoint named it in its answer."),
     feature: str | None = typer.Option(None, "--feature", help="Only this feature, with the raw rows behind it."),

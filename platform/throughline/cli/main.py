@@ -1,49 +1,106 @@
-"""The entry point: puts the commands together and turns what goes wrong into one line and an exit code.
+"""The entry point: the list of commands, exit codes, and one line for what goes wrong.
 
-Owns: exit codes (0 success, 1 the work failed, 2 the call was wrong) and where a traceback goes. Does not own: any
-command. Modules with commands are imported at every call: they must stay light.
+Owns: which module holds which command, exit codes (0 success, 1 the work failed, 2 the call was wrong), where a
+traceback goes. Does not own: any command. A command's module is imported when that command is called, so that
+`--help` and a light command do not wait for what another one needs.
 """
 
 from __future__ import annotations
 
+import ast
 import sys
 import traceback
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from throughline.cli import features, govern, lineage, models, services, train, validate
-from throughline.cli.advance import advance
-from throughline.cli.explain import explain
-from throughline.cli.predict import predict
-from throughline.cli.push import push
-from throughline.cli.run import run
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.settings import Settings, load_settings
+
+# command: its module in this package; the function there has the command's name
+COMMANDS = {
+    "run": "run",
+    "up": "services",
+    "down": "services",
+    "status": "services",
+    "doctor": "services",
+    "predict": "predict",
+    "explain": "explain",
+    "push": "push",
+    "advance": "advance",
+    "train": "train",
+    "jobs": "train",
+    "reproduce": "train",
+    "models": "models",
+    "approve": "govern",
+    "promote": "govern",
+    "rollback": "govern",
+    "history": "govern",
+    "note": "govern",
+    "trace": "lineage",
+    "impact": "lineage",
+    "features": "features",
+    "validate": "validate",
+}
+
+
+class Commands(TyperGroup):
+    """Lists every command by the first paragraph of its docstring; imports the one that is called."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        trees = {name: ast.parse(Path(__file__).with_name(f"{name}.py").read_text()) for name in COMMANDS.values()}
+        self.commands = {name: TyperCommand(name, help=_help(trees[COMMANDS[name]], name)) for name in COMMANDS}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, listed and load(listed.name), rest
+
+
+def load(name: str) -> Any:
+    """The command `name`, its module imported. The callback of its module's `app` is that whole group of commands."""
+    module = import_module(f"throughline.cli.{COMMANDS[name]}")
+    group = getattr(module, "app", None)
+    if group is not None and group.registered_callback.callback.__name__ == name:
+        return typer.main.get_group(group)
+    single = typer.Typer(add_completion=False)
+    single.command(name)(getattr(module, name))
+    return typer.main.get_command(single)
+
+
+def _help(tree: ast.Module, function: str) -> str:
+    (found,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
+    return (ast.get_docstring(found) or "").partition("\n\n")[0]
+
 
 app = typer.Typer(
+    cls=Commands,
     name="throughline",
-    help="From a raw row to a live prediction, and back.",
     no_args_is_help=True,
     add_completion=False,
     # tracebacks are ours: one line for the person, the rest in the log
     pretty_exceptions_enable=False,
 )
-app.command()(run)
-services.register(app)
-app.command()(predict)
-app.command()(explain)
-app.command()(push)
-app.command()(advance)
-app.command()(train.train)
-app.add_typer(train.app, name="jobs")
-app.command()(train.reproduce)
-app.add_typer(models.app, name="models")
-govern.register(app)
-lineage.register(app)
-app.add_typer(features.app, name="features")
-app.add_typer(validate.app, name="validate")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version  # postpones it (0.05 s)
+
+        typer.echo(f"throughline {version('throughline')}")
+        raise typer.Exit
+
+
+@app.callback()
+def throughline(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """From a raw row to a live prediction, and back."""
 
 
 def main() -> None:
@@ -67,8 +124,10 @@ def _red(line: str) -> None:
 
 def _log_traceback() -> Path | None:
     """Append the current exception to this home's log; None when there is no home to write to."""
+    from throughline.foundation.settings import load_settings  # postpones pydantic (0.2 s)
+
     try:
-        settings: Settings = load_settings()
+        settings = load_settings()
         settings.logs.mkdir(parents=True, exist_ok=True)
         log = settings.logs / "throughline.log"
         with log.open("a") as out:

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 UseCaseName = Annotated[str | None, typer.Option("--usecase", help="Of one use case only.")]
-app = typer.Typer(help="Registered model versions; `models card` shows one's card.", invoke_without_command=True)
+app = typer.Typer(invoke_without_command=True)
 
 
 @app.callback()
 def models(context: typer.Context, usecase: UseCaseName = None, as_json: AsJson = False) -> None:
-    """All registered versions, the newest first."""
+    """List the registered versions, the newest first; `models card` shows the card of one."""
     if context.invoked_subcommand is not None:
         return
     from throughline.models.description import summaries

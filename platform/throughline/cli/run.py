@@ -7,11 +7,18 @@ from datetime import timedelta
 from typing import Any
 
 import typer
+from rich.table import Table
 
 from throughline.cli.output import console, emit, follow_run, out
 from throughline.cli.services import require_all
+from throughline.foundation.clock import data_clock
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import PROJECT_ROOT, Settings, load_settings
+from throughline.graph.client import Graph
+from throughline.graph.plan import plan_run
+from throughline.records import DatasetRecord, EndpointRecord, EvaluationRecord, FeatureStoreRecord, GateDecision
+from throughline.records.store import find_record
+from throughline.rollout.endpoint import example_request, predict
 from throughline.services import doctor
 from throughline.usecase import UseCase, load_usecases
 
@@ -29,13 +36,6 @@ def run(as_json: bool = typer.Option(False, "--json", help="Print the result as 
 
 
 def _run_usecase(settings: Settings, usecase: UseCase) -> dict[str, Any]:
-    from throughline.foundation.clock import data_clock
-    from throughline.graph.client import Graph
-    from throughline.graph.plan import plan_run
-    from throughline.records import DatasetRecord, EndpointRecord, EvaluationRecord, FeatureStoreRecord, GateDecision
-    from throughline.records.store import find_record
-    from throughline.rollout.endpoint import example_request, predict
-
     now = data_clock(settings, usecase.clock_start(settings)).now()
     graph = Graph(settings)
     graph.reload_if_older(newest_change())
@@ -96,8 +96,6 @@ def newest_change() -> float:
 
 
 def _table(settings: Settings, result: dict[str, Any]) -> None:
-    from rich.table import Table
-
     for done in result["usecases"]:
         table = Table(title=done["usecase"], show_header=False, title_justify="left", title_style="bold")
         table.add_row("materialised", f"{len(set(done['materialised']))} assets in {done['seconds']} s")

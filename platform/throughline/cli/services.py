@@ -9,25 +9,18 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from throughline import services
 from throughline.foundation.settings import Settings, load_settings
-
-if TYPE_CHECKING:
-    from throughline.services import ServiceStatus
+from throughline.services import ServiceStatus
+from throughline.services import doctor as checks
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 
 _COLOURS = {"running": "green", "starting": "yellow", "stopped": "bright_black"}
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(up)
-    app.command()(down)
-    app.command()(status)
-    app.command()(doctor)
 
 
 def up(
@@ -35,8 +28,6 @@ def up(
     as_json: AsJson = False,
 ) -> None:
     """Start the local services that do not run, and wait until they answer."""
-    from throughline import services
-
     settings = load_settings()
     try:
         with progress() as report:
@@ -53,16 +44,12 @@ def up(
 
 def down(as_json: AsJson = False) -> None:
     """Stop the local services, supervisor included; nothing of ours runs or listens afterwards."""
-    from throughline import services
-
     services.down(load_settings())
     typer.echo(json.dumps({"services": []}) if as_json else "Stopped: no service of this home runs any more.")
 
 
 def status(as_json: AsJson = False) -> None:
     """Show the services and the models that are served; exit code 1 unless every service runs."""
-    from throughline import services
-
     settings = load_settings()
     statuses = services.status(settings)
     answers = any(one.name == "model-server" and one.state == "running" for one in statuses)
@@ -78,8 +65,6 @@ def status(as_json: AsJson = False) -> None:
 
 def doctor(as_json: AsJson = False) -> None:
     """Check what this machine needs; name what is missing and the command that fixes it."""
-    from throughline.services import doctor as checks
-
     found = checks.examine(load_settings())
     if as_json:
         typer.echo(json.dumps({"ok": not checks.failed(found), "checks": [one.as_dict() for one in found]}))
@@ -160,7 +145,5 @@ def _live() -> Iterator[Callable[[str, str, float], None]]:
 
 def require_all(settings: Settings) -> None:
     """`up` with its progress, for other commands that need the services."""
-    from throughline import services
-
     with progress() as report:
         services.up(settings, report=report)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from throughline.graph.client import JobRun
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-app = typer.Typer(help="Trainings that were submitted: list, logs, cancel.", invoke_without_command=True)
+app = typer.Typer(invoke_without_command=True)
 
 
 def train(
@@ -119,7 +119,7 @@ def reproduce(
 
 @app.callback()
 def jobs(context: typer.Context, limit: int = typer.Option(20, min=1), as_json: AsJson = False) -> None:
-    """The newest trainings. `jobs logs ID` follows one, `jobs cancel ID` ends it; the ID's beginning is enough."""
+    """List the newest trainings; `jobs logs ID` follows one, `jobs cancel ID` ends it; the ID's beginning is enough."""
     if context.invoked_subcommand is not None:
         return
     from rich.table import Table

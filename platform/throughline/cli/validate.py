@@ -19,10 +19,15 @@ if TYPE_CHECKING:
 
     from throughline.validation.judge import Judgement
 
-app = typer.Typer(no_args_is_help=True, help="Expectations of raw tables: draft them, or check a version.")
+app = typer.Typer(no_args_is_help=True)
 
 Table = Annotated[str, typer.Argument(metavar="TABLE@VERSION", help="USECASE/LAYER/TABLE and a version of it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.callback()
+def validate() -> None:
+    """Expectations of raw tables: draft them, or check a version."""
 
 
 @app.command()
