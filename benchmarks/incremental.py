@@ -29,7 +29,7 @@ from throughline.foundation.settings import Settings, load_settings
 from throughline.ingestion.ingest import read_days
 from throughline.lakehouse.spark import register_tables
 from throughline.lakehouse.table import replace_all, replace_days
-from throughline.services.ports import free_ports
+from throughline.services.ports import take_ports
 from throughline.sources.source import source_of
 from throughline.usecase import UseCase, load_usecases
 
@@ -81,7 +81,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     usecase = next(iter(load_usecases().values()))
     rounds = 1 if chosen.quick else 3
     with tempfile.TemporaryDirectory(prefix="tl-") as folder:
-        settings = load_settings(home=Path(folder), port_base=free_ports(first=30000), data_from=FIRST)
+        settings = load_settings(home=Path(folder), port_base=take_ports(), data_from=FIRST)
         try:
             progress("starting Spark")
             services.up(settings, ["spark"])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 from benchmarks import report
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings, load_settings
+from throughline.services.ports import take_ports
 from throughline.usecase import UseCase, load_object, load_usecases
 
 ABOUT = """
@@ -134,9 +134,7 @@ def _redis(folder: Path) -> Iterator[str]:
 
     if shutil.which("redis-server") is None:
         raise ThroughlineError("redis-server is not installed: apt-get install redis-server.")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = take_ports(1)
     options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
     with subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL) as server:
         try:

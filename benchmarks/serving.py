@@ -24,7 +24,7 @@ from benchmarks.http_client import Measured, drive, requests
 from throughline.events.client import drain
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import DEFAULT_PORTS, PROJECT_ROOT, Settings
-from throughline.services.ports import free_ports
+from throughline.services.ports import take_ports
 from throughline.usecase import load_usecases
 
 ABOUT = """
@@ -44,7 +44,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
 
     seconds, rounds = chosen.seconds or (1 if chosen.quick else 5), chosen.rounds or (2 if chosen.quick else 5)
     usecase = next(iter(load_usecases().values()))
-    base = free_ports(len(DEFAULT_PORTS) + 1, first=30000)
+    base = take_ports(len(DEFAULT_PORTS) + 1)
     ports = {report.OURS: 0, PEER: base + len(DEFAULT_PORTS)}
     with tempfile.TemporaryDirectory(prefix="bench-") as made, contextlib.ExitStack() as stack:
         settings = Settings(home=Path(made), port_base=base)

@@ -25,7 +25,7 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import load_settings
 from throughline.lakehouse.spark import session
 from throughline.lakehouse.table import DAY, replace_days, scan
-from throughline.services.ports import free_ports
+from throughline.services.ports import take_ports
 
 ABOUT = """
 A table partitioned by day, of which then one day after the other is replaced: each of its versions has the same number
@@ -60,7 +60,7 @@ def made(day: date, rows: int, seed: int) -> pl.DataFrame:
 @contextlib.contextmanager
 def spark_reader(home: Path) -> Iterator[Read]:
     """Spark SQL over an endpoint that is started for this."""
-    settings = load_settings(home=home / "home", port_base=free_ports(first=30000), spark_memory="1g")
+    settings = load_settings(home=home / "home", port_base=take_ports(), spark_memory="1g")
     try:
         services.up(settings, ["spark"])
         with session(settings) as spark:

@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 
 from throughline.foundation.settings import Settings, load_settings
-from throughline.services.ports import FIRST, free_ports
+from throughline.services.ports import take_ports
 
 LONGEST = {"test_thread.py", "test_incremental_features.py"}
 PARTS = {"java": "Java", "redis-server": "Redis", "chromium": "Chromium", "softhsm2-util": "SoftHSM"}
@@ -34,9 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def free_port_base() -> int:
-    """The first of as many consecutive ports as a home needs, all free at the time of asking."""
-    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    return free_ports(first=FIRST + 1000 * process)
+    """The first of as many consecutive ports as a home needs; no other process takes them."""
+    return take_ports()
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from throughline.ingestion.ingest import ingest_days, ingest_static
 from throughline.lakehouse import spark
 from throughline.lakehouse.content import fingerprint_table
 from throughline.lakehouse.table import pin, read, replace_days
+from throughline.services.ports import take_ports
 from throughline.usecase import UseCase, get_usecase
 
 pytestmark = pytest.mark.timeout(1500)  # against hangs: two of these builds side by side take minutes
@@ -181,7 +182,6 @@ def test_in_a_bucket_they_are_the_same(
     one_batch: dict[str, str],
     usecase: UseCase,
     tmp_path: Path,
-    free_port_base: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with s3_server.serve(s3_server.needed(), tmp_path / "buckets", ["lake"]) as address:
@@ -189,7 +189,7 @@ def test_in_a_bucket_they_are_the_same(
             monkeypatch.setenv(name, value)
         settings = load_settings(
             home=tmp_path / "home", lakehouse_uri="s3://lake/x", data_from=FIRST,
-            port_base=free_port_base + 20, spark_memory="1g",
+            port_base=take_ports(), spark_memory="1g",
         )  # fmt: skip
         try:
             services.up(settings, ["spark"])

@@ -34,6 +34,7 @@ from throughline.registry import history
 from throughline.registry import versions as models
 from throughline.retention.models import apply
 from throughline.services.daemon import Supervisor
+from throughline.services.ports import take_ports
 from throughline.usecase import CardStatement, UseCase
 
 PASSWORD = "s3cret-of-the-registry"
@@ -54,9 +55,9 @@ class Registry:
 
 
 @pytest.fixture(scope="module", params=STORES)
-def registry(request, tmp_path_factory, free_port_base: int) -> Iterator[Registry]:
+def registry(request, tmp_path_factory) -> Iterator[Registry]:
     """A home with an MLflow server on one of the pairs of stores."""
-    home, ports = tmp_path_factory.mktemp("home"), free_port_base + 20
+    home, ports = tmp_path_factory.mktemp("home"), take_ports()
     if request.param == STORES[0]:
         yield from started(Registry(load_settings(home=home, port_base=ports), None, None))
         return
@@ -345,13 +346,13 @@ def test_a_card_that_fails_leaves_the_version_described(registry: Registry, usec
         read_card(registry.settings, record)
 
 
-def test_a_store_that_refuses_the_password_is_named_without_it(tmp_path: Path, free_port_base: int) -> None:
+def test_a_store_that_refuses_the_password_is_named_without_it(tmp_path: Path) -> None:
     programs = postgres_server.binaries()
     if programs is None:
         pytest.skip("PostgreSQL is not installed (initdb)")
     with postgres_server.serve(programs, "mlflow", "another") as database:
         store = f"postgresql://mlflow:{PASSWORD}@127.0.0.1:{database.port}/postgres"
-        settings = load_settings(home=tmp_path / "home", port_base=free_port_base + 30, mlflow_store=store)
+        settings = load_settings(home=tmp_path / "home", port_base=take_ports(), mlflow_store=store)
         try:
             with pytest.raises(services.ServiceFailed, match="mlflow died") as refused:
                 services.up(settings, ["mlflow"])

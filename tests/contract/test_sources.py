@@ -30,6 +30,7 @@ from throughline import services
 from throughline.foundation.clock import ReplayClock
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings, load_settings
+from throughline.services.ports import take_ports
 from throughline.sources.conform import TYPES
 from throughline.sources.source import Source, source_of
 from throughline.usecase import UseCase
@@ -230,9 +231,9 @@ def collector(settings: Settings, usecase: UseCase, listening: socket.socket) ->
 
 
 @pytest.fixture(scope="module")
-def servers(session_home: Path, free_port_base: int) -> Iterator[Deliverer]:
+def servers(session_home: Path) -> Iterator[Deliverer]:
     with ExitStack() as stack:
-        yield Deliverer(session_home / "sources", stack, free_port_base)
+        yield Deliverer(session_home / "sources", stack, take_ports())
 
 
 @pytest.fixture

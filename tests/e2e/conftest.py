@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.support.mlflow_server import mlflow_server, wait_for
+from tests.support import servers
+from tests.support.mlflow_server import mlflow_server
 from throughline.foundation.settings import PROJECT_ROOT, Settings
 
 MODEL_SERVER = PROJECT_ROOT / "tests" / "support" / "serving_bench_server.py"
@@ -26,27 +27,27 @@ def home_with_mlflow(tmp_path_factory) -> Iterator[Settings]:
 @pytest.fixture(scope="module")
 def home_that_serves(home_with_mlflow: Settings) -> Iterator[Settings]:
     """The same with the model server, whose feature store is a fake."""
-    ready = f"{home_with_mlflow.url('model_http')}/v2/health/live"
-    with started(home_with_mlflow, "model-server", [sys.executable, str(MODEL_SERVER)], ready):
+    command = [sys.executable, str(MODEL_SERVER)]
+    with started(home_with_mlflow, "model-server", command, "model_http", "/v2/health/live"):
         yield home_with_mlflow
 
 
 @contextmanager
 def started(
-    settings: Settings, name: str, command: Sequence[str], url: str, **environment: str
+    settings: Settings, name: str, command: Sequence[str], service: str, path: str, **environment: str
 ) -> Iterator[subprocess.Popen]:
-    """A process of the home for the time of the block, once `url` is answered. What it said is in the home."""
-    told = {
+    """A process for the time of the block, from when it answers `path` on the port of `service`; logs into the home."""
+    own = {
         "PYTHONPATH": os.pathsep.join([str(PROJECT_ROOT / "platform"), str(PROJECT_ROOT)]),
         "THROUGHLINE_HOME": str(settings.home),
         "THROUGHLINE_PORT_BASE": str(settings.port_base),
     }
     log = settings.home / f"{name}.log"
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **told, **environment})
+        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **own, **environment})
     try:
-        wait_for(url, process, log)
+        url = settings.url(service) + path
+        servers.wait_until_ready(process, settings.port(service), lambda: servers.get_ok(url), log)
         yield process
     finally:
-        process.terminate()
-        process.wait(timeout=30)
+        servers.end(process)

@@ -53,7 +53,7 @@ def settings(home_that_serves: Settings) -> Iterator[Settings]:
         *("-h", "127.0.0.1", "-p", str(settings.port("dagster"))),
     ]
     home = {"DAGSTER_HOME": str(settings.dagster_home), "DAGSTER_DISABLE_TELEMETRY": "yes"}
-    with started(settings, "dagster-webserver", server, f"{settings.url('dagster')}/server_info", **home):
+    with started(settings, "dagster-webserver", server, "dagster", "/server_info", **home):
         yield settings
 
 

@@ -18,31 +18,14 @@ from throughline.foundation.settings import Settings, load_settings
 from throughline.services import strangers
 from throughline.services.control import log_tail
 from throughline.services.daemon import Supervisor
+from throughline.services.ports import take_ports
 
 pytestmark = pytest.mark.e2e
 
 
-def free_base() -> int:
-    """Six consecutive ports nobody holds, below the range from which the system hands out ports."""
-    for base in range(21500, 31000, 10):
-        with_all = []
-        try:
-            for port in range(base, base + 6):
-                probe = socket.socket()
-                with_all.append(probe)
-                probe.bind(("127.0.0.1", port))
-            return base
-        except OSError:
-            continue
-        finally:
-            for probe in with_all:
-                probe.close()
-    raise AssertionError("no six free ports in a row")
-
-
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    made = load_settings(home=tmp_path_factory.mktemp("services"), port_base=free_base(), spark_memory="1g")
+    made = load_settings(home=tmp_path_factory.mktemp("services"), port_base=take_ports(), spark_memory="1g")
     yield made
     services.down(made)
 

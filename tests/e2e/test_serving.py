@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 import httpx
@@ -25,6 +25,7 @@ import pytest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
+from tests.support import servers
 from tests.support.sealed import seal_model
 from throughline.events.client import drain
 from throughline.foundation.errors import ThroughlineError
@@ -32,6 +33,7 @@ from throughline.foundation.settings import PROJECT_ROOT, Settings
 from throughline.records import GateDecision, ModelRecord, RuleVerdict
 from throughline.registry import decisions, history
 from throughline.rollout.local import deploy
+from throughline.services.ports import take_ports
 from throughline.usecase import get_usecase
 from throughline.usecase.requests import example_instance
 
@@ -40,20 +42,6 @@ pytestmark = pytest.mark.e2e
 NAME = "flight_delay"
 SERVER = PROJECT_ROOT / "tests" / "support" / "serving_bench_server.py"
 DATATYPES = {"string": "BYTES", "timestamp": "BYTES", "integer": "INT64", "number": "FP64"}
-
-
-def free_base() -> int:
-    """First of six consecutive ports nobody listens on."""
-    for base in range(21000 + os.getpid() % 4000, 32000, 7):
-        with contextlib.ExitStack() as stack:
-            try:
-                for port in range(base, base + 6):
-                    probe = stack.enter_context(socket.socket())
-                    probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return base
-    raise AssertionError("no free ports")
 
 
 @dataclass
@@ -77,14 +65,8 @@ class Place:
         log = self.settings.logs / f"{name}.log"
         with log.open("ab") as out:
             self.processes[name] = subprocess.Popen(command, stdout=out, stderr=out, env=environment, cwd=PROJECT_ROOT)
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            assert self.processes[name].poll() is None, log.read_text()[-3000:]
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(address).is_success:
-                    return
-            time.sleep(0.1)
-        raise AssertionError(f"{name} did not start: {log.read_text()[-3000:]}")
+        process, port = self.processes[name], urlsplit(address).port
+        servers.wait_until_ready(process, port, lambda: servers.get_ok(address), log)
 
     def start_server(self) -> None:
         self.start("model-server", [sys.executable, str(SERVER)], f"{self.url}/v2/health/ready")
@@ -112,7 +94,7 @@ class Place:
 @contextlib.contextmanager
 def place(home: Path, **settings: Any) -> Iterator[Place]:
     home.mkdir(exist_ok=True)
-    made = Place(Settings(home=home, port_base=free_base(), **settings), {})
+    made = Place(Settings(home=home, port_base=take_ports(), **settings), {})
     try:
         yield made
     finally:

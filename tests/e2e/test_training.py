@@ -25,7 +25,7 @@ from throughline.mlflow.tracking import client_of, close_abandoned
 from throughline.models.served_model import ServedModel
 from throughline.records import DatasetRecord, ModelRecord
 from throughline.registry import versions as models
-from throughline.services.ports import free_ports
+from throughline.services.ports import take_ports
 from throughline.usecase import Evaluation, UseCase, get_usecase
 
 pytestmark = pytest.mark.e2e
@@ -273,7 +273,7 @@ def test_standard_mlflow_loads_the_version_and_scores_the_same(trained, settings
 
 
 def test_mlflow_that_does_not_answer_is_named_at_once(usecase, dataset, tmp_path):
-    nobody = load_settings(home=tmp_path, port_base=free_ports(first=30000))
+    nobody = load_settings(home=tmp_path, port_base=take_ports())
     begun = time.monotonic()
     with pytest.raises(ThroughlineError, match=r"MLflow does not answer.*throughline up"):
         train(nobody, usecase, dataset)

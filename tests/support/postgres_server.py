@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support import servers
+from throughline.services.ports import take_ports
 
 UNPRIVILEGED = "nobody"
 
@@ -28,6 +29,13 @@ class Postgres:
     @property
     def url(self) -> str:
         return f"jdbc:postgresql://127.0.0.1:{self.port}/postgres"
+
+    def answers(self) -> bool:
+        try:
+            self.run("SELECT 1")
+        except subprocess.CalledProcessError:
+            return False
+        return True
 
     def run(self, sql: str) -> str:
         """What psql prints, tuples only."""
@@ -64,9 +72,7 @@ def serve(programs: Path, user: str, password: str) -> Iterator[Postgres]:
         ],
         check=True, capture_output=True, cwd=folder, **as_whom,
     )  # fmt: skip
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = take_ports(1)
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [
@@ -77,26 +83,8 @@ def serve(programs: Path, user: str, password: str) -> Iterator[Postgres]:
         )  # fmt: skip
         server = Postgres(port, user, password)
         try:
-            _wait_for(server, process)
+            servers.wait_until_ready(process, port, server.answers, folder / "log")
             yield server
         finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            servers.end(process)
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _wait_for(server: Postgres, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
-    while process.poll() is None:
-        try:
-            server.run("SELECT 1")
-            return
-        except subprocess.CalledProcessError:
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.1)
-    raise RuntimeError(f"PostgreSQL did not start on port {server.port}")

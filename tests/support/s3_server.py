@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.support import servers
+from throughline.services.ports import take_ports
 
 VERSION = "1.8.0"
 MODULE = f"github.com/versity/versitygw/cmd/versitygw@v{VERSION}"
@@ -73,10 +73,8 @@ def serve(program: Path, folder: Path, buckets: list[str]) -> Iterator[str]:
     """The address of a server on a free port of this machine; ended when the block ends."""
     for bucket in buckets:
         (folder / bucket).mkdir(parents=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with (folder.parent / "versitygw.log").open("w") as log:
+    port, log_file = take_ports(1), folder.parent / "versitygw.log"
+    with log_file.open("w") as log:
         process = subprocess.Popen(
             [program, "--port", f"127.0.0.1:{port}", "posix", folder],
             env={"PATH": os.environ["PATH"], "ROOT_ACCESS_KEY": KEY, "ROOT_SECRET_KEY": SECRET},
@@ -84,25 +82,10 @@ def serve(program: Path, folder: Path, buckets: list[str]) -> Iterator[str]:
             stderr=log,
         )
         try:
-            _wait_for(port, process)
+            servers.wait_until_ready(process, port, lambda: True, log_file)
             yield f"http://127.0.0.1:{port}"
         finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise RuntimeError(f"versitygw did not start on port {port}")
+            servers.end(process)
 
 
 def environment(address: str) -> dict[str, str]:

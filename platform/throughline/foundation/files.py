@@ -6,6 +6,7 @@ Owns: the one way to replace a file as a whole and the one way to exclude other 
 from __future__ import annotations
 
 import fcntl
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -42,6 +43,16 @@ def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[No
                 waiting()
                 time.sleep(_POLL_S)
         yield
+
+
+def try_lock(path: Path) -> bool:
+    """Whether this process now holds the lock on `path`, created with its folder: until it ends; does not wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
+    held = _try_lock(descriptor)
+    if not held:
+        os.close(descriptor)
+    return held
 
 
 def _try_lock(descriptor: int) -> bool:

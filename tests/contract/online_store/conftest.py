@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from throughline.featurestore.windows import Window
 from throughline.foundation.clock import data_clock
 from throughline.foundation.settings import Settings, load_settings
 from throughline.lakehouse.table import current_version, replace_days
+from throughline.services.ports import take_ports
 from throughline.usecase import UseCase, get_usecase
 
 START = datetime(2013, 3, 9, 5, tzinfo=UTC)  # midnight in New York; the clocks change the night after
@@ -41,9 +41,7 @@ TTL = 12 * HOUR
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     needs("redis-server")
     folder = tmp_path_factory.mktemp("redis")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = take_ports(1)
     options = ["--port", port, "--bind", "127.0.0.1", "--dir", folder, "--save", "", "--requirepass", "s3cret"]
     with subprocess.Popen(["redis-server", *map(str, options)], stdout=subprocess.DEVNULL) as server:
         try:

@@ -23,7 +23,7 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import PROJECT_ROOT, Settings, load_settings
 from throughline.records import Revision
 from throughline.rollout.endpoint import explain as ask_explain
-from throughline.services.ports import free_ports
+from throughline.services.ports import take_ports
 from throughline.usecase import get_usecase
 from throughline.usecase.requests import example_instance
 
@@ -43,7 +43,7 @@ class Place:
     """The server's application over one real revision whose features come from a fake store."""
 
     def __init__(self, home: Path) -> None:
-        self.settings: Settings = load_settings(home=home, port_base=free_ports())
+        self.settings: Settings = load_settings(home=home, port_base=take_ports())
         self.revision: Revision = DOUBLES["put_revision"](self.settings, version=3)
         self.folder = self.settings.serving_home / USECASE.name
         self.server = Server(self.settings, {USECASE.name: USECASE}, DOUBLES["FakeFeatureReader"])

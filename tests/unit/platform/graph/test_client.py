@@ -19,6 +19,7 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.security.principal import current_principal
 from throughline.foundation.settings import DEFAULT_PORTS, Settings, load_settings
 from throughline.graph.client import Graph, RunEvent, RunOutcome, _cause, _events, _partitions
+from throughline.services.ports import take_ports
 
 Answer = Callable[[str, dict[str, Any]], Any]
 
@@ -368,10 +369,8 @@ def test_a_launch_whose_answer_is_late_is_looked_for_and_not_launched_again(webs
 
 
 def test_nobody_at_the_port_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        closed = probe.getsockname()[1]
-    graph = Graph(Settings(home=tmp_path, port_base=closed - list(DEFAULT_PORTS).index("dagster")))
+    settings = Settings(home=tmp_path, port_base=take_ports())
+    closed, graph = settings.port("dagster"), Graph(settings)
     with pytest.raises(ThroughlineError, match=rf":{closed} does not answer .*throughline status") as caught:
         graph.states()
     assert "\n" not in str(caught.value)

@@ -17,6 +17,7 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings, load_settings
 from throughline.lineage import openlineage
 from throughline.lineage.openlineage import StepRun, Table, namespace_of, send
+from throughline.services.ports import take_ports
 
 BEGAN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 RUN = "0b7c1c88-6f0e-4d43-9f5e-1f6f0a3f7a10"
@@ -115,9 +116,7 @@ def test_a_receiver_that_refuses_is_said_in_one_line(tmp_path: Path, here: Recei
 
 
 def test_a_receiver_that_is_not_there_costs_little_time(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = take_ports(1)
     began = time.monotonic()
     problem = send(settings_of(tmp_path, f"http://127.0.0.1:{port}"), [STEP] * 20)
     assert problem.startswith("0 of 40 events taken")
