@@ -1,6 +1,6 @@
 """Preparing a training dataset: which of its rows are trained on, and what is learned from them once for all workers.
 
-Owns: the time rule, the validation rows, the order of the file, the name under which prepared rows are kept.
+Owns: the time rule, the validation rows, the name under which prepared rows are kept.
 Does not own: how the dataset was made (`featurestore/dataset.py`), the files' format (`prepared.py`).
 
 Trained on are rows whose prediction time *and* label time are before the holdout begins: what could have been trained
@@ -18,18 +18,15 @@ import threading
 from datetime import date, datetime
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
-from throughline.experiment.prepared import FACTS, SAMPLE, TRAIN, VALIDATION, Facts, write_arrays
+from throughline.experiment.prepared import FACTS, write_prepared
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.fingerprint import combine
 from throughline.lakehouse.table import scan
-from throughline.models.onnx_graph import Preprocessing, learn_preprocessing, numeric_matrix
 from throughline.records import DatasetRecord
 
 VALIDATION_ONE_DAY_IN = 20
-SAMPLE_ROWS = 2000
 
 
 def prepare(root: Path, dataset: DatasetRecord, seed: int, validation_from: datetime | None = None) -> Path:
@@ -50,7 +47,7 @@ def prepare(root: Path, dataset: DatasetRecord, seed: int, validation_from: date
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.{threading.get_ident()}")
     draft.mkdir(parents=True, exist_ok=True)
     try:
-        _write(draft, train, validation, dataset, seed)
+        write_prepared(draft, train, validation, dataset.numeric, dataset.categorical, seed)
         try:
             draft.rename(folder)
         except OSError:
@@ -107,31 +104,3 @@ def _name(dataset: DatasetRecord, seed: int, validation_from: datetime | None) -
         str(validation_from and validation_from.isoformat()),
     ]
     return combine(*parts)[:32]
-
-
-def _write(folder: Path, train: pl.DataFrame, validation: pl.DataFrame, dataset: DatasetRecord, seed: int) -> None:
-    learned = learn_preprocessing(train, dataset.numeric, dataset.categorical)
-    order = np.random.default_rng(seed).permutation(train.height)
-    for name, rows in ((TRAIN, train[order]), (VALIDATION, validation)):
-        write_arrays(folder / name, _arrays(rows, learned))
-    sample = train.gather_every(max(1, train.height // SAMPLE_ROWS))
-    sample = sample.select(*dataset.numeric, *dataset.categorical)
-    # Made anew: under a null a column of texts keeps whatever the table's order has put there.
-    pl.DataFrame(sample.to_dict(as_series=False), schema=sample.schema).write_ipc(folder / SAMPLE)
-    facts = Facts(
-        rows=train.height,
-        validation_rows=validation.height,
-        base_rate=float(train["label"].mean()),
-        trained_from=train["prediction_time"].min(),
-        trained_until=train["prediction_time"].max(),
-        preprocessing=learned,
-    )
-    (folder / FACTS).write_text(facts.model_dump_json())
-
-
-def _arrays(rows: pl.DataFrame, learned: Preprocessing) -> dict[str, np.ndarray]:
-    return {
-        "numbers": learned.numbers(numeric_matrix(rows, learned.numeric)),
-        "codes": learned.codes(rows).astype(np.int32),
-        "label": rows["label"].cast(pl.Float32).to_numpy(),
-    }

@@ -1,7 +1,7 @@
 """Prepared rows: a training dataset as workers read it, arrays mapped into memory of which each takes its own share.
 
-Owns: the files and how they are read. Does not own: which rows are in them (`prepare.py`), the order in which a
-worker goes through its share (`training/data.py`).
+Owns: the files, how they are written and read. Does not own: which rows are in them (`prepare.py`), the order in which
+a worker goes through its share (`training/data.py`).
 
 A folder holds `train.arrow` and `validation.arrow` (numbers float32 [K], codes int32 [M], label float32; one record
 batch each, so that a column is one array), `sample.arrow` (raw features of some training rows, to check an exported
@@ -21,10 +21,11 @@ import polars as pl
 import pyarrow as pa
 
 from throughline.foundation.errors import ThroughlineError
-from throughline.models.onnx_graph import Preprocessing
+from throughline.models.onnx_graph import Preprocessing, learn_preprocessing, numeric_matrix
 from throughline.records import Record
 
 TRAIN, VALIDATION, SAMPLE, FACTS = "train.arrow", "validation.arrow", "sample.arrow", "facts.json"
+SAMPLE_ROWS = 2000
 
 
 class Facts(Record):
@@ -76,7 +77,34 @@ def open_prepared(folder: Path) -> PreparedRows:
     return PreparedRows(facts, train, validation, folder)
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_prepared(
+    folder: Path, train: pl.DataFrame, validation: pl.DataFrame, numeric: list[str], categorical: list[str], seed: int
+) -> None:
+    """The files of rows with `prediction_time`, `label` and the features, into a folder that is there."""
+    learned = learn_preprocessing(train, numeric, categorical)
+    order = np.random.default_rng(seed).permutation(train.height)
+    for name, rows in ((TRAIN, train[order]), (VALIDATION, validation)):
+        arrays = {
+            "numbers": learned.numbers(numeric_matrix(rows, numeric)),
+            "codes": learned.codes(rows).astype(np.int32),
+            "label": rows["label"].cast(pl.Float32).to_numpy(),
+        }
+        _write_arrays(folder / name, arrays)
+    sample = train.gather_every(max(1, train.height // SAMPLE_ROWS)).select(*numeric, *categorical)
+    # Made anew: under a null a column of texts keeps whatever the table's order has put there.
+    pl.DataFrame(sample.to_dict(as_series=False), schema=sample.schema).write_ipc(folder / SAMPLE)
+    facts = Facts(
+        rows=train.height,
+        validation_rows=validation.height,
+        base_rate=float(train["label"].mean()),
+        trained_from=train["prediction_time"].min(),
+        trained_until=train["prediction_time"].max(),
+        preprocessing=learned,
+    )
+    (folder / FACTS).write_text(facts.model_dump_json())
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """`numbers`, `codes` and `label` as one record batch."""
     batch = pa.record_batch({name: _column(values) for name, values in arrays.items()})
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from throughline.experiment import prepare as module
+from throughline.experiment import prepared
 from throughline.experiment.prepare import prepare, split_rows
 from throughline.experiment.prepared import FACTS, TRAIN, VALIDATION, open_prepared
 from throughline.foundation.errors import ThroughlineError
@@ -237,7 +238,7 @@ def test_prepared_rows_are_made_once_and_others_have_another_folder(tmp_path, da
     names = {module._name(*each) for each in [(dataset, 1, None), *others]}
     assert len(names) == 1 + len(others)
     folder = prepare(root, dataset, 1)
-    monkeypatch.setattr(module, "_write", lambda *_: pytest.fail("it was there"))
+    monkeypatch.setattr(module, "write_prepared", lambda *_: pytest.fail("it was there"))
     assert prepare(root, dataset, 1) == folder
 
 
@@ -247,16 +248,17 @@ CALLER = """
 import sys
 from pathlib import Path
 from throughline.experiment import prepare as module
+from throughline.experiment import prepared
 from throughline.records import DatasetRecord
 dataset = DatasetRecord.model_validate_json(Path(sys.argv[2]).read_text())
-write = module._write
+write = module.write_prepared
 def slowly(folder, *rest):
     print("writing", flush=True)
     sys.stdin.readline()
     write(folder, *rest)
     print("written", flush=True)
     sys.stdin.readline()
-module._write = slowly
+module.write_prepared = slowly
 print(module.prepare(Path(sys.argv[1]), dataset, 1), flush=True)
 """
 
@@ -293,7 +295,7 @@ def test_two_threads_that_prepare_at_once_do_not_write_into_each_other(tmp_path,
     import threading
     from concurrent.futures import ThreadPoolExecutor
 
-    together, write, drafts = threading.Barrier(2), module._write, []
+    together, write, drafts = threading.Barrier(2), module.write_prepared, []
 
     def at_once(folder: Path, *rest) -> None:
         drafts.append(folder)
@@ -301,7 +303,7 @@ def test_two_threads_that_prepare_at_once_do_not_write_into_each_other(tmp_path,
         write(folder, *rest)
         together.wait()
 
-    monkeypatch.setattr(module, "_write", at_once)
+    monkeypatch.setattr(module, "write_prepared", at_once)
     with ThreadPoolExecutor(2) as pool:
         folders = list(pool.map(lambda _: prepare(tmp_path / "prepared", dataset, 1), range(2)))
     assert len(set(drafts)) == 2
@@ -309,13 +311,13 @@ def test_two_threads_that_prepare_at_once_do_not_write_into_each_other(tmp_path,
     assert list((tmp_path / "prepared").iterdir()) == folders[:1]
 
 
-@pytest.mark.parametrize("part", ["write_arrays", "Facts"])
+@pytest.mark.parametrize("part", ["_write_arrays", "Facts"])
 def test_a_crash_half_way_leaves_no_folder(tmp_path, dataset, monkeypatch, part):
     def crash(*_, **__):
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, part, crash)
+        patched.setattr(prepared, part, crash)
         with pytest.raises(OSError, match="no space left"):
             prepare(tmp_path / "prepared", dataset, 1)
     assert list((tmp_path / "prepared").iterdir()) == []
