@@ -69,7 +69,7 @@ def _profile(usecase: UseCase) -> AssetsDefinition:
         return MaterializeResult(
             metadata={
                 "features": MetadataValue.table(_rows(features)),
-                **{table.table.rpartition("/")[2]: MetadataValue.path(page) for table, page in pages.items()},
+                **{table.name: MetadataValue.path(page) for table, page in pages.items()},
             }
         )
 
@@ -86,7 +86,7 @@ def _rows(features: Iterable[Entry]) -> list[TableRecord]:
                 "models": "unknown" if entry.models is None else ", ".join(entry.models) or "none",
                 "description": f"deprecated: {entry.deprecated}" if entry.deprecated else entry.description,
                 "unit": entry.tags.get("unit", ""),
-                "table": entry.table.rpartition("/")[2],
+                "table": f"{entry.table.name}@{entry.table.version}",
             }
         )
         for entry in features

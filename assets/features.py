@@ -195,10 +195,7 @@ def _feature_store(
             as_of=as_of(context, settings, usecase),
             sources=sources,
             spine=pin(settings, f"{usecase.name}/{GROUP}/{spine}"),
-            views=[
-                view.model_copy(update={"seen_within": seen_within.get(view.table.table.rpartition("/")[2])})
-                for view in views
-            ],
+            views=[view.model_copy(update={"seen_within": seen_within.get(view.table.name)}) for view in views],
         )
         for line in (warnings := deprecations(record.views)):
             context.log.warning(line)

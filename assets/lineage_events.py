@@ -23,6 +23,7 @@ from dagster import (
     run_status_sensor,
 )
 
+from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
 from throughline.lineage.openlineage import StepRun, Table, send
 
@@ -146,8 +147,8 @@ def _inputs(made: list[AssetMaterialization]) -> list[Table]:
 
 
 def _versions_read(made: AssetMaterialization) -> dict[str, str]:
-    pinned = [str(text).rpartition("@") for key in _READ for text in _json(made, key)]
-    tables = {table: version for table, at, version in pinned if at}
+    pinned = [TableReference.parse(text) for key in _READ for text in _json(made, key)]
+    tables = {each.table: str(each.version) for each in pinned}
     raw = f"{made.asset_key.path[0]}/raw"
     return tables | {f"{raw}/{name}": str(version) for name, version in dict(_json(made, "read_versions")).items()}
 

@@ -55,7 +55,7 @@ def make_rows(folder: Path, count: int) -> Path:
     ).write_delta(str(folder / "table"))
     dataset = DatasetRecord(
         usecase="made",
-        table=TableReference(table="made/training/dataset", version=0),
+        table=TableReference("made/training/dataset", 0),
         path=str(folder / "table"),
         fingerprint="made",
         as_of=times[-1] + timedelta(days=1),

@@ -132,6 +132,6 @@ def _features(settings: Settings, usecase: UseCase, keys: dict[str, list[Any]]) 
         rows = pl.DataFrame(columns).with_columns(times, times.alias(KNOWN))
         table = view.batch_source.name
         version = replace_all(settings.table_path(usecase.name, "features", table), rows)
-        pins.append(TableReference(table=f"{usecase.name}/features/{table}", version=version))
+        pins.append(TableReference(f"{usecase.name}/features/{table}", version))
     register(settings, usecase, pins)
     materialise(settings, usecase, EPOCH, now)

@@ -19,9 +19,9 @@ import polars as pl
 
 from benchmarks import report
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings, load_settings
 from throughline.lakehouse.table import read
-from throughline.lineage.pinned import parse
 from throughline.lineage.trace import Trace, Tracer
 from throughline.usecase import get_usecase, load_usecases
 
@@ -100,7 +100,7 @@ def read_again(settings: Settings, traces: Iterable[Trace]) -> tuple[int, int]:
                 reported[part["table"], *row].add(tuple(row.values()))
     checked = wrong = 0
     for (table, *columns), rows in reported.items():
-        held = read(settings, parse(table)).select(columns).unique().collect()
+        held = read(settings, TableReference.parse(table)).select(columns).unique().collect()
         asked = pl.DataFrame(list(rows), schema={name: held.schema[name] for name in columns}, orient="row")
         checked += asked.height
         wrong += asked.join(held, on=columns, how="anti", nulls_equal=True).height

@@ -126,7 +126,7 @@ def test_a_version_is_restored_and_a_vacuumed_one_is_told(home: Settings) -> Non
     )
     assert [scan(path, version).select("value").unique().collect().item() for version in (0, 1, 3)] == [0, 1, 0]
     with pytest.raises(ThroughlineError, match=r"t@2 cannot be read: .* vacuumed"):
-        read(home, TableReference(table=TABLE, version=2))
+        read(home, TableReference(TABLE, 2))
 
 
 def test_what_is_no_table_or_cannot_be_reached_is_one_line(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ def test_what_is_no_table_or_cannot_be_reached_is_one_line(home: Settings, monke
     with pytest.raises(ThroughlineError, match=r"u/raw/t does not exist in .*materialise it"):
         pin(home, TABLE)
     with pytest.raises(ThroughlineError, match=r"u/raw/t is not a Delta table: correct the address") as caught:
-        read(home, TableReference(table=TABLE, version=0))
+        read(home, TableReference(TABLE, 0))
     assert "\n" not in str(caught.value)
     if not str(home.lakehouse).startswith("s3://"):
         return

@@ -205,10 +205,10 @@ def facts(record: ModelRecord) -> dict[str, Any]:
     sha256, fingerprint = record.sha256, record.dataset_fingerprint
     metrics = Metrics(rows=100, log_loss=0.5, auc=0.7654, brier=0.2, ece=0.1)
     dataset = DatasetRecord(
-        usecase=NAME, table=TableReference(table="shop/training/dataset", version=1), path="/p",
+        usecase=NAME, table=TableReference("shop/training/dataset", 1), path="/p",
         fingerprint=fingerprint,
         as_of=NOW, rows=1000, numeric=["amount"], categorical=[], service="shop_v1",
-        inputs=[TableReference(table="shop/raw/orders", version=7)], holdout_from=NOW + DAY,
+        inputs=[TableReference("shop/raw/orders", 7)], holdout_from=NOW + DAY,
     )  # fmt: skip
     evaluation = EvaluationRecord(
         model=record.reference, sha256=sha256, dataset_fingerprint=fingerprint, evaluated_at=NOW,

@@ -79,7 +79,7 @@ def make(root: Path, rows: int = 3000, numeric=("x", "gap"), categorical=("c",),
     frame.write_delta(str(root / "table"))
     dataset = DatasetRecord(
         usecase="u",
-        table=TableReference(table="u/training/dataset", version=0),
+        table=TableReference("u/training/dataset", 0),
         path=str(root / "table"),
         fingerprint="f",
         as_of=times[-1],

@@ -68,7 +68,7 @@ def candidate(settings: Settings, tmp_path: Path) -> ModelRecord:
         settings, name=NAME, run_id=run_id, file=file, dataset_fingerprint="f", trainer="t", parameters={},
         trained_until=HELD_OUT - timedelta(days=1), tags={models.SUBMITTER_TAG: "ada"},
     )  # fmt: skip
-    table = TableReference(table=f"{NAME}/training/dataset", version=0)
+    table = TableReference(f"{NAME}/training/dataset", 0)
     dataset = DatasetRecord(
         usecase=NAME, table=table, path="/nowhere", fingerprint="f", as_of=HELD_OUT, rows=9000,
         numeric=["departure_hour", "aircraft_flights"], categorical=["carrier"], inputs=[], holdout_from=HELD_OUT,

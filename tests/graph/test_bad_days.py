@@ -290,7 +290,7 @@ def test_a_drift_warns_and_stops_nothing(
 
 
 def dataset(usecase: UseCase, trained_until: date) -> DatasetRecord:
-    table = TableReference(table="flight_delay/training/dataset", version=0)
+    table = TableReference("flight_delay/training/dataset", 0)
     until = usecase.day_start(trained_until)
     return DatasetRecord(
         usecase=usecase.name, table=table, path="", fingerprint="f", as_of=until, rows=1, numeric=[], categorical=[],

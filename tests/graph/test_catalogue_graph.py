@@ -112,7 +112,7 @@ def test_a_model_that_cannot_be_read_does_not_stop_the_graph(usecase: UseCase) -
 
 def test_columns_are_shown_as_they_stand_with_where_they_come_from(settings: Settings) -> None:
     version = replace_all(settings.table_path("u", "features", "t"), pl.DataFrame({"origin": ["JFK"], "delay": [1.0]}))
-    pinned = TableReference(table="u/features/t", version=version)
+    pinned = TableReference("u/features/t", version)
     columns = held_columns(settings, pinned, {"delay": "Mean delay."}, {"delay": [Upstream("departures", "dep_delay")]})
     assert [(c.name, c.type, c.description) for c in columns[SCHEMA].columns] == [
         ("origin", "string", None),
@@ -133,7 +133,7 @@ def test_bringing_a_day_does_not_wait_for_the_profile(definitions: Definitions, 
 def test_the_profile_leaves_a_page_per_table_and_tells_the_catalogue(settings: Settings, usecase: UseCase) -> None:
     now = usecase.clock_start(settings)
     rows = pl.DataFrame({EVENT_TIME: [now - timedelta(hours=1)], "day": [date(2013, 3, 31)], "delay": [3.0]})
-    tables = [TableReference(table=f"flight_delay/features/{name}", version=0) for name in ("ticks", "spine")]
+    tables = [TableReference(f"flight_delay/features/{name}", 0) for name in ("ticks", "spine")]
     for table in tables:
         replace_all(settings.lakehouse / table.table, rows)
     feature = FeatureRecord(

@@ -26,7 +26,7 @@ def test_rows_that_the_declared_evaluation_cannot_judge_are_not_trained_on(setti
     table = settings.table_path(usecase.name, "training", "dataset")
     version = replace_all(table, scan(dataset.path, 0), {NOTE: dataset.model_dump_json()}, inputs=[])
     store = FeatureStoreRecord(
-        usecase=usecase.name, as_of=START, sources=[], spine=TableReference(table="none", version=0), views=[]
+        usecase=usecase.name, as_of=START, sources=[], spine=TableReference("none/features/spine", 0), views=[]
     )
     save_record(settings, (usecase.name, "features", "feature_store"), store)
     asked = {"trainer": "lightgbm", "table": f"{usecase.name}/training/dataset@{version}"}

@@ -29,7 +29,7 @@ def tables(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     replace_days(settings.lakehouse / TABLE, rows, DAY, DAY)
     for _ in range(3):
         write_deltalake(str(settings.lakehouse / TABLE), rows.to_arrow(), mode="append")
-    monkeypatch.setattr("throughline.registry.versions.dataset_tables", lambda settings, name: {})
+    monkeypatch.setattr("throughline.retention.tables.dataset_tables", lambda settings, name: {})
     monkeypatch.setattr("assets.maintenance.remove_old_versions", lambda settings, name, now: [])
     return settings
 
@@ -47,7 +47,7 @@ def test_it_runs_every_night() -> None:
 
 
 def test_small_files_are_compacted_and_the_pinned_version_stays(tables: Settings) -> None:
-    log = InferenceLogRecord(table=TableReference(table=TABLE, version=1), received=2, written=2, lost=0)
+    log = InferenceLogRecord(table=TableReference(TABLE, 1), received=2, written=2, lost=0)
     save_record(tables, ("u", "monitoring", "inference_log"), log)
     assert run(tables).success
     assert history(tables.lakehouse / TABLE)[0].operation == "OPTIMIZE"
@@ -73,7 +73,7 @@ def test_old_model_versions_go_first_for_they_pin_what_they_were_trained_on(
         "assets.maintenance.remove_old_versions", lambda settings, name, now: done.append(("versions", name)) or ["u/1"]
     )
     monkeypatch.setattr(
-        "throughline.registry.versions.dataset_tables", lambda settings, name: done.append(("pins", name)) or {}
+        "throughline.retention.tables.dataset_tables", lambda settings, name: done.append(("pins", name)) or {}
     )
     assert run(tables).success
     assert done == [("versions", "u"), ("pins", "u")]
@@ -94,7 +94,7 @@ def test_where_it_is_unknown_which_versions_are_needed_nothing_is_touched(
 def test_a_table_that_cannot_be_maintained_makes_the_run_red_and_the_others_are_done(tables: Settings) -> None:
     rows = pl.DataFrame({"day": [DAY], "value": [0]})
     replace_days(tables.lakehouse / "u/raw/t", rows, DAY, DAY)
-    log = InferenceLogRecord(table=TableReference(table="u/raw/t", version=7), received=2, written=2, lost=0)
+    log = InferenceLogRecord(table=TableReference("u/raw/t", 7), received=2, written=2, lost=0)
     save_record(tables, ("u", "monitoring", "inference_log"), log)
     result = run(tables)
     assert not result.success

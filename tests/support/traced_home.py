@@ -117,7 +117,7 @@ def write_ticks(settings: Settings, rows: pl.DataFrame, pins: dict[str, int]) ->
         str(path), rows.to_arrow(), mode="overwrite", partition_by=["day"],
         commit_properties=CommitProperties(custom_metadata={"userMetadata": note}),
     )  # fmt: skip
-    return TableReference(table=f"{NAME}/features/aircraft_ticks", version=current_version(path))
+    return TableReference(f"{NAME}/features/aircraft_ticks", current_version(path))
 
 
 def view(pinned: TableReference) -> FeatureViewRecord:
@@ -208,7 +208,7 @@ def make_home(settings: Settings) -> tuple[pl.DataFrame, pl.DataFrame, Kept]:
     store(settings, pinned)
     place = settings.table_path(NAME, "training", "dataset")
     record = DatasetRecord(
-        usecase=NAME, table=TableReference(table=f"{NAME}/training/dataset", version=0), path=str(place),
+        usecase=NAME, table=TableReference(f"{NAME}/training/dataset", 0), path=str(place),
         fingerprint=DIGEST, as_of=NOW, rows=1, numeric=["aircraft_delay_168h"], categorical=["origin"],
         inputs=[pinned], holdout_from=NOW,
     )  # fmt: skip

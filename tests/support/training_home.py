@@ -42,7 +42,7 @@ def write_dataset(folder: Path, rows: int = 6000) -> DatasetRecord:
     frame.write_delta(str(path), mode="error")
     return DatasetRecord(
         usecase="flight_delay",
-        table=TableReference(table="flight_delay/training/dataset", version=0),
+        table=TableReference("flight_delay/training/dataset", 0),
         path=str(path),
         fingerprint=identity(frame.lazy(), NUMERIC, CATEGORICAL, HOLDOUT, ""),
         as_of=START + timedelta(days=DAYS),

@@ -63,13 +63,13 @@ class Entry(Record):
     deprecated: str | None = Field(description="Why it should not be used any more.")
     replaced_by: str | None
     services: list[str] = Field(description="The feature services that have it.")
-    table: str = Field(description="USECASE/features/TABLE@VERSION: what it is pinned to.")
+    table: TableReference = Field(description="What it is pinned to.")
     upstream: list[str] | None = Field(description="Raw TABLE.COLUMN it is computed from; None: could not be told.")
     freshness: Freshness
     models: list[str] | None = Field(description="NAME/VERSION of the models trained on it; None: unknown.")
     models_unknown: str | None = Field(description="Why `models` is unknown.")
     reads: int = Field(description="Predictions that used it, by the inference log.")
-    reads_from: str | None = Field(description="The inference log as TABLE@VERSION; None: there is none yet.")
+    reads_from: TableReference | None = Field(description="The inference log; None: there is none yet.")
     profile: str | None = Field(description="The page of plots of that table version, once there is one.")
     features: list[str] = Field(description="Of a view: its features.")
 
@@ -118,7 +118,7 @@ def describe(
     pins: the tables the views are registered on; lineage: per table and column; tables: descriptions of the tables,
     which stand for those of views that have none; owners: of the use case, for views that name none.
     """
-    versions = {pin.table.rpartition("/")[2]: pin for pin in pins}
+    versions = {pin.name: pin for pin in pins}
     members = [(s.name, p.name, {f.name for f in p.features}) for s in services for p in s.feature_view_projections]
     return [
         FeatureViewRecord(
@@ -235,7 +235,7 @@ def _entry(usecase: UseCase, view: FeatureViewRecord, feature: FeatureRecord | N
         deprecated=why,
         replaced_by=instead,
         services=sorted({service for member in members for service in member.services}),
-        table=str(view.table),
+        table=view.table,
         upstream=None if None in sources else sorted({column for columns in sources for column in columns or ()}),
         freshness=Freshness(
             newest=newest,
@@ -246,7 +246,7 @@ def _entry(usecase: UseCase, view: FeatureViewRecord, feature: FeatureRecord | N
         models=state.usage.models_of(names),
         models_unknown=state.usage.models_unknown,
         reads=state.usage.reads_of(names),
-        reads_from=str(state.usage.log) if state.usage.log else None,
+        reads_from=state.usage.log,
         profile=state.pages.get(view.name),
         features=[] if feature else names,
     )
@@ -334,8 +334,7 @@ def _model_columns(settings: Settings, usecase: UseCase) -> dict[str, frozenset[
     tables = dataset_tables(settings, usecase.name)
     columns = {}
     for table in set(tables.values()):
-        name, _, version = table.rpartition("@")
-        fields = open_table(settings.lakehouse / name, int(version)).schema().fields
+        fields = open_table(settings.lakehouse / table.table, table.version).schema().fields
         columns[table] = frozenset(field.name for field in fields)
     newest_last = sorted(tables.items(), key=lambda item: int(item[0].rpartition("/")[2]))
     return {model: columns[table] for model, table in newest_last}
@@ -361,4 +360,4 @@ def _predictions(
         mine = [pl.col(name) == value for name, value in zip(model, which, strict=True)]
         sample: Any = json.loads(rows.filter(mine).select("features").head(1).collect().item())
         groups.append((count, frozenset(sample)))
-    return groups, TableReference(table=f"{usecase.name}/{LAYER}/{TABLE}", version=version)
+    return groups, TableReference(f"{usecase.name}/{LAYER}/{TABLE}", version)

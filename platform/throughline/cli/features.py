@@ -139,8 +139,7 @@ def _by_view(entries: list[Entry]) -> list[list[Entry]]:
 
 
 def _of_view(entry: Entry) -> str:
-    version = entry.table.rpartition("@")[2]
-    return f"@{version} · {', '.join(entry.entity)} · {entry.owner} · {_freshness(entry)}"
+    return f"@{entry.table.version} · {', '.join(entry.entity)} · {entry.owner} · {_freshness(entry)}"
 
 
 def _freshness(entry: Entry) -> str:
@@ -182,7 +181,7 @@ def _show(entry: Entry) -> None:
         "owner": entry.owner,
         "tags": ", ".join(f"{key}={value}" for key, value in entry.tags.items()),
         "freshness": newest + _freshness(entry),
-        "table": entry.table,
+        "table": str(entry.table),
         "upstream": "unknown" if entry.upstream is None else ", ".join(entry.upstream) or "none",
         "features": ", ".join(entry.features),
         "services": ", ".join(entry.services) or "none",

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as Grid
 
+from throughline.cli.arguments import Table
 from throughline.cli.output import emit, out
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import load_settings
@@ -47,17 +48,12 @@ def trace(
 
 
 def impact(
-    table: str = typer.Argument(metavar="TABLE@VERSION", help="USECASE/LAYER/TABLE@VERSION."),
+    pinned: Table,
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Follow a table version forward: which features, datasets, models and live predictions it reached."""
     from throughline.lineage.impact import impact as impact_of
-    from throughline.lineage.pinned import parse
 
-    try:
-        pinned = parse(table)
-    except ThroughlineError as error:
-        raise typer.BadParameter(str(error), param_hint="TABLE@VERSION") from None
     found = impact_of(load_settings(), pinned)
     emit(as_json, found.model_dump(mode="json"), lambda: _show_impact(found))
 
@@ -97,7 +93,7 @@ def _name(table: str) -> str:
 
 def _show(found: Trace) -> None:
     screen = out()
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("step", "id", "version", ""):
         table.add_column(heading, no_wrap=heading in {"step", "version"}, overflow="fold")
     for step in found.steps:
@@ -144,7 +140,7 @@ def _show_value(value: dict[str, Any]) -> None:
     screen.print(f"[bold]{escape(value['name'])}[/] {escape(str(value['value']))}{happened}  [dim]{escape(where)}[/]")
     for part in value["raw"]:
         screen.print(f"\n{escape(part['table'])}  [dim]{len(part['rows'])} of {part['of']:,} rows that it could see[/]")
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        table = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
         for column in part["rows"][0] if part["rows"] else ():
             table.add_column(column, no_wrap=True)
         for row in part["rows"]:
@@ -154,21 +150,21 @@ def _show_value(value: dict[str, Any]) -> None:
 
 def _show_impact(found: Impact) -> None:
     screen = out()
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Grid(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     models = f"unknown ({found.models_unknown})" if found.models is None else ", ".join(found.models) or "none"
     lines = {
-        "feature tables": ", ".join(found.feature_tables) or "none",
-        "datasets": ", ".join(found.datasets) or "none",
+        "feature tables": ", ".join(map(str, found.feature_tables)) or "none",
+        "datasets": ", ".join(map(str, found.datasets)) or "none",
         "models": models,
         "their predictions": ", ".join(f"{model}: {count:,}" for model, count in found.predictions.items()) or "none",
         "served from it": f"{found.served_from:,} predictions",
-        "counted in": found.log or "nothing was logged yet",
+        "counted in": str(found.log or "nothing was logged yet"),
     }
     if found.log_lost:
         lines["counted in"] += f", which lacks {found.log_lost:,} events"
-    screen.print(f"[bold]{escape(found.table)}[/]")
+    screen.print(f"[bold]{escape(str(found.table))}[/]")
     for label, value in lines.items():
         table.add_row(label, escape(value))
     screen.print(table)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from throughline.cli.arguments import Table
 from throughline.cli.output import emit, out
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 
-Table = Annotated[str, typer.Argument(metavar="TABLE@VERSION", help="USECASE/LAYER/TABLE and a version of it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -31,13 +30,12 @@ def validate() -> None:
 
 
 @app.command()
-def infer(table: Table, as_json: AsJson = False) -> None:
+def infer(pinned: Table, as_json: AsJson = False) -> None:
     """Draft the `expects` section of a declaration from the rows of a version. Read it before you paste it."""
     import yaml
 
     from throughline.validation.infer import draft, suspicions
 
-    pinned = _pinned(table)
     rows = _rows(load_settings(), pinned)
     try:
         expects = draft(rows)
@@ -55,21 +53,19 @@ def infer(table: Table, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def check(table: Table, as_json: AsJson = False) -> None:
+def check(pinned: Table, as_json: AsJson = False) -> None:
     """Hold a version of a raw table to what its declaration expects of it; exit code 1 when it falls short."""
     from throughline.lakehouse.table import DAY
     from throughline.validation.infer import PLATFORM
     from throughline.validation.judge import judge
 
-    settings, pinned = load_settings(), _pinned(table)
-    usecase, layer, name = pinned.table.split("/")
-    declared = get_usecase(usecase)
-    source = declared.sources.tables.get(name) if layer == "raw" else None
+    settings, declared = load_settings(), get_usecase(pinned.usecase)
+    source = declared.sources.tables.get(pinned.name) if pinned.layer == "raw" else None
     if source is None or source.expects is None:
         expecting = [n for n, t in declared.sources.tables.items() if t.expects]
         raise ThroughlineError(
-            f"Nothing is expected of {pinned.table}: `expects` is declared for {usecase}/raw/"
-            f"{{{', '.join(expecting)}}} (usecases/{usecase}.yaml)."
+            f"Nothing is expected of {pinned.table}: `expects` is declared for {declared.name}/raw/"
+            f"{{{', '.join(expecting)}}} (usecases/{declared.name}.yaml)."
         )
     import polars as pl
 
@@ -118,13 +114,6 @@ def _show(result: dict[str, Any]) -> None:
         line = f"  {verdict['day']} {verdict['aspect']}: {verdict['outcome']}, {verdict['detail']}"
         screen.print(line, style="red" if verdict["outcome"] == "fail" else "yellow", markup=False)
     screen.print("as expected" if result["passed"] else "not as expected", style="green" if result["passed"] else "red")
-
-
-def _pinned(text: str) -> TableReference:
-    if re.fullmatch(r"[\w-]+/[\w-]+/[\w-]+@\d{1,18}", text, re.ASCII) is None:
-        raise typer.BadParameter(f"{text!r} is not USECASE/LAYER/TABLE@VERSION, the version a number")
-    table, _, version = text.rpartition("@")
-    return TableReference(table=table, version=int(version))
 
 
 def _rows(settings: Settings, pinned: TableReference) -> pl.DataFrame:

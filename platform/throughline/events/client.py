@@ -48,7 +48,7 @@ def snapshot(settings: Settings, usecase: UseCase) -> InferenceLogRecord:
         ) from error
     version = flushed["version"].get(usecase.name)
     return InferenceLogRecord(
-        table=TableReference(table=f"{usecase.name}/{LAYER}/{TABLE}", version=version) if version is not None else None,
+        table=TableReference(f"{usecase.name}/{LAYER}/{TABLE}", version) if version is not None else None,
         received=counted["received"],
         written=counted["written"],
         lost=counted["lost"],

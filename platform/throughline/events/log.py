@@ -69,7 +69,7 @@ class PredictionLog:
     def table(self) -> TableReference | None:
         """The version that was looked at; None before the first prediction."""
         name = f"{self.usecase}/{LAYER}/{TABLE}"
-        return None if self.version is None else TableReference(table=name, version=self.version)
+        return None if self.version is None else TableReference(name, self.version)
 
     @property
     def predictions(self) -> int:

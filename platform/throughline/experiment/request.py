@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from throughline.experiment.recipe import recipe_of
 from throughline.featurestore.dataset import LAYER, TABLE, build_dataset, find_dataset
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
 from throughline.records import DatasetRecord, FeatureStoreRecord, Record
 from throughline.usecase import UseCase
@@ -97,8 +98,7 @@ def as_of_instant(usecase: UseCase, text: str, now: datetime) -> datetime:
 
 
 def _table_version(usecase: UseCase, text: str) -> int:
-    table, at, version = text.partition("@")
-    known = f"{usecase.name}/{LAYER}/{TABLE}"
-    if table != known or not at or not version.isdigit():
-        raise ThroughlineError(f"Table {text!r} is no version of a training dataset: write {known}@VERSION.")
-    return int(version)
+    named, datasets = TableReference.parse(text), f"{usecase.name}/{LAYER}/{TABLE}"
+    if named.table != datasets:
+        raise ThroughlineError(f"Table {text} is no version of a training dataset: write {datasets}@VERSION.")
+    return named.version

@@ -5,6 +5,7 @@ Owns: which rows and columns a dataset has, and its identity. Does not own: the 
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from datetime import datetime
@@ -97,7 +98,7 @@ def _written(
     inputs = [*store.sources, store.spine]
     said = DatasetRecord(
         usecase=usecase.name,
-        table=TableReference(table=f"{usecase.name}/{LAYER}/{TABLE}", version=-1),  # what it will be, the commit says
+        table=TableReference(f"{usecase.name}/{LAYER}/{TABLE}", 0),  # the commit below gives the version
         path=str(path),
         fingerprint=identity(dataset, numeric, categorical, holdout_from, service),
         as_of=as_of,
@@ -109,7 +110,7 @@ def _written(
         inputs=inputs,
         holdout_from=holdout_from,
     )
-    notes = {"fingerprint": said.fingerprint, NOTE: said.model_dump_json()}
+    notes = {"fingerprint": said.fingerprint, NOTE: said.model_dump_json(exclude={"table"})}
     version = replace_all(path, dataset, notes, inputs=inputs)
     return said.at(version)
 
@@ -143,7 +144,8 @@ def find_dataset(
     for commit in history(path):
         if NOTE not in commit.notes:
             continue
-        record = DatasetRecord.model_validate_json(commit.notes[NOTE]).at(commit.version)
+        table = TableReference(f"{usecase.name}/{LAYER}/{TABLE}", commit.version)
+        record = DatasetRecord.model_validate({**json.loads(commit.notes[NOTE]), "table": table})
         if commit.version == version or (fingerprint and record.fingerprint.startswith(fingerprint)):
             found.setdefault(record.fingerprint, record)
     if len(found) != 1:

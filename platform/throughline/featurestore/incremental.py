@@ -14,12 +14,13 @@ from typing import Any
 
 from throughline.foundation.days import DAY, spans, through
 from throughline.foundation.fingerprint import combine
+from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.changes import net_changes
 from throughline.lakehouse.delta import Location
 from throughline.lakehouse.spark import address, schema_name
 from throughline.lakehouse.table import DAY as PARTITION
-from throughline.lakehouse.table import KEEPS_CONTENT, current_version, history
+from throughline.lakehouse.table import INPUTS, KEEPS_CONTENT, Commit, current_version, history
 from throughline.usecase import UseCase
 
 LAYER = "features"
@@ -50,6 +51,17 @@ class Origin:
             code=values["code"],
             first=date.fromisoformat(values["first"]),
         )
+
+
+def inputs_of(table: str, commit: Commit) -> list[TableReference] | None:
+    """What a commit of USECASE/LAYER/TABLE says its content was made from: in its `inputs`, or as an `Origin`."""
+    if INPUTS in commit.notes:
+        return [TableReference.parse(text) for text in json.loads(commit.notes[INPUTS])]
+    if "userMetadata" in commit.notes:
+        raw = f"{table.partition('/')[0]}/raw"
+        pins = Origin.from_json(commit.notes["userMetadata"]).pins
+        return [TableReference(f"{raw}/{name}", version) for name, version in sorted(pins.items())]
+    return None
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ class OnlineWriter:
         )
 
     def pin(self, path: str, version: int) -> TableReference:
-        return TableReference(table=path.removeprefix(f"{self._lakehouse}/"), version=version)
+        return TableReference(path.removeprefix(f"{self._lakehouse}/"), version)
 
     def schema(self, view: FeatureView) -> pl.Schema:
         """The columns of the view's table, at its version."""

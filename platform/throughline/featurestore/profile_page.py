@@ -39,7 +39,7 @@ def write_pages(settings: Settings, record: FeatureStoreRecord) -> dict[TableRef
     pages = {table: page_of(settings, table) for table in tables}
     for table, page in pages.items():
         rows, every = sample(settings, table)
-        links = [(other.table.rpartition("/")[2], pages[other].name) for other in tables]
+        links = [(other.name, pages[other].name) for other in tables]
         write_atomic(page, render(table, views.get(table), profile(rows, _NOT_SHOWN), every, links))
     _forget({page.parent for page in pages.values()}, settings.retention_days)
     return pages
@@ -71,7 +71,7 @@ def render(
 
     every: each so manieth row was looked at; links: names and addresses of its siblings.
     """
-    name = table.table.rpartition("/")[2]
+    name = table.name
     features = {feature.name: feature for feature in view.features} if view else {}
     first = [column for column in columns if column.name in features]
     rest = [column for column in columns if column.name not in features]

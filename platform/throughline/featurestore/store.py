@@ -79,7 +79,7 @@ def register(settings: Settings, usecase: UseCase, pins: list[TableReference]) -
     from throughline.featurestore.delta_source import DeltaSource
     from throughline.featurestore.pushed import SUFFIX, with_pushed
 
-    versions = {pin.table.rpartition("/")[2]: pin for pin in pins}
+    versions = {pin.name: pin for pin in pins}
     used: dict[str, int] = {}
 
     def source(table: str) -> DeltaSource:

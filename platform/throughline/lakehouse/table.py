@@ -79,7 +79,7 @@ def pin(settings: Settings, table: str) -> TableReference:
     version = current_version(settings.lakehouse / table)
     if version is None:
         raise ThroughlineError(f"Table {table} does not exist in {settings.lakehouse}: materialise it first.")
-    return TableReference(table=table, version=version)
+    return TableReference(table, version)
 
 
 def read(settings: Settings, pinned: TableReference) -> pl.LazyFrame:

@@ -14,35 +14,36 @@ from pydantic import Field
 
 from throughline.events.log import PredictionLog
 from throughline.featurestore.dataset import LAYER as TRAINING
+from throughline.featurestore.incremental import inputs_of
 from throughline.featurestore.store import LAYER as FEATURES
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.maintenance import tables as all_tables
 from throughline.lakehouse.table import KEEPS_CONTENT
-from throughline.lineage.pinned import PinnedTables, inputs_of, parse
+from throughline.lineage.pinned import PinnedTables
 from throughline.records import FeatureStoreRecord, Record
 from throughline.records.store import find_record
 from throughline.registry.versions import dataset_tables
 
 
 class Impact(Record):
-    """What was made from a table version, directly or not. Tables as USECASE/LAYER/TABLE@VERSION."""
+    """What was made from a table version, directly or not."""
 
-    table: str
-    feature_tables: list[str]
-    datasets: list[str]
+    table: TableReference
+    feature_tables: list[TableReference]
+    datasets: list[TableReference]
     models: list[str] | None = Field(description="NAME/VERSION trained on one of them; None: unknown, see below.")
     models_unknown: str | None = None
     predictions: dict[str, int] = Field(description="NAME/VERSION -> logged predictions of those models.")
     served_from: int = Field(description="Logged predictions made while a reached feature table's version was newest.")
-    log: str | None = Field(description="The inference log that was counted; None: there is none.")
+    log: TableReference | None = Field(description="The inference log that was counted; None: there is none.")
     log_lost: int = Field(description="Events of the log that never arrived: counts are too low by as many at most.")
 
 
 def impact(settings: Settings, pinned: TableReference) -> Impact:
     """Raises one line when the table is not there, or never had that version."""
-    usecase = pinned.table.partition("/")[0]
+    usecase = pinned.usecase
     tables = PinnedTables(settings)
     known = {commit.version for commit in tables.commits(pinned.table)}
     if pinned.version not in known:
@@ -60,14 +61,14 @@ def impact(settings: Settings, pinned: TableReference) -> Impact:
     models, unknown = _trained_on(settings, usecase, tables, reached)
     counts = log.per_model()
     return Impact(
-        table=str(pinned),
-        feature_tables=[str(each) for each in reached if f"/{FEATURES}/" in each.table and each != start],
-        datasets=[str(each) for each in reached if f"/{TRAINING}/" in each.table and each != start],
+        table=pinned,
+        feature_tables=[each for each in reached if each.layer == FEATURES and each != start],
+        datasets=[each for each in reached if each.layer == TRAINING and each != start],
         models=models,
         models_unknown=unknown,
         predictions={model: counts.get(model, 0) for model in models or ()},
         served_from=log.made_within(_stood(tables, each) for each in reached if each.table in online),
-        log=str(log.table) if log.table else None,
+        log=log.table,
         log_lost=log.lost,
     )
 
@@ -80,7 +81,7 @@ def _trained_on(
         trained = dataset_tables(settings, usecase)
     except ThroughlineError as error:
         return None, str(error)
-    models = [model for model, text in trained.items() if tables.content(parse(text)) in reached]
+    models = [model for model, dataset in trained.items() if tables.content(dataset) in reached]
     return sorted(models, key=lambda model: int(model.rpartition("/")[2])), None
 
 
@@ -102,7 +103,7 @@ def follow(start: TableReference, made: Mapping[TableReference, Iterable[TableRe
 def _made_from(tables: PinnedTables, table: str) -> dict[TableReference, list[TableReference]]:
     told = {commit.version: inputs_of(table, commit) for commit in tables.commits(table)}
     return {
-        TableReference(table=table, version=version): [tables.content(source) for source in inputs]
+        TableReference(table, version): [tables.content(source) for source in inputs]
         for version, inputs in told.items()
         if inputs
     }

@@ -7,7 +7,6 @@ kept by file set and not by version: a trace of another day's prediction finds t
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
@@ -16,12 +15,11 @@ from datetime import UTC, date, datetime
 
 import polars as pl
 
-from throughline.featurestore.incremental import Origin
-from throughline.foundation.errors import ThroughlineError
+from throughline.featurestore.incremental import inputs_of
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.delta import find
-from throughline.lakehouse.table import DAY, INPUTS, KEEPS_CONTENT, Commit, history, open_table, scan
+from throughline.lakehouse.table import DAY, KEEPS_CONTENT, Commit, history, open_table, scan
 
 _VERSIONS_KEPT = 1024
 _SCANS_KEPT = 64  # each holds its table's log
@@ -66,7 +64,7 @@ class PinnedTables:
         known = self._history(table, instant)
         seen = bisect_right(known.times, instant)
         ordered = [*reversed(known.commits[:seen]), *known.commits[seen:]]
-        return [TableReference(table=table, version=commit.version) for commit in ordered]
+        return [TableReference(table, commit.version) for commit in ordered]
 
     def made_from(self, pinned: TableReference) -> list[TableReference] | None:
         """The versions that this one's content was made from; None where its history does not say."""
@@ -82,7 +80,7 @@ class PinnedTables:
         """The version that brought this one's content: an earlier one where only maintenance came since."""
         for commit in reversed(self._up_to(pinned)):
             if commit.operation not in KEEPS_CONTENT:
-                return TableReference(table=pinned.table, version=commit.version)
+                return TableReference(pinned.table, commit.version)
         return pinned
 
     def written_at(self, pinned: TableReference) -> datetime | None:
@@ -182,22 +180,3 @@ class PinnedTables:
                 self._files.popitem(last=False)
         self._files.move_to_end(pinned)
         return self._files[pinned]
-
-
-def inputs_of(table: str, commit: Commit) -> list[TableReference] | None:
-    """What a commit says its content was made from: in its `inputs`, or as the origin of a feature table."""
-    if INPUTS in commit.notes:
-        return [parse(text) for text in json.loads(commit.notes[INPUTS])]
-    if "userMetadata" in commit.notes:
-        raw = f"{table.partition('/')[0]}/raw"
-        pins = Origin.from_json(commit.notes["userMetadata"]).pins
-        return [TableReference(table=f"{raw}/{name}", version=version) for name, version in sorted(pins.items())]
-    return None
-
-
-def parse(text: str) -> TableReference:
-    """`USECASE/LAYER/TABLE@VERSION`. Raises one line when it is not of this form."""
-    table, _, version = text.rpartition("@")
-    if table.count("/") != 2 or not version.isdecimal():
-        raise ThroughlineError(f"{text!r} is no table version: give USECASE/LAYER/TABLE@VERSION.")
-    return TableReference(table=table, version=int(version))

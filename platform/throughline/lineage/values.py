@@ -176,12 +176,12 @@ class ServedValues:
         for source in {source for feature in served.view.features for source in feature.upstream or ()}:
             table, _, column = source.partition(".")
             columns.setdefault(table, set()).add(column)
-        pins = {pinned.table.rpartition("/")[2]: pinned for pinned in self._tables.made_from(served.table) or ()}
+        pins = {pinned.name: pinned for pinned in self._tables.made_from(served.table) or ()}
         there = pins.keys() & self._usecase.sources.tables.keys()
         return [self._raw_of(pins[name], served, at, read) for name, read in sorted(columns.items()) if name in there]
 
     def _raw_of(self, pinned: TableReference, served: ServedRow, at: datetime, read: set[str]) -> RawRows:
-        declared = self._usecase.sources.tables[pinned.table.rpartition("/")[2]]
+        declared = self._usecase.sources.tables[pinned.name]
         start, end = (None, None) if declared.static else (_seen_from(served.view, at), at)
         rows = self._tables.rows(pinned, *(instant and self._usecase.local_day(instant) for instant in (start, end)))
         keys = [key for key in served.entity if key in rows.columns]

@@ -71,7 +71,7 @@ def write_outcomes(
     version = replace_all(settings.table_path(usecase.name, LAYER, TABLE), outcomes)
     states = dict(outcomes.group_by("state").len().iter_rows())
     return OutcomesRecord(
-        table=TableReference(table=f"{usecase.name}/{LAYER}/{TABLE}", version=version),
+        table=TableReference(f"{usecase.name}/{LAYER}/{TABLE}", version),
         as_of=as_of,
         predictions=outcomes.height,
         labelled=states.get("labelled", 0),

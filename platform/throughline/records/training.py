@@ -33,7 +33,7 @@ class DatasetRecord(Record):
 
     def at(self, version: int) -> DatasetRecord:
         """The same rows under another version of their table."""
-        return self.model_copy(update={"table": TableReference(table=self.table.table, version=version)})
+        return self.model_copy(update={"table": TableReference(self.table.table, version)})
 
 
 class ModelOrigin(Record):

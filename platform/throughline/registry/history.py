@@ -69,7 +69,7 @@ def events(
     version = current_version(settings.table_path(usecase, LAYER, TABLE))
     if version is None:
         return []
-    rows = read(settings, TableReference(table=f"{usecase}/{LAYER}/{TABLE}", version=version))
+    rows = read(settings, TableReference(f"{usecase}/{LAYER}/{TABLE}", version))
     if target is not None:
         rows = rows.filter((pl.col("target") == target) | pl.col("target").str.starts_with(f"{target}/"))
     if action is not None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
 from throughline.foundation.security.principal import GRAPH, current_principal
 from throughline.foundation.settings import Settings
 from throughline.mlflow import artifacts
@@ -134,15 +135,15 @@ def tags_of(settings: Settings, record: ModelRecord) -> dict[str, str]:
     return tags_in(_described(settings, record.name, record.version))
 
 
-def dataset_tables(settings: Settings, name: str) -> dict[str, str]:
-    """NAME/VERSION -> TABLE@VERSION of the dataset it was trained on. Raises when a version does not say it."""
+def dataset_tables(settings: Settings, name: str) -> dict[str, TableReference]:
+    """NAME/VERSION -> the dataset it was trained on. Raises when a version does not say it."""
     tags = {f"{each['name']}/{each['version']}": tags_in(each) for each in model_versions(settings, name)}
     ours = {version: said.get(_TAG + "dataset_table") for version, said in tags.items() if _TAG + "sha256" in said}
     if silent := [version for version, table in ours.items() if table is None]:
         raise ThroughlineError(
             f"{', '.join(silent)} does not say which dataset it was trained on: delete the version, or train it again."
         )
-    return {version: table for version, table in ours.items() if table}
+    return {version: TableReference.parse(table) for version, table in ours.items() if table}
 
 
 def fetch(settings: Settings, record: ModelRecord, folder: Path) -> Path:

@@ -1,7 +1,7 @@
 """Which table versions must stay readable, and why.
 
 Pinned are the versions that a record, the Feast registry or a registered model version names, and the versions from
-which those were made. Owns: collecting these pins; a pin that cannot be read is an error, and nothing is vacuumed.
+which those were made. Owns: collecting these pins. Where one cannot be read this raises, so nothing is vacuumed.
 Does not own: removing files (`lakehouse/maintenance.py`).
 """
 
@@ -9,25 +9,34 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from throughline.featurestore.incremental import inputs_of
+from throughline.featurestore.store import open_store
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
-from throughline.lakehouse.table import INPUTS, current_version, history
+from throughline.lakehouse.table import current_version, history
 from throughline.records import EndpointRecord
+from throughline.records.store import find_record
+from throughline.registry.versions import dataset_tables
 from throughline.usecase import UseCase
 
 
 def collect_pins(settings: Settings, usecases: Iterable[UseCase]) -> dict[str, set[int]]:
     """Table -> versions that must stay readable. Needs this home's MLflow. Raises where pins cannot be read."""
-    roots: set[TableReference] = set()
+    roots = recorded_pins(settings)
     for usecase in usecases:
-        registered = _registered_datasets(settings, usecase)
-        _refuse_unknown_endpoint(settings, usecase, registered)
-        roots |= {*registered.values(), *_feast_pins(settings, usecase)}
-    return with_inputs(settings, {*roots, *recorded_pins(settings)})
+        datasets = dataset_tables(settings, usecase.name)
+        endpoint = find_record(settings, (usecase.name, "deployment", "endpoint"), EndpointRecord)
+        if endpoint is not None and endpoint.model not in datasets:
+            raise ThroughlineError(
+                f"The endpoint serves {endpoint.model}, which is not registered, so it is unknown what it pins: "
+                "nothing is vacuumed. Deploy a registered version."
+            )
+        roots |= {*datasets.values(), *feast_pins(settings, usecase)}
+    return with_inputs(settings, roots)
 
 
 def recorded_pins(settings: Settings) -> set[TableReference]:
@@ -35,7 +44,7 @@ def recorded_pins(settings: Settings) -> set[TableReference]:
     pins: set[TableReference] = set()
     for file in sorted(settings.records.rglob("*.json")):
         try:
-            pins |= set(_versions_in(json.loads(file.read_text())))
+            pins.update(_references_in(json.loads(file.read_text())))
         except (OSError, ValueError) as error:
             raise ThroughlineError(
                 f"Record {file} cannot be read ({type(error).__name__}), so it is unknown what it pins: nothing is "
@@ -44,8 +53,20 @@ def recorded_pins(settings: Settings) -> set[TableReference]:
     return pins
 
 
+def _references_in(value: Any) -> Iterator[TableReference]:
+    """Every text of a JSON value that is a table reference."""
+    if isinstance(value, str):
+        try:
+            yield TableReference.parse(value)
+        except ThroughlineError:
+            return
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _references_in(part)
+
+
 def with_inputs(settings: Settings, roots: Iterable[TableReference]) -> dict[str, set[int]]:
-    """The roots, and, as far as the tables' history tells, the versions they were made from."""
+    """The roots and the versions they were made from, as far as the commits of the tables name them."""
     pins: dict[str, set[int]] = defaultdict(set)
     histories: dict[str, list[tuple[int, list[TableReference]]]] = {}
     following = list(roots)
@@ -62,63 +83,23 @@ def with_inputs(settings: Settings, roots: Iterable[TableReference]) -> dict[str
 
 
 def _inputs_by_version(settings: Settings, table: str) -> list[tuple[int, list[TableReference]]]:
-    """The commits that say what they were made from, newest first."""
+    """The commits that name what they were made from, newest first."""
     location = settings.lakehouse / table
     if current_version(location) is None:
         return []
+    commits = history(location)
     try:
-        told = [(commit.version, _inputs(table, commit.notes)) for commit in history(location)]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        named = [(commit.version, inputs_of(table, commit)) for commit in commits]
+    except (ThroughlineError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ThroughlineError(
-            f"A commit of {table} names what it was made from in words unknown here ({error!r}): nothing is vacuumed. "
-            "See its history; whoever writes `inputs` or userMetadata there must use this platform's form."
+            f"A commit of {table} names its inputs in an unknown form ({error!r}), so it is unknown what it pins: "
+            "nothing is vacuumed. Correct the program that writes `inputs` or userMetadata there."
         ) from error
-    return [(version, inputs) for version, inputs in told if inputs is not None]
+    return [(version, inputs) for version, inputs in named if inputs is not None]
 
 
-def _inputs(table: str, notes: Mapping[str, Any]) -> list[TableReference] | None:
-    if INPUTS in notes:
-        return [_parsed(text) for text in json.loads(notes[INPUTS])]
-    if "userMetadata" in notes:  # a feature table's: {"pins": {raw table: version}}
-        usecase = table.partition("/")[0]
-        pins = json.loads(notes["userMetadata"])["pins"]
-        return [TableReference(table=f"{usecase}/raw/{name}", version=version) for name, version in pins.items()]
-    return None
-
-
-def _versions_in(value: Any) -> Iterator[TableReference]:
-    if isinstance(value, dict):
-        if {"table", "version"} <= value.keys():
-            yield TableReference(table=value["table"], version=value["version"])
-        for part in value.values():
-            yield from _versions_in(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from _versions_in(part)
-
-
-def _registered_datasets(settings: Settings, usecase: UseCase) -> dict[str, TableReference]:
-    """Model reference -> the dataset that version was trained on."""
-    from throughline.registry.versions import dataset_tables
-
-    return {reference: _parsed(text) for reference, text in dataset_tables(settings, usecase.name).items()}
-
-
-def _refuse_unknown_endpoint(settings: Settings, usecase: UseCase, registered: Collection[str]) -> None:
-    from throughline.records.store import find_record
-
-    endpoint = find_record(settings, (usecase.name, "deployment", "endpoint"), EndpointRecord)
-    if endpoint is not None and endpoint.model not in registered:
-        raise ThroughlineError(
-            f"The endpoint serves {endpoint.model}, which is not registered, so it is unknown what it pins: nothing is "
-            "vacuumed. Deploy a registered version."
-        )
-
-
-def _feast_pins(settings: Settings, usecase: UseCase) -> set[TableReference]:
-    """What the Feast registry names: sources and saved datasets in this lakehouse."""
-    from throughline.featurestore.store import open_store
-
+def feast_pins(settings: Settings, usecase: UseCase) -> set[TableReference]:
+    """The versions that the Feast registry names: of sources and of saved datasets in this lakehouse."""
     if not (settings.feast_home / usecase.name / "registry.db").exists():
         return set()
     store = open_store(settings, usecase)
@@ -127,13 +108,9 @@ def _feast_pins(settings: Settings, usecase: UseCase) -> set[TableReference]:
         *(saved.storage for saved in store.registry.list_saved_datasets(store.project)),
     ]
     root = f"{settings.lakehouse}/"
+    places = [(getattr(each, "path", ""), getattr(each, "version", None)) for each in named]
     return {
-        TableReference(table=place.path.removeprefix(root), version=place.version)
-        for place in named
-        if getattr(place, "version", None) is not None and place.path.startswith(root)
+        TableReference(path.removeprefix(root), version)
+        for path, version in places
+        if version is not None and path.startswith(root)
     }
-
-
-def _parsed(text: str) -> TableReference:
-    table, _, version = text.rpartition("@")
-    return TableReference(table=table, version=int(version))

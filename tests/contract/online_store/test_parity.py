@@ -143,9 +143,7 @@ def test_the_sample_has_its_declared_size(filled: World) -> None:
 def run(world: World, **online: Any) -> tuple[Any, dict[str, Any]]:
     """The online store asset with its checks on an instance of its own; results of the checks by name."""
     world.usecase = world.usecase.model_copy(update={"online": Online(**online)})
-    record = FeatureStoreRecord(
-        usecase="u", as_of=world.now, sources=[], spine=TableReference(table="u/features/spine", version=0)
-    )
+    record = FeatureStoreRecord(usecase="u", as_of=world.now, sources=[], spine=TableReference("u/features/spine", 0))
     save_record(world.settings, ("u", "features", "feature_store"), record)
     defined: Definitions = online_assets(world.usecase)
     resources = {"settings": world.settings, "io_manager": RecordIOManager(world.settings)}

@@ -48,7 +48,7 @@ def rows(tmp_path_factory) -> Path:
     ).write_delta(str(folder / "table"))
     dataset = DatasetRecord(
         usecase="u",
-        table=TableReference(table="u/training/dataset", version=0),
+        table=TableReference("u/training/dataset", 0),
         path=str(folder / "table"),
         fingerprint="f",
         as_of=START + timedelta(days=62),

@@ -25,7 +25,7 @@ from throughline.registry import versions as models
 from throughline.usecase import Online, UseCase, get_usecase
 
 NOW = datetime(2013, 4, 1, tzinfo=UTC)
-TICKS = TableReference(table="flight_delay/features/ticks", version=3)
+TICKS = TableReference("flight_delay/features/ticks", 3)
 LINEAGE = {"ticks": {"delay_2h": [Upstream("departures", "delay")], "delay_6h": [Upstream("departures", "delay")]}}
 
 
@@ -203,7 +203,9 @@ def test_a_model_uses_the_columns_of_the_dataset_it_was_trained_on(
     place = settings.table_path("flight_delay", "training", "dataset")
     for columns in (["a", "label"], ["a", "b", "label"]):
         replace_all(place, pl.DataFrame({name: [1.0] for name in columns}))
-    trained = {f"flight_delay/{n}": f"flight_delay/training/dataset@{v}" for n, v in ((10, 1), (2, 0), (1, 0))}
+    trained = {
+        f"flight_delay/{n}": TableReference("flight_delay/training/dataset", v) for n, v in ((10, 1), (2, 0), (1, 0))
+    }
     monkeypatch.setattr(models, "dataset_tables", lambda settings, name: trained)
     usage = catalogue.read_usage(settings, usecase)
     assert usage.models_of(["b"]) == ["flight_delay/10"]
@@ -213,14 +215,14 @@ def test_a_model_uses_the_columns_of_the_dataset_it_was_trained_on(
 def test_the_newest_row_is_one_that_the_data_clock_has_reached(settings: Settings, usecase: UseCase) -> None:
     ticks = [NOW - timedelta(hours=3), NOW + timedelta(hours=1)]
     replace_all(settings.table_path("flight_delay", "features", "ticks"), pl.DataFrame({EVENT_TIME: ticks}))
-    table = TICKS.model_copy(update={"version": 0})
+    table = TableReference(TICKS.table, 0)
     record = FeatureStoreRecord(usecase=usecase.name, as_of=NOW, sources=[table], spine=table)
     record = record.model_copy(update={"views": [one.model_copy(update={"table": table}) for one in described(view())]})
     found = {entry.name: entry for entry in catalogue.read_catalogue(settings, usecase, record, NOW)}
     assert found["delays"].freshness.age_s == 3 * 3600
     pushed = pl.DataFrame({EVENT_TIME: [NOW - timedelta(hours=1)]})
     replace_all(settings.table_path("flight_delay", "features", "ticks_pushed"), pushed)
-    beside = TableReference(table="flight_delay/features/ticks_pushed", version=0)
+    beside = TableReference("flight_delay/features/ticks_pushed", 0)
     record = record.model_copy(update={"sources": [table, beside]})
     found = {entry.name: entry for entry in catalogue.read_catalogue(settings, usecase, record, NOW)}
     assert found["delays"].freshness.age_s == 3600, "a pushed row counts"

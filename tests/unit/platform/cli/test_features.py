@@ -26,7 +26,7 @@ KEYS = {
     "services", "table", "upstream", "freshness", "models", "models_unknown", "reads", "reads_from", "profile",
     "features",
 }  # fmt: skip
-TICKS = TableReference(table="flight_delay/features/origin_ticks", version=0)
+TICKS = TableReference("flight_delay/features/origin_ticks", 0)
 
 
 def feature(name: str, **tags: str) -> FeatureRecord:

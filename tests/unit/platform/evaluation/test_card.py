@@ -61,10 +61,10 @@ def model(**changes: Any) -> ModelRecord:
 
 def dataset(**changes: Any) -> DatasetRecord:
     told = {
-        "usecase": "shop", "table": TableReference(table="shop/training/dataset", version=4), "path": "/secret/place",
+        "usecase": "shop", "table": TableReference("shop/training/dataset", 4), "path": "/secret/place",
         "fingerprint": "f" * 64, "as_of": NOW, "rows": 123456, "numeric": ["amount_7d", "items"],
         "categorical": ["customer"], "service": "shop_v1",
-        "inputs": [TableReference(table="shop/raw/orders", version=11)], "views": {"order_ticks": ["amount_7d"]},
+        "inputs": [TableReference("shop/raw/orders", 11)], "views": {"order_ticks": ["amount_7d"]},
         "holdout_from": NOW - 14 * DAY,
     }  # fmt: skip
     return DatasetRecord(**{**told, **changes})

@@ -91,7 +91,7 @@ class Stub:
 def a_dataset(path: str = "") -> DatasetRecord:
     return DatasetRecord(
         usecase="u",
-        table=TableReference(table="u/training/dataset", version=0),
+        table=TableReference("u/training/dataset", 0),
         path=path,
         fingerprint="f",
         as_of=HOLDOUT + timedelta(days=14),

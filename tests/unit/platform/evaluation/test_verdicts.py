@@ -123,7 +123,7 @@ def record(version: int) -> ModelRecord:
 
 
 DATASET = DatasetRecord(
-    usecase="u", table=TableReference(table="u/training/dataset", version=0), path="", fingerprint="f", as_of=NOW,
+    usecase="u", table=TableReference("u/training/dataset", 0), path="", fingerprint="f", as_of=NOW,
     rows=ROWS, numeric=["queue", "wind", "noise"], categorical=["origin"], inputs=[], holdout_from=HOLDOUT,
     views={"queues": ["queue"], "weather": ["wind"], "other": ["noise"]},
 )  # fmt: skip

@@ -26,7 +26,7 @@ from throughline.records import DatasetRecord
 HOLDOUT = datetime(2013, 3, 1, tzinfo=UTC)
 DATASET = DatasetRecord(
     usecase="u",
-    table=TableReference(table="u/training/dataset", version=3),
+    table=TableReference("u/training/dataset", 3),
     path="",
     fingerprint="f",
     as_of=HOLDOUT + timedelta(days=14),
@@ -60,7 +60,7 @@ def written(folder: Path, table: pl.DataFrame) -> DatasetRecord:
     path = folder / "table"
     table.write_delta(str(path))
     return DATASET.model_copy(
-        update={"path": str(path), "table": TableReference(table="u/training/dataset", version=0), "rows": table.height}
+        update={"path": str(path), "table": TableReference("u/training/dataset", 0), "rows": table.height}
     )
 
 

@@ -136,7 +136,7 @@ def test_requests_that_contradict_themselves_are_refused(said, problem):
         ({"as_of": "spring"}, "no day and no instant"),
         ({"as_of": "2013-03-01T00:00:00"}, "has no time zone"),
         ({"table": "flight_delay/raw/weather@3"}, "no version of a training dataset"),
-        ({"table": "flight_delay/training/dataset"}, "no version of a training dataset"),
+        ({"table": "flight_delay/training/dataset"}, "is no table version"),
         ({"trainer": "mlp", "parameters": {"layers": 3}}, "Parameter layers is unknown"),
     ],
 )

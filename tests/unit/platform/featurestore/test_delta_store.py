@@ -317,7 +317,7 @@ def tick_tables(settings: Settings, usecase: UseCase, seed: int, hours: int = 12
             },
         )
         table = f"{usecase.name}/features/{one.name}"
-        pins.append(TableReference(table=table, version=write(settings.lakehouse / table, frame)))
+        pins.append(TableReference(table, write(settings.lakehouse / table, frame)))
     return pins
 
 
@@ -457,7 +457,7 @@ def test_a_known_entity_whose_values_are_all_missing_is_not_unknown(tmp_path: Pa
     empty = pl.read_delta(str(path), version=0).head(1)
     empty = empty.with_columns(pl.exclude("tailnum", "event_timestamp") * None)
     pins = [pin for pin in pins if not pin.table.endswith("aircraft_ticks")]
-    pins.append(TableReference(table=f"{usecase.name}/features/aircraft_ticks", version=write(path, empty)))
+    pins.append(TableReference(f"{usecase.name}/features/aircraft_ticks", write(path, empty)))
     feature_store.register(settings, usecase, pins)
     materialise(settings, usecase, EPOCH, START + 12 * HOUR)
     read = open_reader(settings, usecase).read(requests({"tailnum": empty["tailnum"][0]}))

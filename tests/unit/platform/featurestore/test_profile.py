@@ -22,7 +22,7 @@ from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import replace_all
 from throughline.records import FeatureRecord, FeatureStoreRecord, FeatureViewRecord
 
-TABLE = TableReference(table="u/features/ticks", version=0)
+TABLE = TableReference("u/features/ticks", 0)
 NUMBERS = st.lists(
     st.one_of(st.none(), st.floats(-1e6, 1e6), st.integers(-50, 50).map(float), st.just(float("nan"))), min_size=1
 )
@@ -149,9 +149,9 @@ def test_a_page_loads_nothing_and_shows_each_column_with_its_description() -> No
 
 def written(settings: Settings, rows: pl.DataFrame) -> FeatureStoreRecord:
     version = replace_all(settings.table_path("u", "features", "ticks"), rows)
-    table = TABLE.model_copy(update={"version": version})
+    table = TableReference(TABLE.table, version)
     view = VIEW.model_copy(update={"table": table})
-    spine = TableReference(table="u/features/spine", version=0)
+    spine = TableReference("u/features/spine", 0)
     if version == 0:
         replace_all(settings.table_path("u", "features", "spine"), rows)
     return FeatureStoreRecord(

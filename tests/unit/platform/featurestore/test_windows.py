@@ -16,9 +16,7 @@ OVERLAP = 2 * HOUR
 
 
 def state(until: datetime = LAST, definition: str = "d", version: int = 1) -> ViewState:
-    return ViewState(
-        until=until, definition=definition, source=TableReference(table="u/features/v", version=version), pushed=None
-    )
+    return ViewState(until=until, definition=definition, source=TableReference("u/features/v", version), pushed=None)
 
 
 WANTED = state(LAST + HOUR, version=2)

@@ -327,11 +327,11 @@ def test_a_table_or_version_that_is_not_there_is_one_line(tmp_path: Path) -> Non
     for attempt, told in (
         (lambda: pin(home, "u/raw/other"), r"u/raw/other does not exist .*materialise it first"),
         (
-            lambda: read(home, TableReference(table="u/raw/t", version=7)),
+            lambda: read(home, TableReference("u/raw/t", 7)),
             r"u/raw/t@7 cannot be read .*correct the version",
         ),
         (
-            lambda: read(home, TableReference(table="u/raw/other", version=0)),
+            lambda: read(home, TableReference("u/raw/other", 0)),
             r"u/raw/other is not a Delta table: correct",
         ),
         (lambda: scan(tmp_path, 0), r"is not a Delta table: correct the address"),

@@ -16,7 +16,7 @@ from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import replace_all, replace_days
 from throughline.lineage import impact as module
 from throughline.lineage.impact import follow, impact
-from throughline.lineage.pinned import PinnedTables, parse
+from throughline.lineage.pinned import PinnedTables
 
 RAW, TICKS, DATASET = f"{NAME}/raw/flight_departures", f"{NAME}/features/aircraft_ticks", f"{NAME}/training/dataset"
 
@@ -29,7 +29,7 @@ def made(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     pinned = home.write_ticks(settings, ticks, {"flight_departures": 1, "planes": 0})
     place = settings.table_path(NAME, "training", "dataset")
     replace_all(place, pl.DataFrame({"aircraft_delay_168h": [2.0]}), inputs=[pinned])
-    trained = {f"{NAME}/{n}": f"{DATASET}@{n - 1}" for n in (1, 2)}
+    trained = {f"{NAME}/{n}": TableReference(DATASET, n - 1) for n in (1, 2)}
     monkeypatch.setattr(module, "dataset_tables", lambda settings, name: trained)
     return settings
 
@@ -48,13 +48,21 @@ def predict(settings: Settings, model: int, count: int, wall_time: datetime, sou
 def test_a_raw_version_reached_what_was_made_from_it_and_nothing_later(made: Settings) -> None:
     predict(made, 1, 3, datetime.now(UTC))
     predict(made, 2, 5, datetime.now(UTC))
-    first = impact(made, parse(f"{RAW}@0"))
-    assert (first.feature_tables, first.datasets, first.models) == ([f"{TICKS}@0"], [f"{DATASET}@0"], [f"{NAME}/1"])
+    first = impact(made, TableReference(RAW, 0))
+    assert (first.feature_tables, first.datasets, first.models) == (
+        [TableReference(TICKS, 0)],
+        [TableReference(DATASET, 0)],
+        [f"{NAME}/1"],
+    )
     assert first.predictions == {f"{NAME}/1": 3}
-    second = impact(made, parse(f"{RAW}@1"))
-    assert (second.feature_tables, second.datasets, second.models) == ([f"{TICKS}@1"], [f"{DATASET}@1"], [f"{NAME}/2"])
+    second = impact(made, TableReference(RAW, 1))
+    assert (second.feature_tables, second.datasets, second.models) == (
+        [TableReference(TICKS, 1)],
+        [TableReference(DATASET, 1)],
+        [f"{NAME}/2"],
+    )
     assert second.predictions == {f"{NAME}/2": 5}
-    both = impact(made, parse(f"{NAME}/raw/planes@0"))
+    both = impact(made, TableReference(f"{NAME}/raw/planes", 0))
     assert both.predictions == {f"{NAME}/1": 3, f"{NAME}/2": 5}
 
 
@@ -64,11 +72,11 @@ def test_predictions_served_from_a_version_are_those_made_while_it_stood(made: S
     predict(made, 1, 2, commits[0].at - timedelta(hours=1), source="before")
     predict(made, 1, 3, between, source="between")
     predict(made, 1, 4, commits[1].at + timedelta(hours=1), source="after")
-    assert [impact(made, parse(f"{TICKS}@{version}")).served_from for version in (0, 1)] == [3, 4]
+    assert [impact(made, TableReference(TICKS, version)).served_from for version in (0, 1)] == [3, 4]
 
 
 def test_a_dataset_reached_its_models_and_is_not_in_its_own_list(made: Settings) -> None:
-    found = impact(made, parse(f"{DATASET}@1"))
+    found = impact(made, TableReference(DATASET, 1))
     assert (found.feature_tables, found.datasets, found.models) == ([], [], [f"{NAME}/2"])
 
 
@@ -78,37 +86,35 @@ def test_versions_that_only_maintenance_made_count_as_the_one_before(made: Setti
     write_deltalake(str(path), day.to_arrow(), mode="append")  # version 2: two small files in a day
     DeltaTable(str(path)).optimize.compact()
     pinned = home.write_ticks(made, home.ticks(home.departures()), {"flight_departures": 3, "planes": 0})
-    assert [impact(made, parse(f"{RAW}@{version}")).feature_tables for version in (2, 3)] == [[str(pinned)]] * 2
+    assert [impact(made, TableReference(RAW, version)).feature_tables for version in (2, 3)] == [[pinned]] * 2
 
 
 def test_without_mlflow_the_models_are_unknown_and_the_tables_are_told(made: Settings, monkeypatch) -> None:
-    def down(settings: Settings, name: str) -> dict[str, str]:
+    def down(settings: Settings, name: str) -> dict[str, TableReference]:
         raise ThroughlineError("MLflow does not answer")
 
     monkeypatch.setattr(module, "dataset_tables", down)
-    found = impact(made, parse(f"{RAW}@0"))
+    found = impact(made, TableReference(RAW, 0))
     assert (found.models, found.models_unknown, found.predictions) == (None, "MLflow does not answer", {})
-    assert found.datasets == [f"{DATASET}@0"]
+    assert found.datasets == [TableReference(DATASET, 0)]
     assert (found.log, found.served_from) == (None, 0)
 
 
 @pytest.mark.parametrize(
     ("table", "problem"),
     [
-        (f"{RAW}@7", "not in the history of this home: its versions are 0 to 1"),
-        (f"{NAME}/raw/nothing@0", "there is no such table"),
-        ("weather@1", "is no table version: give USECASE/LAYER/TABLE@VERSION"),
-        (f"{RAW}@x", "is no table version"),
+        (TableReference(RAW, 7), "not in the history of this home: its versions are 0 to 1"),
+        (TableReference(f"{NAME}/raw/nothing", 0), "there is no such table"),
     ],
 )
-def test_what_is_not_there_is_one_line(made: Settings, table: str, problem: str) -> None:
+def test_what_is_not_there_is_one_line(made: Settings, table: TableReference, problem: str) -> None:
     with pytest.raises(ThroughlineError, match=problem) as refused:
-        impact(made, parse(table))
+        impact(made, table)
     assert "\n" not in str(refused.value)
 
 
 def at(name: str, version: int = 0) -> TableReference:
-    return TableReference(table=f"u/x/{name}", version=version)
+    return TableReference(f"u/x/{name}", version)
 
 
 def test_a_thread_is_followed_through_every_step_once() -> None:

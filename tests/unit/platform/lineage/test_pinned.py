@@ -14,7 +14,6 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import current_version, replace_all, replace_days, scan
-from throughline.lineage import pinned as module
 from throughline.lineage.pinned import PinnedTables
 
 TABLE, FIRST = "u/raw/t", date(2013, 1, 1)
@@ -31,7 +30,7 @@ def versions(settings: Settings) -> list[TableReference]:
     path = settings.lakehouse / TABLE
     replace_days(path, rows(DAYS, 0), DAYS[0], DAYS[-1])
     replace_days(path, rows(DAYS[1:2], 1), DAYS[1], DAYS[1])
-    return [TableReference(table=TABLE, version=version) for version in range(current_version(path) + 1)]
+    return [TableReference(TABLE, version) for version in range(current_version(path) + 1)]
 
 
 def values(found: pl.DataFrame) -> list[int]:
@@ -81,10 +80,10 @@ def test_days_of_unlike_columns_are_put_together(settings: Settings) -> None:
     path = settings.lakehouse / TABLE
     replace_days(path, rows(DAYS[:2], 0), DAYS[0], DAYS[1])
     tables = PinnedTables(settings)
-    tables.rows(TableReference(table=TABLE, version=0), DAYS[0], DAYS[0])
+    tables.rows(TableReference(TABLE, 0), DAYS[0], DAYS[0])
     declared = Rules(columns={"day", "value", "more"})
     replace_days(path, rows(DAYS[1:2], 0, more=7), DAYS[1], DAYS[1], declared)
-    found = tables.rows(TableReference(table=TABLE, version=1)).sort("day")
+    found = tables.rows(TableReference(TABLE, 1)).sort("day")
     assert found["more"].to_list() == [None, 7]
 
 
@@ -102,16 +101,15 @@ def test_a_version_that_is_vacuumed_while_it_is_open_is_said_to_be_gone(
 
 
 def test_what_a_version_was_made_from_stands_through_maintenance_and_not_through_a_write(settings: Settings) -> None:
-    path, source = settings.lakehouse / TABLE, TableReference(table="u/raw/s", version=3)
+    path, source = settings.lakehouse / TABLE, TableReference("u/raw/s", 3)
     replace_all(path, pl.DataFrame({"value": [1]}))
     note = CommitProperties(custom_metadata={"inputs": json.dumps([str(source)])})
     write_deltalake(str(path), pl.DataFrame({"value": [2]}).to_arrow(), mode="append", commit_properties=note)
     DeltaTable(str(path)).optimize.compact()
     tables = PinnedTables(settings)
-    nothing, written, compacted = (TableReference(table=TABLE, version=version) for version in range(3))
+    nothing, written, compacted = (TableReference(TABLE, version) for version in range(3))
     assert (tables.made_from(compacted), tables.content(compacted)) == ([source], written)
     assert (tables.made_from(nothing), tables.content(nothing)) == (None, nothing)
     pl.DataFrame({"value": [2]}).write_delta(str(path), mode="overwrite")
-    unknown = TableReference(table=TABLE, version=3)
+    unknown = TableReference(TABLE, 3)
     assert tables.made_from(unknown) is None, "a newer version than was seen is looked for"
-    assert module.parse(str(unknown)) == unknown

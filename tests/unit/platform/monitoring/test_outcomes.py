@@ -150,12 +150,12 @@ def test_written_outcomes_are_counted_from_pinned_versions(usecase: UseCase, tmp
     # newer versions than the pinned ones must not be seen
     write_deltalake(str(spine_path), spine.clear().to_arrow(), mode="overwrite")
     write_deltalake(str(log_path), pl.DataFrame([predicted(3)], schema=LOG).to_arrow(), mode="append")
-    pinned = TableReference(table=f"{usecase.name}/features/labelled_flights", version=0)
+    pinned = TableReference(f"{usecase.name}/features/labelled_flights", 0)
     record = write_outcomes(
         settings,
         usecase,
         InferenceLogRecord(
-            table=TableReference(table=f"{usecase.name}/monitoring/inference_log", version=0),
+            table=TableReference(f"{usecase.name}/monitoring/inference_log", 0),
             received=2,
             written=2,
             lost=0,
@@ -179,7 +179,7 @@ def test_before_the_first_event_there_is_an_empty_table_and_a_lost_event_is_no_c
     settings = Settings(home=tmp_path)
     path = settings.table_path(usecase.name, "features", "labelled_flights")
     write_deltalake(str(path), spine_of(published(1, 1, DEPARTURE)).to_arrow())
-    pinned = TableReference(table=f"{usecase.name}/features/labelled_flights", version=0)
+    pinned = TableReference(f"{usecase.name}/features/labelled_flights", 0)
     log = InferenceLogRecord(table=None, received=0, written=0, lost=1)
     record = write_outcomes(settings, usecase, log, pinned, DEPARTURE)
     assert (record.predictions, record.log_complete) == (0, False)

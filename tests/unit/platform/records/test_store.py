@@ -11,12 +11,19 @@ import pytest
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
-from throughline.records import CalibrationRecord, EvaluationRecord, GateDecision, Metrics, RuleVerdict
+from throughline.records import (
+    CalibrationRecord,
+    EvaluationRecord,
+    GateDecision,
+    InferenceLogRecord,
+    Metrics,
+    RuleVerdict,
+)
 from throughline.records.store import find_record, load_record, save_record
 
 NOW = datetime(2013, 4, 1, 4, tzinfo=UTC)
 KEY = ("usecase", "room", "asset")
-PINNED = TableReference(table="u/raw/t", version=3)
+LOG = InferenceLogRecord(table=TableReference("u/monitoring/log", 3), received=2, written=2, lost=0)
 
 
 @pytest.fixture
@@ -25,10 +32,10 @@ def home(tmp_path: Path) -> Settings:
 
 
 def test_a_record_comes_back_as_it_was_kept(home: Settings) -> None:
-    save_record(home, KEY, PINNED)
-    assert load_record(home, KEY, TableReference) == PINNED
-    save_record(home, KEY, PINNED.model_copy(update={"version": 4}))
-    assert load_record(home, KEY, TableReference).version == 4
+    save_record(home, KEY, LOG)
+    assert load_record(home, KEY, InferenceLogRecord) == LOG
+    save_record(home, KEY, LOG.model_copy(update={"received": 4}))
+    assert load_record(home, KEY, InferenceLogRecord).received == 4
     assert [path.name for path in (home.records / "usecase" / "room").iterdir()] == ["asset.json"]
 
 
@@ -52,43 +59,44 @@ def test_a_number_that_could_not_be_had_comes_back_as_such(home: Settings) -> No
 
 
 def test_what_was_never_kept_is_none_or_one_line(home: Settings) -> None:
-    assert find_record(home, KEY, TableReference) is None
+    assert find_record(home, KEY, InferenceLogRecord) is None
     with pytest.raises(ThroughlineError, match=r"No record of usecase/room/asset .*materialise it first"):
-        load_record(home, KEY, TableReference)
+        load_record(home, KEY, InferenceLogRecord)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"table": "t"}', '{"table": "t", "version": 1, "more": 2}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"table": "t@x"}', '{"table": null, "received": 1, "written": 1, "lost": 0, "more": 2}']
+)
 def test_a_file_that_is_no_such_record_is_one_line_with_its_path(home: Settings, content: str) -> None:
-    save_record(home, KEY, PINNED)
+    save_record(home, KEY, LOG)
     (home.records / "usecase" / "room" / "asset.json").write_text(content)
-    with pytest.raises(ThroughlineError, match=r"asset\.json is not a TableReference") as caught:
-        find_record(home, KEY, TableReference)
+    with pytest.raises(ThroughlineError, match=r"asset\.json is not a InferenceLogRecord") as caught:
+        find_record(home, KEY, InferenceLogRecord)
     assert "\n" not in str(caught.value)
 
 
 def test_a_record_of_another_kind_is_not_taken_for_it(home: Settings) -> None:
-    save_record(home, KEY, PINNED)
+    save_record(home, KEY, LOG)
     with pytest.raises(ThroughlineError, match="is not a CalibrationRecord"):
         load_record(home, KEY, CalibrationRecord)
 
 
 def test_a_write_that_breaks_off_leaves_the_old_record(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_record(home, KEY, PINNED)
-    write = Path.write_text
+    save_record(home, KEY, LOG)
+    write = Path.write_bytes
 
-    def half(path: Path, text: str) -> None:
-        write(path, text[: len(text) // 2])
+    def half(path: Path, content: bytes) -> None:
+        write(path, content[: len(content) // 2])
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", half)
+        patch.setattr(Path, "write_bytes", half)
         with pytest.raises(OSError, match="no space"):
-            save_record(home, KEY, PINNED.model_copy(update={"version": 4}))
-    assert load_record(home, KEY, TableReference) == PINNED
+            save_record(home, KEY, LOG.model_copy(update={"received": 4}))
+    assert load_record(home, KEY, InferenceLogRecord) == LOG
 
 
-def test_records_say_what_they_are_about() -> None:
-    assert str(PINNED) == "u/raw/t@3"
+def test_the_gap_of_a_calibration_is_mean_score_minus_outcome_rate() -> None:
     judged = CalibrationRecord(
         model="m/1", window_from=NOW, window_until=NOW, outcomes=1, mean_score=0.25, outcome_rate=0.5,
         verdict="drift", reason="r",

@@ -81,7 +81,7 @@ class World:
     def _monitored(self) -> None:
         name = self.usecase.name
         outcomes = OutcomesRecord(
-            table=TableReference(table="t", version=0), as_of=self.now, predictions=9, labelled=1, pending=1,
+            table=TableReference("u/monitoring/outcomes", 0), as_of=self.now, predictions=9, labelled=1, pending=1,
             never_labelled=0, log_complete=True,
         )  # fmt: skip
         judged = CalibrationRecord(
