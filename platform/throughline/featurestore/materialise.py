@@ -12,12 +12,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import polars as pl
 
-from throughline.featurestore.store import open_store, store_folder
+from throughline.featurestore.online_format import DUMMY_KEY, OnlineRows, open_rows, store_folder
+from throughline.featurestore.store import open_store
 from throughline.featurestore.windows import EPOCH, Changes, ViewState, Window, compare, plan_window
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.files import locked
@@ -68,11 +69,17 @@ class OnlineWriter:
     def __init__(self, settings: Settings, usecase: UseCase) -> None:
         from feast.infra.online_stores.helpers import get_online_store_from_config
 
+        self._open_rows = partial(open_rows, settings, usecase.name)
         self._lakehouse = str(settings.lakehouse)
         self._schemas: dict[str, pl.Schema] = {}
         self.store = open_store(settings, usecase)
         self.config = self.store.config
         self.online: NewestOnlineStore = get_online_store_from_config(self.config.online_store)
+
+    @cached_property
+    def rows(self) -> OnlineRows:
+        """What the store holds, as requests read it."""
+        return self._open_rows()
 
     @cached_property
     def views(self) -> list[FeatureView]:
@@ -192,7 +199,7 @@ def online_writer(settings: Settings, usecase: UseCase) -> Iterator[OnlineWriter
 def held_alone(settings: Settings, usecase: UseCase) -> Iterator[None]:
     from redis.exceptions import RedisError
 
-    with locked(store_folder(settings, usecase) / "online.lock"):
+    with locked(store_folder(settings, usecase.name) / "online.lock"):
         try:
             yield
         except RedisError as error:
@@ -206,13 +213,17 @@ def held_alone(settings: Settings, usecase: UseCase) -> Iterator[None]:
 def to_rows(view: FeatureView, rows: pl.DataFrame) -> list[Row]:
     """A frame with the view's own column names, as an online store takes it. A NaN is a missing value."""
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
     from feast.type_map import python_values_to_proto_values
 
     protos = {
         field.name: python_values_to_proto_values(rows[field.name].to_list(), field.dtype.to_value_type())
         for field in [*view.entity_columns, *view.features]
+        if field.name != DUMMY_KEY
     }
-    keys = [field.name for field in view.entity_columns]
+    keys = join_keys(view)
+    if not keys:
+        keys, protos[DUMMY_KEY] = [DUMMY_KEY], [Value(string_val="")] * rows.height
     features = [field.name for field in view.features]
     source = view.batch_source
     created = source.created_timestamp_column
@@ -236,9 +247,7 @@ def newest_of(rows: list[Row]) -> tuple[datetime, datetime]:
 
 def join_keys(view: FeatureView) -> list[str]:
     """Empty for a view of one entity for all."""
-    from feast.feature_view import DUMMY_ENTITY_ID
-
-    return [field.name for field in view.entity_columns if field.name != DUMMY_ENTITY_ID]
+    return [field.name for field in view.entity_columns if field.name != DUMMY_KEY]
 
 
 @dataclass(frozen=True)

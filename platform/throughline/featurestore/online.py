@@ -1,32 +1,22 @@
 """Features of live requests: from entity keys to a row per request, out of the online store.
 
-Owns: the lookup, what is unknown or expired, and how old each value is. Does not own: what happens to unknown entities
-(the model's own handling of missing values).
+Owns: the lookup, which entities are unknown, which rows are expired, and how old each value is. Does not own: the
+store's format (`online_format.py`), what becomes of an unknown entity (the model's handling of missing values).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from copy import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import Any
 
 import polars as pl
-import polars.selectors as cs
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from throughline.featurestore.store import open_store
+from throughline.featurestore.online_format import DUMMY_KEY, OnlineRows, OnlineView, encode_keys, load_views, open_rows
 from throughline.foundation.clock import data_clock
 from throughline.foundation.settings import Settings
 from throughline.usecase import UseCase, load_object
-
-if TYPE_CHECKING:
-    from feast import FeatureService, FeatureStore, FeatureView
-    from feast.protos.feast.types.Value_pb2 import Value
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-NO_KEY = -(2**63)  # Feast takes no null for a key; no entity has this number
 
 
 @dataclass(frozen=True)
@@ -46,55 +36,44 @@ class FeatureRead:
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What the online store gives for N entity rows: a list of N per feature and, else, per view.
+class StoredFeatures:
+    """What the online store holds for N entities: a list of N per feature and, else, per view.
 
     there: the store has a row; expired: it is older than the view's ttl, and gives neither values nor an event time.
     """
 
-    values: dict[str, list[float | str | None]]
+    values: dict[str, list[Any]]
     event_times: dict[str, list[datetime | None]]
     there: dict[str, list[bool]]
     expired: dict[str, list[bool]]
 
 
 def look_up(
-    store: FeatureStore,
-    features: FeatureService | list[str],
-    views: Iterable[FeatureView],
-    entities: list[dict[str, Any]],
+    rows: OnlineRows,
+    views: Sequence[OnlineView],
+    entities: Mapping[str, Sequence[Any]],
     at: Callable[[], datetime],
-) -> Looked:
-    """Read `features`, which are all of `views`; `at` is asked for the instant (UTC) at which a row's age is told."""
-    response = store.get_online_features(features=features, entity_rows=entities).proto
-    position = {name: i for i, name in enumerate(response.metadata.feature_names.val)}
-    looked = Looked({}, {}, {}, {})
-    for view in views:
-        names = [feature.name for feature in view.features]
-        times = [_instant(stamp) for stamp in response.results[position[names[0]]].event_timestamps]
-        columns = [[_plain(value) for value in response.results[position[name]].values] for name in names]
-        looked.there[view.name] = [time is not None for time in times]
+) -> StoredFeatures:
+    """Read views for N entities, given by join key; `at` gives the instant (UTC) at which ages are judged."""
+    count = len(next(iter(entities.values())))
+    keys = [encode_keys(view, {DUMMY_KEY: [""] * count, **entities}) for view in views]
+    wanted = [(view, [key for key in dict.fromkeys(mine) if key]) for view, mine in zip(views, keys, strict=True)]
+    stored = StoredFeatures({}, {}, {}, {})
+    for view, mine, found in zip(views, keys, rows.fetch(wanted), strict=True):
+        held = [found.get(key) if key else None for key in mine]
+        stored.there[view.name] = [row is not None for row in held]
         if view.ttl:
             oldest = at() - view.ttl
-            looked.expired[view.name] = gone = [time is not None and time < oldest for time in times]
-            for column in (times, *columns):
-                column[:] = [None if old else value for old, value in zip(gone, column, strict=True)]
-        looked.event_times[view.name] = times
-        looked.values.update(zip(names, columns, strict=True))
-    return looked
-
-
-def _plain(value: Value) -> float | str | None:
-    return getattr(value, kind) if (kind := value.WhichOneof("val")) else None
-
-
-def _instant(stamp: Timestamp) -> datetime | None:
-    """None where there is no row: Feast gives the epoch then."""
-    return _EPOCH + timedelta(seconds=stamp.seconds, microseconds=stamp.nanos // 1000) if stamp.seconds else None
+            stored.expired[view.name] = [row is not None and row[0] < oldest for row in held]
+            held = [None if row is None or row[0] < oldest else row for row in held]
+        stored.event_times[view.name] = [row and row[0] for row in held]
+        for name in view.features:
+            stored.values[name] = [row and row[1][name] for row in held]
+    return stored
 
 
 class FeatureReader:
-    """Reads the online store of one use case. Reading is thread-safe; `reload` swaps the definitions in one step."""
+    """Reads the online store of one use case. Reading is thread-safe; `reload` replaces the definitions in one step."""
 
     def __init__(self, settings: Settings, usecase: UseCase) -> None:
         self._settings = settings
@@ -103,39 +82,31 @@ class FeatureReader:
         self.reload()
 
     def reload(self) -> None:
-        """Take up definitions registered since."""
-        store = open_store(self._settings, self._usecase)
-        service = store.get_feature_service(self._usecase.features.service)
-        known = {view.name: view for view in store.list_feature_views()}
-        views = []
-        for projection in service.feature_view_projections:
-            view = copy(known[projection.name])
-            view.features = projection.features
-            views.append(view)
-        self._state = store, service, views
+        """Read by the definitions as they are registered now."""
+        name = self._usecase.name
+        self._state = open_rows(self._settings, name), load_views(self._settings, name)
 
     def read(self, requests: pl.DataFrame, at: datetime | None = None) -> FeatureRead:
         """Features of typed requests (columns as declared under `request`, timestamps in UTC).
 
-        A value older than its view's ttl is none, as offline; its age is told at `at`, or else on the data clock.
+        A value older than its view's ttl is none, as offline; its age is judged at `at`, or else on the data clock.
         """
-        store, service, views = self._state
-        keys = list(dict.fromkeys(self._usecase.entities.values()))
-        rows = requests.select(keys).with_columns(cs.string().fill_null(""), cs.integer().fill_null(NO_KEY)).to_dicts()
-        looked = look_up(store, service, views, rows, lambda: at or self._now())
-        unknown: list[list[str]] = [[] for _ in rows]
+        rows, views = self._state
+        entities = {name: requests[name].to_list() for name in dict.fromkeys(self._usecase.entities.values())}
+        stored = look_up(rows, views, entities, lambda: at or self._now())
+        unknown: list[list[str]] = [[] for _ in range(requests.height)]
         for entity in self._usecase.entities:
-            seen = [looked.there[view.name] for view in views if entity in view.entities]
+            seen = [stored.there[view.name] for view in views if entity in view.entities]
             for n, names in enumerate(unknown):
                 if not any(flags[n] for flags in seen):
                     names.append(entity)
-        values = self._derive(requests).hstack(pl.DataFrame(looked.values, strict=False))
-        return FeatureRead(values, looked.event_times, unknown, looked.expired)
+        values = self._derive(requests).hstack(pl.DataFrame(stored.values, strict=False))
+        return FeatureRead(values, stored.event_times, unknown, stored.expired)
 
     def _now(self) -> datetime:
         return data_clock(self._settings, self._usecase.clock_start(self._settings)).now()
 
 
 def open_reader(settings: Settings, usecase: UseCase) -> FeatureReader:
-    """A reader of the use case's online store. Raises Feast's own error when nothing was registered yet."""
+    """A reader of the use case's online store. Raises when nothing was registered or materialised yet."""
     return FeatureReader(settings, usecase)

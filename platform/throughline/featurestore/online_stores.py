@@ -15,12 +15,12 @@ import re
 import sqlite3
 import struct
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
 from feast import FeatureView, RepoConfig
 from feast.infra.key_encoding_utils import deserialize_entity_key, serialize_entity_key
-from feast.infra.online_stores.helpers import _mmh3, _redis_key_prefix, compute_table_id, extract_text_and_num
+from feast.infra.online_stores.helpers import _redis_key_prefix, compute_table_id, extract_text_and_num
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStoreConfig
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
@@ -30,13 +30,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import SecretStr
 from redis import Redis
 
+from throughline.featurestore.online_format import connect_redis, decode_rank, encode_rank, feature_field
+
 # entity, features, event time, creation (times without a zone are UTC)
 Row = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
 Read = tuple[datetime | None, dict[str, Value] | None]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_OFFSET = 2**62
-_CONNECT_S, _ANSWER_S = 2, 5
 
 
 class NewestOnlineStore(Protocol):
@@ -57,15 +57,7 @@ class NewestOnlineStore(Protocol):
 
 def _rank(event: datetime, created: datetime | None) -> str:
     """What rows are compared by, as text of one length: comparing it as text compares the instants."""
-    return _digits(event) + (_digits(created) if created else "0" * 20)
-
-
-def _digits(instant: datetime) -> str:
-    return f"{(make_tzaware(instant) - _EPOCH) // timedelta(microseconds=1) + _OFFSET:020d}"
-
-
-def _event_of(rank: str) -> datetime:
-    return _EPOCH + timedelta(microseconds=int(rank[:20]) - _OFFSET)
+    return encode_rank(make_tzaware(event)) + (encode_rank(make_tzaware(created)) if created else "0" * 20)
 
 
 def _key(config: RepoConfig, entity: EntityKey) -> bytes:
@@ -157,7 +149,7 @@ class NewestSqliteOnlineStore(SqliteOnlineStore):
         )
         for key, name, value, rank in rows:
             if key not in found:
-                found[key] = (_event_of(rank), {})
+                found[key] = (decode_rank(rank), {})
             found[key][1][name] = Value.FromString(value)
         return [found.get(key, (None, None)) for key in keys]
 
@@ -204,9 +196,7 @@ class NewestRedisOnlineStore(RedisOnlineStore):
 
     def _get_client(self, online_store_config: NewestRedisOnlineStoreConfig) -> Redis:
         if self._client is None:
-            self._client = Redis.from_url(
-                online_store_config.url.get_secret_value(), socket_connect_timeout=_CONNECT_S, socket_timeout=_ANSWER_S
-            )
+            self._client = connect_redis(online_store_config.url.get_secret_value())
         return self._client
 
     def online_write_batch(
@@ -275,7 +265,7 @@ def _fields(table: FeatureView, values: dict[str, Value], event: datetime, creat
     """A row as fields of its entity's hash; the rank comes first, where the script looks for it."""
     stamp = Timestamp()
     stamp.FromDatetime(make_tzaware(event))
-    features = {_mmh3(f"{table.name}:{name}"): value.SerializeToString() for name, value in values.items()}
+    features = {feature_field(table.name, name): value.SerializeToString() for name, value in values.items()}
     return {_rank_field(table): _rank(event, created), f"_ts:{table.name}": stamp.SerializeToString(), **features}
 
 

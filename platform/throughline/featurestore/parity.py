@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import polars as pl
 
 from throughline.featurestore.materialise import OnlineWriter, join_keys, online_writer
+from throughline.featurestore.online import look_up
+from throughline.featurestore.store import online_view
 from throughline.foundation.settings import Settings
 from throughline.usecase import UseCase
 
@@ -132,11 +134,11 @@ def _entities(writer: OnlineWriter, view: FeatureView, at: datetime) -> list[Ent
 
 
 def _online(writer: OnlineWriter, view: FeatureView, entities: list[Entity], at: datetime) -> list[Values]:
-    from throughline.featurestore.online import look_up
-
     names = [feature.name for feature in view.features]
-    looked = look_up(writer.store, [f"{view.name}:{name}" for name in names], [view], entities, lambda: at)
-    return [{name: looked.values[name][n] for name in names} for n in range(len(entities))]
+    read = online_view(view, names)
+    columns = {key: [entity.get(key, "") for entity in entities] for key in read.keys}  # "" for a view without keys
+    stored = look_up(writer.rows, [read], columns, lambda: at)
+    return [{name: stored.values[name][n] for name in names} for n in range(len(entities))]
 
 
 def _offline(writer: OnlineWriter, view: FeatureView, entities: list[Entity], at: datetime) -> list[Values]:

@@ -20,8 +20,8 @@ from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError
 
 from throughline.featurestore.materialise import OnlineWriter, held_alone, join_keys, newest_of, to_rows
+from throughline.featurestore.online_format import store_folder
 from throughline.featurestore.pushed import KNOWN, SUFFIX, with_pushed
-from throughline.featurestore.store import store_folder
 from throughline.foundation.clock import data_clock
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
@@ -63,7 +63,7 @@ class Pusher:
         self._settings = settings
         self._usecase = usecase
         self._clock = data_clock(settings, usecase.clock_start(settings))
-        self._registry = store_folder(settings, usecase) / "registry.db"
+        self._registry = store_folder(settings, usecase.name) / "registry.db"
         self._opened: tuple[int, OnlineWriter] | None = None
         self._tables: dict[str, DeltaTable] = {}
 

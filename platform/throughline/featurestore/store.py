@@ -13,28 +13,33 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from throughline.featurestore.foreign_code import refuse_foreign_code
+from throughline.featurestore.online_format import (
+    DUMMY_KEY,
+    VALUE_TYPES,
+    OnlineView,
+    OnlineViews,
+    store_folder,
+    views_path,
+)
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import current_version, pin
+from throughline.records.store import write_record
 from throughline.usecase import UseCase, load_object
 
 if TYPE_CHECKING:
-    from feast import FeatureStore
+    from feast import FeatureStore, FeatureView
 
 EVENT_TIME, LAYER = "event_timestamp", "features"
 ONLINE_STORES = "throughline.featurestore.online_stores"
-
-
-def store_folder(settings: Settings, usecase: UseCase) -> Path:
-    return settings.feast_home / usecase.name
 
 
 def open_store(settings: Settings, usecase: UseCase) -> FeatureStore:
     """The use case's store as last registered. Cheap; several processes may hold one. Raises when it holds code."""
     from feast import FeatureStore, RepoConfig
 
-    folder = store_folder(settings, usecase)
+    folder = store_folder(settings, usecase.name)
     folder.mkdir(parents=True, exist_ok=True)
     refuse_foreign_code(folder / "registry.db", usecase.features.definitions.partition(".")[0])
     return FeatureStore(
@@ -99,7 +104,32 @@ def register(settings: Settings, usecase: UseCase, pins: list[TableReference]) -
     defined = {each.name for each in objects}
     gone = [view for view in store.list_feature_views() if view.name not in defined]
     store.apply(objects, objects_to_delete=gone, partial=not gone)
+    write_record(views_path(settings, usecase.name), OnlineViews(views=service_views(store, usecase.features.service)))
     return used
+
+
+def service_views(store: FeatureStore, service: str) -> list[OnlineView]:
+    """What requests read: the views of a feature service, each with the features that the service takes of it."""
+    known = {view.name: view for view in store.list_feature_views()}
+    taken = store.get_feature_service(service).feature_view_projections
+    return [online_view(known[each.name], [feature.name for feature in each.features]) for each in taken]
+
+
+def online_view(view: FeatureView, features: list[str]) -> OnlineView:
+    """Some features of a view as they are read online. Raises when the model server does not know a type."""
+    types = {field.name: field.dtype.to_value_type().name for field in view.features}
+    if unknown := [name for name in features if types[name] not in VALUE_TYPES]:
+        raise ThroughlineError(
+            f"Feature {unknown[0]} of {view.name} has type {types[unknown[0]]}, which cannot be read online: "
+            f"use one of {', '.join(sorted(VALUE_TYPES))}."
+        )
+    return OnlineView(
+        name=view.name,
+        entities=view.entities,
+        keys={field.name: field.dtype.to_value_type().name for field in view.entity_columns} or {DUMMY_KEY: "STRING"},
+        features=features,
+        ttl=view.ttl or None,
+    )
 
 
 def historical(settings: Settings, usecase: UseCase, spine: pl.DataFrame, time_column: str) -> pl.DataFrame:

@@ -9,7 +9,6 @@ import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -20,7 +19,6 @@ from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, Repo
 from feast.types import Float64
 from feast.value_type import ValueType
 
-from throughline.featurestore import online
 from throughline.featurestore import store as feature_store
 from throughline.featurestore.delta_store import DeltaSource
 from throughline.featurestore.materialise import EPOCH, materialise
@@ -497,21 +495,3 @@ def test_definitions_registered_since_are_taken_up_by_a_reload(tmp_path: Path, u
     after = reader.read(requests({})).values
     assert not after.equals(before)
     assert after.equals(open_reader(settings, usecase).read(requests({})).values)
-
-
-def test_a_null_key_of_any_type_is_an_unknown_entity(
-    several: FeatureStore, rows: dict[str, pl.DataFrame], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Feast takes no null for a key, and looks for a text where a number is meant."""
-    quietly(lambda: several.materialize(START - HOUR, START + 11 * HOUR))
-    several.apply([FeatureService(name="s", features=[several.get_feature_view("two")])])
-    monkeypatch.setattr(online, "open_store", lambda *_: several)
-    declared = SimpleNamespace(
-        entities={"place": "place", "number": "number"},
-        features=SimpleNamespace(service="s", request_features="copy:copy"),
-    )
-    asked = pl.DataFrame({"place": ["a", None, "a"], "number": [1, 2, None]})
-    read = FeatureReader(Settings(), declared).read(asked)  # type: ignore[arg-type]
-    known = newest(rows["two"], {"place": "a", "number": 1}, START + 11 * HOUR)
-    assert read.values["second"].to_list() == [known, None, None]
-    assert read.unknown == [[], ["place", "number"], ["place", "number"]]

@@ -9,7 +9,8 @@ import pytest
 from feast.protos.feast.core.Registry_pb2 import Registry
 
 from throughline.featurestore.foreign_code import refuse_foreign_code
-from throughline.featurestore.store import open_store, store_folder
+from throughline.featurestore.online_format import store_folder
+from throughline.featurestore.store import open_store
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
 from throughline.usecase import get_usecase
@@ -38,7 +39,7 @@ def test_a_store_whose_registry_holds_a_pickle_does_not_open_and_does_not_run_it
     settings: Settings, tmp_path: Path, kind: str
 ) -> None:
     usecase = get_usecase("flight_delay")
-    folder, trace = store_folder(settings, usecase), tmp_path / "trace"
+    folder, trace = store_folder(settings, usecase.name), tmp_path / "trace"
     folder.mkdir(parents=True)
     (folder / "registry.db").write_bytes(registry_with(kind, pickle.dumps(Payload(trace))).SerializeToString())
     with pytest.raises(ThroughlineError, match=r"holds code \(twice\).*remove the file"):
