@@ -83,7 +83,7 @@ def _rows(features: Iterable[Entry]) -> list[TableRecord]:
                 "feature": entry.name,
                 "fresh": {True: "yes", False: "no", None: "nothing promised"}[entry.freshness.fresh],
                 "reads": entry.reads,
-                "models": "unknown" if entry.models is None else ", ".join(entry.models) or "none",
+                "models": "unknown" if entry.models is None else ", ".join(map(str, entry.models)) or "none",
                 "description": f"deprecated: {entry.deprecated}" if entry.deprecated else entry.description,
                 "unit": entry.tags.get("unit", ""),
                 "table": f"{entry.table.name}@{entry.table.version}",

@@ -69,7 +69,7 @@ def _endpoint(usecase: UseCase) -> AssetsDefinition:
             record,
             data_version=DataVersion(record.sha256),
             metadata={
-                "model": record.model,
+                "model": str(record.model),
                 "mlflow": MetadataValue.url(page(settings, model)),
                 "revision": record.revision,
                 "sha256": record.sha256,

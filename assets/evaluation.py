@@ -50,7 +50,7 @@ def _evaluation(usecase: UseCase) -> AssetsDefinition:
     ) -> Output[EvaluationRecord]:
         record = evaluate_candidate(settings, usecase, dataset, model)
         report = MetadataValue.url(publish(settings, model, record))
-        return Output(record, metadata={"model": record.model, "report": report, **told_of_evaluation(record)})
+        return Output(record, metadata={"model": str(record.model), "report": report, **told_of_evaluation(record)})
 
     return evaluation
 
@@ -62,7 +62,7 @@ def told_of_evaluation(record: EvaluationRecord) -> dict[str, Any]:
         "brier": record.candidate.brier,
         "ece": record.candidate.ece,
         "constant_log_loss": record.constant.log_loss,
-        "champion": record.champion_model or "none yet",
+        "champion": str(record.champion_model or "none yet"),
         "held_out_rows": record.candidate.rows,
         "slices": len(record.slices),
     }
@@ -100,9 +100,9 @@ def _gate(usecase: UseCase) -> AssetsDefinition:
             decision,
             metadata={
                 "decision": decision.decision,
-                "model": decision.model,
+                "model": str(decision.model),
                 "sha256": decision.sha256,
-                "compared_with": decision.compared_with or "no champion yet",
+                "compared_with": str(decision.compared_with or "no champion yet"),
                 "rules": MetadataValue.md(
                     "\n".join(
                         ["| rule | verdict | value | bound |", "|---|---|---|---|"]
@@ -140,6 +140,6 @@ def _card(usecase: UseCase) -> AssetsDefinition:
         report = publish(settings, model, evaluation, gate)
         made = publish_card(settings, usecase, model, dataset, evaluation, gate)
         content = MetadataValue.md(render_markdown(made))
-        return Output(made, metadata={"model": made.model, "card": content, "report": MetadataValue.url(report)})
+        return Output(made, metadata={"model": str(made.model), "card": content, "report": MetadataValue.url(report)})
 
     return card

@@ -124,7 +124,7 @@ def told_of_model(settings: Settings, record: ModelRecord) -> dict[str, Any]:
     """A version with what it was made from: as it was registered, which may be long ago."""
     said = models.provenance_of(settings, record).tags
     return {
-        "model": record.reference,
+        "model": str(record.reference),
         "sha256": record.sha256,
         "dataset": said.get("throughline.dataset_table"),
         "dataset_fingerprint": record.dataset_fingerprint,

@@ -98,11 +98,11 @@ def test_registering_is_told_once_and_by_whom(settings, tmp_path):
     told = [
         (event.target, event.actor, event.new)
         for event in history.events(settings, USECASE, action="registered")
-        if event.target in (mine.reference, theirs.reference)
+        if event.target in map(str, (mine.reference, theirs.reference))
     ]
     assert told == [
-        (mine.reference, current_principal(settings).name, mine.sha256),
-        (theirs.reference, "ada", theirs.sha256),
+        (str(mine.reference), current_principal(settings).name, mine.sha256),
+        (str(theirs.reference), "ada", theirs.sha256),
     ]
 
 

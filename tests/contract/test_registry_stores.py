@@ -125,7 +125,7 @@ def test_a_version_its_file_and_its_alias_outlive_the_server(registry: Registry,
     models.set_champion(settings, record)
     registry.restart()
     assert models.champion(settings, NAME) == record
-    assert models.get(settings, NAME, record.version) == record
+    assert models.get(settings, record.reference) == record
     shutil.rmtree(tmp_path / "got", ignore_errors=True)
     file = models.fetch(settings, record, tmp_path / "got")
     assert sha256_of(file) == record.sha256 == sha256_of(tmp_path / "model.onnx")
@@ -183,12 +183,12 @@ def test_retention_removes_versions_with_their_files_and_leaves_what_is_pinned(
     made = [register(settings, tmp_path, weight) for weight in (2.0, 3.0, 4.0)]
     models.set_champion(settings, made[0])
     (line,) = apply(settings, NAME, datetime.now(UTC) + timedelta(minutes=1))
-    assert made[1].reference in line
+    assert str(made[1].reference) in line
     assert [version.reference for version in models.versions(settings, NAME)] == [made[0].reference, made[2].reference]
     for kept in (made[0], made[2]):
         models.fetch(settings, kept, tmp_path / "kept")
     with pytest.raises(ThroughlineError, match="is not registered"):
-        models.get(settings, NAME, made[1].version)
+        models.get(settings, made[1].reference)
     stored = (registry.bucket or settings.mlflow_home).rglob("model.onnx")
     assert made[1].sha256 not in {sha256_of(path) for path in stored}
     assert client_of(settings).get_run(made[1].run_id).info.status  # the run stays
@@ -243,7 +243,7 @@ def test_a_published_card_is_read_back_with_the_notes_of_today(
     settings, record = registry.settings, register(registry.settings, tmp_path, 5.0)
     published = publish_card(settings, usecase, **facts(record))
     assert read_card(settings, record).model_dump_json() == published.model_dump_json()
-    tags = models.tags_of(settings, record)
+    tags = models.tags_of(settings, record.reference)
     assert json.loads(tags["throughline.table_versions"]) == ["shop/raw/orders@7"]
     said = {name: tags[f"throughline.{name}"] for name in ("gate", "parent", "feature_service", "holdout_auc", "card")}
     assert said == {
@@ -341,7 +341,7 @@ def test_a_card_that_fails_leaves_the_version_described(registry: Registry, usec
     silent = usecase.model_copy(update={"card": CardStatement()})
     with pytest.raises(ThroughlineError, match="intended_use, affected_people, forbidden_use, limits, sign_off"):
         publish_card(registry.settings, silent, **facts(record))
-    assert models.tags_of(registry.settings, record)["throughline.gate"] == "reject"
+    assert models.tags_of(registry.settings, record.reference)["throughline.gate"] == "reject"
     with pytest.raises(ThroughlineError, match="has no card"):
         read_card(registry.settings, record)
 

@@ -116,10 +116,10 @@ def test_a_version_waits_for_its_approval_and_then_serves(settings, candidate, m
     assert (waiting.decision, waiting.failures.partition(" ")[0]) == ("wait", "approval")
     assert serving(settings) == []
 
-    assert approve(monkeypatch, settings, candidate.reference, "--reason", "numbers seen", "--json") == 0
+    assert approve(monkeypatch, settings, str(candidate.reference), "--reason", "numbers seen", "--json") == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["approved_by"], told["endpoint"]["model"]) == (ME, candidate.reference)
-    assert serving(settings) == [candidate.reference]
+    assert (told["approved_by"], told["endpoint"]["model"]) == (ME, str(candidate.reference))
+    assert serving(settings) == [str(candidate.reference)]
     assert load_record(settings, GATE, GateDecision).decision == "release"
     assert models.champion(settings, NAME) == candidate
 
@@ -131,7 +131,7 @@ def test_a_version_waits_for_its_approval_and_then_serves(settings, candidate, m
         (event.action, event.reason) for event in read_card(settings, candidate).history
     ]
 
-    assert approve(monkeypatch, settings, candidate.reference, "--reason", "again") == 1
+    assert approve(monkeypatch, settings, str(candidate.reference), "--reason", "again") == 1
     assert "the gate says release" in capsys.readouterr().err
 
 
@@ -141,7 +141,7 @@ def test_what_was_approved_and_is_not_served_is_told_with_the_runs_reason(settin
     assert materialise(settings, GATE).succeeded
     file = Path(candidate.uri) / "model.onnx"
     file.write_bytes(model_bytes(5.0))
-    assert approve(monkeypatch, settings, candidate.reference, "--reason", "numbers seen") == 1
+    assert approve(monkeypatch, settings, str(candidate.reference), "--reason", "numbers seen") == 1
     said = capsys.readouterr().err
     assert f"{candidate.reference} is approved and was not released" in said
     assert "changed: model.onnx" in said

@@ -16,6 +16,7 @@ import pytest
 from tests.support.serving_bench_server import USECASE, model_bytes
 from throughline.cli import main as cli
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import ModelReference
 from throughline.foundation.security.principal import GRAPH, Principal
 from throughline.foundation.settings import PROJECT_ROOT, Settings
 from throughline.mlflow.tracking import client_of, tracked_run
@@ -53,7 +54,7 @@ def released(settings, usecase, tmp_path_factory) -> dict[int, ModelRecord]:
     for version in (1, 2, 3):
         made[version] = register(settings, tmp_path_factory.mktemp("file"), bias=version / 10)
         assert made[version].version == version
-        over = f"{USECASE}/{version - 1}" if version > 1 else None
+        over = ModelReference(USECASE, version - 1) if version > 1 else None
         release(settings, usecase, made[version], decide(settings, made[version], over), "released by the gate")
     return made
 
@@ -89,26 +90,30 @@ def decide(settings: Settings, model: ModelRecord, over: str | None, word: str =
     return decisions.recorded(settings, USECASE, decision)
 
 
-def everywhere(settings: Settings) -> set[str]:
+def everywhere(settings: Settings) -> set[ModelReference]:
     """Who is champion by each of those who say so."""
     (serving,) = httpx.get(f"{settings.url('model_http')}/v1/throughline/revisions").json()
     endpoint = load_record(settings, (USECASE, "deployment", "endpoint"), EndpointRecord)
     line = line_of(events(settings, USECASE))
     alias = models.champion(settings, USECASE)
-    return {f"{USECASE}/{serving['version']}", endpoint.model, line.champion, line.told, alias.reference}
+    return {ModelReference(USECASE, serving["version"]), endpoint.model, line.champion, line.told, alias.reference}
 
 
-def since(settings: Settings, begun: datetime) -> list[tuple[str, str, str | None, str | None, str]]:
+def version(text: str | None) -> ModelReference | None:
+    return None if text is None else ModelReference.parse(text)
+
+
+def since(settings: Settings, begun: datetime) -> list[tuple[str, str, ModelReference | None, ModelReference, str]]:
     told = [event for event in events(settings, USECASE, since=begun) if event.action in ("champion", "withdrawn")]
-    return [(event.action, event.actor, event.old, event.new, event.reason) for event in told]
+    return [(one.action, one.actor, version(one.old), version(one.new), one.reason) for one in told]
 
 
-V1, V2, V3 = (f"{USECASE}/{version}" for version in (1, 2, 3))
+V1, V2, V3 = (ModelReference(USECASE, version) for version in (1, 2, 3))
 
 
 def test_what_the_gate_releases_one_after_the_other_is_champion_everywhere(settings, released):
     told = [event for event in events(settings, USECASE, action="champion") if event.actor == GRAPH]
-    assert [(event.old, event.new) for event in told] == [(None, V1), (V1, V2), (V2, V3)]
+    assert [(version(event.old), version(event.new)) for event in told] == [(None, V1), (V1, V2), (V2, V3)]
 
 
 def test_releasing_the_champion_again_changes_and_tells_nothing(settings, usecase, three):
@@ -295,29 +300,29 @@ def run(monkeypatch: pytest.MonkeyPatch, settings: Settings, *arguments: str) ->
 def test_the_commands_say_who_serves_and_the_history_who_did_it(settings, three, monkeypatch, capsys):
     me, begun = getpass.getuser(), datetime.now(UTC)
     assert run(monkeypatch, settings, "rollback", USECASE, "--reason", "late at night", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["model"] == V2
-    assert run(monkeypatch, settings, "promote", V3, "--reason", "it was the data", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["model"] == V3
+    assert json.loads(capsys.readouterr().out)["model"] == str(V2)
+    assert run(monkeypatch, settings, "promote", str(V3), "--reason", "it was the data", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["model"] == str(V3)
     assert since(settings, begun) == [
         ("withdrawn", me, V3, V2, "late at night"),
         ("champion", me, V3, V2, "late at night"),
         ("champion", me, V2, V3, "it was the data"),
     ]
-    assert run(monkeypatch, settings, "history", V3, "--json") == 0
+    assert run(monkeypatch, settings, "history", str(V3), "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert {event["action"] for event in told} >= {"registered", "decided", "withdrawn", "champion"}
     assert told[-1]["reason"] == "it was the data"
-    assert run(monkeypatch, settings, "history", V3) == 0
+    assert run(monkeypatch, settings, "history", str(V3)) == 0
     assert "it was the data" in capsys.readouterr().out
     assert run(monkeypatch, settings, "promote", f"{USECASE}/99", "--reason", "x") == 1
     assert "flight_delay/99 is not registered" in capsys.readouterr().err
 
 
 def test_approving_what_is_not_the_candidate_or_does_not_wait_is_refused(settings, three, monkeypatch, capsys):
-    assert run(monkeypatch, settings, "approve", V3, "--reason", "x") == 1
+    assert run(monkeypatch, settings, "approve", str(V3), "--reason", "x") == 1
     assert "is not the candidate" in capsys.readouterr().err
     save_record(settings, (USECASE, "training", "model"), three[3])
-    assert run(monkeypatch, settings, "approve", V3, "--reason", "x") == 1
+    assert run(monkeypatch, settings, "approve", str(V3), "--reason", "x") == 1
     assert "nothing to approve" in capsys.readouterr().err
     assert events(settings, USECASE, action="approved") == []
 
@@ -332,7 +337,9 @@ def test_an_approval_stands_though_the_graph_does_not_answer(settings, usecase, 
         new = register(settings, tmp_path, bias=0.9)
         decide(settings, new, V3, "wait")
         save_record(settings, (USECASE, "training", "model"), new)
-        assert run(monkeypatch, settings, "approve", new.reference, "--reason", "numbers seen", "--json") == bool(said)
+        assert run(monkeypatch, settings, "approve", str(new.reference), "--reason", "numbers seen", "--json") == bool(
+            said
+        )
         out, err = capsys.readouterr()
         if said:
             assert said in err

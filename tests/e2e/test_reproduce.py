@@ -25,6 +25,7 @@ from throughline.experiment.recipe import recipe_of
 from throughline.experiment.reproduce import reproduce
 from throughline.experiment.train import Run
 from throughline.records import DatasetRecord
+from throughline.foundation.references import ModelReference
 from throughline.foundation.settings import load_settings
 told = json.loads(sys.argv[1])
 run = Run(load_settings(home=told["home"], port_base=told["port_base"]))
@@ -34,7 +35,7 @@ if told["do"] == "train":
     done = run_job(run, job) if told["revision"] is None else run_job_at(run, job, told["revision"])
     print("RESULT", done.model.model_dump_json())
 else:
-    print("RESULT", reproduce(run, "flight_delay", told["version"]).model_dump_json())
+    print("RESULT", reproduce(run, ModelReference("flight_delay", told["version"])).model_dump_json())
 """
 
 

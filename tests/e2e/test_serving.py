@@ -29,6 +29,7 @@ from tests.support import servers
 from tests.support.sealed import seal_model
 from throughline.events.client import drain
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import ModelReference
 from throughline.foundation.settings import PROJECT_ROOT, Settings
 from throughline.records import GateDecision, ModelRecord, RuleVerdict
 from throughline.registry import decisions, history
@@ -431,7 +432,7 @@ def test_a_refused_revision_leaves_the_served_one_alone_and_a_good_one_replaces_
         deploy(served.settings, usecase, model, decision.model_copy(update={"decision": "reject"}))
 
     endpoint = deploy(served.settings, usecase, model, decision)
-    assert (endpoint.model, endpoint.address) == (f"{NAME}/2", f"{served.url}/v1/models/{NAME}:predict")
+    assert (endpoint.model, endpoint.address) == (ModelReference(NAME, 2), f"{served.url}/v1/models/{NAME}:predict")
     after = call_v1(served, [instance])[1][0]
     assert (before["model_version"], after["model_version"]) == (1, 2)
     assert after["score"] > before["score"]

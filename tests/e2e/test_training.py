@@ -95,7 +95,7 @@ def test_metrics_are_in_mlflow_while_the_training_runs(trained, settings):
 
 def test_the_registered_version_describes_itself(trained, settings, dataset, tmp_path):
     record, _ = trained
-    assert models.get(settings, record.name, record.version) == record
+    assert models.get(settings, record.reference) == record
     assert record.dataset_fingerprint == dataset.fingerprint
     assert record.trained_until < dataset.holdout_from
     assert models.fetch(settings, record, tmp_path).read_bytes() == (Path(record.uri) / "model.onnx").read_bytes()
@@ -115,7 +115,7 @@ def test_the_same_recipe_on_the_same_rows_is_not_trained_again(trained, settings
     again = train(settings, usecase, dataset, told.append)
     assert again.sha256 == record.sha256
     assert [event["event"] for event in told] == ["reused"]
-    assert told[0]["model"] == again.reference
+    assert told[0]["model"] == str(again.reference)
     assert len(models.versions(settings, usecase.name)) == before
     # other rows, other parameters: another recipe
     other = dataset.model_copy(update={"fingerprint": "0" * 64})

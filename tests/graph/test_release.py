@@ -280,7 +280,7 @@ def test_of_two_candidates_at_once_the_second_has_to_be_compared_with_the_first(
     keep(settings, usecase, model=candidate(2), evaluation=evaluation(candidate(2)))
     decision = judge(settings, lenient(usecase))
     assert decision.decision == "reject"
-    assert "compared with champion None, but it is flight_delay/1 now" in decision.failures
+    assert "compared with no champion, but the champion is flight_delay/1 now" in decision.failures
 
 
 def test_the_champion_itself_may_be_judged_again(settings: Settings, usecase: UseCase) -> None:

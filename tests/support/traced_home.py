@@ -19,7 +19,7 @@ from throughline.events.schema import InferenceEvent
 from throughline.events.table import LogTable
 from throughline.featurestore.incremental import Origin
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.references import TableReference
+from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import current_version, replace_all, replace_days
 from throughline.lineage.registered import Registered, TrackedRun
@@ -51,11 +51,11 @@ class Kept:
     def __init__(self, dataset: DatasetRecord, down: str | None = None) -> None:
         self._dataset, self.down = dataset, down
 
-    def version(self, name: str, version: int) -> Registered:
+    def version(self, model: ModelReference) -> Registered:
         self._answer()
         said = {"sha256": SHA, "dataset_fingerprint": DIGEST, "revision": COMMIT, "code_fingerprint": "ef" * 32,
                 "lock": "12" * 32, "trainer": "logistic", "parameters": {"C": 1.0}}  # fmt: skip
-        return Registered(name=name, version=version, run_id=RUN, registered_at=NOW, said=said)
+        return Registered(model=model, run_id=RUN, registered_at=NOW, said=said)
 
     def run(self, run_id: str) -> TrackedRun:
         self._answer()

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from throughline.featurestore.lineage import Upstream
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.references import TableReference
+from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.settings import Settings
 from throughline.records import FeatureRecord, FeatureStoreRecord, FeatureViewRecord, Record
 from throughline.usecase import UseCase, load_object
@@ -66,7 +66,7 @@ class Entry(Record):
     table: TableReference = Field(description="What it is pinned to.")
     upstream: list[str] | None = Field(description="Raw TABLE.COLUMN it is computed from; None: could not be told.")
     freshness: Freshness
-    models: list[str] | None = Field(description="NAME/VERSION of the models trained on it; None: unknown.")
+    models: list[ModelReference] | None = Field(description="Trained on it; None: unknown.")
     models_unknown: str | None = Field(description="Why `models` is unknown.")
     reads: int = Field(description="Predictions that used it, by the inference log.")
     reads_from: TableReference | None = Field(description="The inference log; None: there is none yet.")
@@ -78,12 +78,12 @@ class Entry(Record):
 class Usage:
     """Who uses features: columns per model version (None: unknown, and why), and features per group of predictions."""
 
-    models: Mapping[str, frozenset[str]] | None
+    models: Mapping[ModelReference, frozenset[str]] | None
     models_unknown: str | None
     predictions: Sequence[tuple[int, frozenset[str]]]
     log: TableReference | None
 
-    def models_of(self, features: Iterable[str]) -> list[str] | None:
+    def models_of(self, features: Iterable[str]) -> list[ModelReference] | None:
         wanted = set(features)
         return None if self.models is None else [model for model, used in self.models.items() if wanted & used]
 
@@ -326,7 +326,7 @@ def read_usage(settings: Settings, usecase: UseCase) -> Usage:
         return Usage(None, str(error), predictions, log)
 
 
-def _model_columns(settings: Settings, usecase: UseCase) -> dict[str, frozenset[str]]:
+def _model_columns(settings: Settings, usecase: UseCase) -> dict[ModelReference, frozenset[str]]:
     """The columns of the dataset of each model version. Raises when MLflow does not answer or a dataset is gone."""
     from throughline.lakehouse.table import open_table
     from throughline.registry.versions import dataset_tables
@@ -336,8 +336,7 @@ def _model_columns(settings: Settings, usecase: UseCase) -> dict[str, frozenset[
     for table in set(tables.values()):
         fields = open_table(settings.lakehouse / table.table, table.version).schema().fields
         columns[table] = frozenset(field.name for field in fields)
-    newest_last = sorted(tables.items(), key=lambda item: int(item[0].rpartition("/")[2]))
-    return {model: columns[table] for model, table in newest_last}
+    return {model: columns[table] for model, table in sorted(tables.items())}
 
 
 def _predictions(

@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.references import TableReference
+from throughline.foundation.references import ModelReference, TableReference
 
 T = TypeVar("T")
 
@@ -30,4 +30,9 @@ Table = Annotated[
     typer.Argument(
         parser=parsed_by(TableReference.parse), metavar="TABLE@VERSION", help="USECASE/LAYER/TABLE and a version of it."
     ),
+]
+parse_model = parsed_by(ModelReference.parse)
+Model = Annotated[
+    ModelReference,
+    typer.Argument(parser=parse_model, metavar="NAME/VERSION", help="A registered model version."),
 ]

@@ -171,7 +171,9 @@ def _deprecation(entry: Entry) -> str | None:
 def _show(entry: Entry) -> None:
     screen = out()
     newest = f"{entry.freshness.newest.isoformat()}, " if entry.freshness.newest else ""
-    models = f"unknown ({entry.models_unknown})" if entry.models is None else ", ".join(entry.models) or "none"
+    models = (
+        f"unknown ({entry.models_unknown})" if entry.models is None else ", ".join(map(str, entry.models)) or "none"
+    )
     lines = {
         "description": entry.description,
         "deprecated": _deprecation(entry),

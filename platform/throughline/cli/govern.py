@@ -6,28 +6,28 @@ Owns: words, tables, JSON. Does not own: who may do what (`registry/approval.py`
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from throughline.cli.arguments import Model, parse_model
 from throughline.cli.output import emit, follow_run, out
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings, load_settings
 from throughline.usecase import UseCase, get_usecase, load_usecases
 
 if TYPE_CHECKING:
+    from throughline.foundation.references import ModelReference
     from throughline.records import EndpointRecord, HistoryEvent, ModelRecord
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Version = Annotated[str, typer.Argument(metavar="NAME/VERSION", help="A registered model version.")]
 Reason = Annotated[str, typer.Option(help="Why; it stands in the history.")]
 
 
 def approve(
-    model: Version,
+    model: Model,
     reason: Reason,
     wait: Annotated[bool, typer.Option(help="Stay until the endpoint has changed.")] = True,
     as_json: AsJson = False,
@@ -48,7 +48,12 @@ def approve(
             "approve that one, or train again."
         )
     event = decisions.approve(settings, usecase, record, current_principal(settings), reason)
-    result: dict[str, Any] = {"model": model, "sha256": record.sha256, "approved_by": event.actor, "reason": reason}
+    result: dict[str, Any] = {
+        "model": str(model),
+        "sha256": record.sha256,
+        "approved_by": event.actor,
+        "reason": reason,
+    }
     graph = Graph(settings)
     try:
         run_id = graph.launch(_judged_again(settings, usecase))
@@ -70,7 +75,7 @@ def approve(
     emit(as_json, {**result, "run": run_id, "endpoint": serves}, lambda: _show_endpoint(endpoint))
 
 
-def promote(model: Version, reason: Reason, as_json: AsJson = False) -> None:
+def promote(model: Model, reason: Reason, as_json: AsJson = False) -> None:
     """Serve a version that the gate released, now, and make it champion."""
     from throughline.foundation.security.principal import current_principal
     from throughline.rollout.promotion import promote as move
@@ -106,7 +111,7 @@ def history(
     if target is None:
         usecases = list(load_usecases().values())
     else:
-        usecases = [get_usecase(target if "/" not in target else _version(target)[0])]
+        usecases = [get_usecase(target if "/" not in target else parse_model(target).name)]
     found = [(usecase, event) for usecase in usecases for event in concerning(events(settings, usecase.name), target)]
     found.sort(key=lambda one: one[1].at)
     told = [{"usecase": usecase.name, **event.model_dump(mode="json")} for usecase, event in found]
@@ -125,7 +130,7 @@ def note(
     if not text.strip():
         raise typer.BadParameter("the note is empty")
     settings = load_settings()
-    usecase = _registered(settings, target)[0] if "/" in target else get_usecase(target)
+    usecase = _registered(settings, parse_model(target))[0] if "/" in target else get_usecase(target)
     event = event_of("note", target, current_principal(settings).name, reason=text)
     tell(settings, usecase.name, event)
     emit(as_json, event.model_dump(mode="json"), lambda: out().print(f"noted on {target}"))
@@ -155,17 +160,10 @@ def local_time(at: datetime, usecase: UseCase) -> str:
     return f"{at.astimezone(usecase.zone):%Y-%m-%d %H:%M:%S %Z}"
 
 
-def _version(text: str) -> tuple[str, int]:
-    if (match := re.fullmatch(r"([^/]+)/([1-9]\d*)", text, re.ASCII)) is None:
-        raise typer.BadParameter(f"{text!r} is no NAME/VERSION")
-    return match[1], int(match[2])
-
-
-def _registered(settings: Settings, text: str) -> tuple[UseCase, ModelRecord]:
+def _registered(settings: Settings, model: ModelReference) -> tuple[UseCase, ModelRecord]:
     from throughline.registry import versions as models
 
-    name, version = _version(text)
-    return get_usecase(name), models.get(settings, name, version)
+    return get_usecase(model.name), models.get(settings, model)
 
 
 def _judged_again(settings: Settings, usecase: UseCase) -> list[tuple[str, str, str]]:

@@ -153,7 +153,9 @@ def _show_impact(found: Impact) -> None:
     table = Grid(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    models = f"unknown ({found.models_unknown})" if found.models is None else ", ".join(found.models) or "none"
+    models = (
+        f"unknown ({found.models_unknown})" if found.models is None else ", ".join(map(str, found.models)) or "none"
+    )
     lines = {
         "feature tables": ", ".join(map(str, found.feature_tables)) or "none",
         "datasets": ", ".join(map(str, found.datasets)) or "none",

@@ -9,12 +9,12 @@ Does not own: what a version is (`registry/`).
 
 from __future__ import annotations
 
-import re
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from throughline.cli.arguments import Model
 from throughline.cli.output import emit, out
 from throughline.foundation.settings import load_settings
 from throughline.usecase import get_usecase, load_usecases
@@ -42,7 +42,7 @@ def models(context: typer.Context, usecase: UseCaseName = None, as_json: AsJson 
 
 @app.command()
 def card(
-    model: Annotated[str, typer.Argument(metavar="NAME/VERSION", help="A registered model version.")],
+    model: Model,
     html: Annotated[bool, typer.Option("--html", help="Print the page instead of Markdown.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -51,10 +51,8 @@ def card(
     from throughline.evaluation.card_store import current_card
     from throughline.registry import versions as registry
 
-    if (match := re.fullmatch(r"([^/]+)/([1-9]\d*)", model, re.ASCII)) is None:
-        raise typer.BadParameter(f"{model!r} is no NAME/VERSION")
     settings = load_settings()
-    found = current_card(settings, registry.get(settings, match[1], int(match[2])))
+    found = current_card(settings, registry.get(settings, model))
     text = render_html if html else render_markdown
     emit(as_json, found.model_dump(mode="json"), lambda: sys.stdout.write(text(found)))
 
@@ -70,6 +68,14 @@ def _show(found: list[VersionSummary]) -> None:
     for one in found:
         auc = "" if one.auc is None else f"{one.auc:.4f}"
         aliases, decision = ", ".join(one.aliases), one.decision or ""
-        cells = (one.model, aliases, one.trainer, one.dataset[:12], auc, decision, f"{one.registered:%Y-%m-%d %H:%M}")
+        cells = (
+            str(one.model),
+            aliases,
+            one.trainer,
+            one.dataset[:12],
+            auc,
+            decision,
+            f"{one.registered:%Y-%m-%d %H:%M}",
+        )
         table.add_row(*map(escape, cells))
     out().print(table)

@@ -79,7 +79,7 @@ def _run_usecase(settings: Settings, usecase: UseCase) -> dict[str, Any]:
         "data_clock": now.isoformat(),
         "days": [usecase.first_day(settings).isoformat(), (usecase.local_day(now) - timedelta(days=1)).isoformat()],
         "dataset": {"version": dataset.table.version, "fingerprint": dataset.fingerprint, "rows": dataset.rows},
-        "model": endpoint.model,
+        "model": str(endpoint.model),
         "gate": gate.decision,
         "auc": evaluation.candidate.auc,
         "log_loss": evaluation.candidate.log_loss,

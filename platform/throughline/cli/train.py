@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from throughline.cli.arguments import Model
 from throughline.cli.output import console, emit, follow_run, out
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import load_settings
@@ -83,23 +84,20 @@ def train(
 
 
 def reproduce(
-    model: Annotated[str, typer.Argument(metavar="NAME/VERSION", help="A registered model version.")],
+    model: Model,
     as_json: AsJson = False,
 ) -> None:
     """Rebuild a version from the registry's record alone, and compare. Registers nothing."""
     from throughline.experiment.reproduce import reproduce as rebuild
     from throughline.experiment.train import Run
 
-    name, _, version = model.partition("/")
-    if not version.isdigit():
-        raise typer.BadParameter(f"{model!r} is no NAME/VERSION")
     settings = load_settings()
     with console.status(f"rebuilding {model}") as status:
 
         def show(event: dict[str, Any]) -> None:
             status.update(f"rebuilding {model}: {event['event']} {event.get('epoch', '')}")
 
-        found = rebuild(Run(settings, on_event=show), name, int(version))
+        found = rebuild(Run(settings, on_event=show), model)
 
     def table() -> None:
         verdict = "identical" if found.identical else "agrees within the tolerance" if found.agrees else "DIFFERS"
@@ -112,7 +110,7 @@ def reproduce(
         for note in found.notes:
             out().print(f"  {note}")
 
-    emit(as_json, found.model_dump(), table)
+    emit(as_json, found.model_dump(mode="json"), table)
     if not found.agrees:
         raise typer.Exit(1)
 

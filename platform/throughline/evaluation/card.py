@@ -17,7 +17,7 @@ from pydantic import Field
 from throughline.evaluation import plots
 from throughline.evaluation.report import number
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.references import TableReference
+from throughline.foundation.references import ModelReference, TableReference
 from throughline.records import (
     DatasetRecord,
     EvaluationRecord,
@@ -66,7 +66,7 @@ class CardLineage(Record):
 class Card(Record):
     """Everything by value: a card needs no other record to be read."""
 
-    model: str = Field(description="NAME/VERSION")
+    model: ModelReference
     goal: str
     business_metric: str
     predicted: str
@@ -79,7 +79,7 @@ class Card(Record):
     features: dict[str, list[str]] = Field(description="Feature view, or `request`, -> features of the model.")
     evaluation: EvaluationRecord
     decision: GateDecision
-    parent: str | None = Field(description="The champion it was compared with.")
+    parent: ModelReference | None = Field(description="The champion it was compared with.")
     lineage: CardLineage
     history: list[HistoryEvent]
 
@@ -170,14 +170,14 @@ def by_view(dataset: DatasetRecord) -> dict[str, list[str]]:
     return {view: features for view, features in {**dataset.views, REQUEST: others}.items() if features}
 
 
-def concerning(reference: str, events: Iterable[HistoryEvent]) -> list[HistoryEvent]:
+def concerning(reference: ModelReference, events: Iterable[HistoryEvent]) -> list[HistoryEvent]:
     """The events of one version: its own, notes on the model as a whole, and aliases that came to it or left it."""
-    name = reference.partition("/")[0]
+    version = str(reference)
     return [
         event
         for event in events
-        if event.target == reference
-        or (event.target == name and (event.action == "note" or reference in (event.old, event.new)))
+        if event.target == version
+        or (event.target == reference.name and (event.action == "note" or version in (event.old, event.new)))
     ]
 
 

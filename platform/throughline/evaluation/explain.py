@@ -24,6 +24,7 @@ import numpy as np
 import polars as pl
 
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import ModelReference
 from throughline.records import GlobalImportance
 
 SEED = 2013
@@ -90,9 +91,13 @@ def evaluations(features: int, background_rows: int, pairs: int = PAIRS) -> int:
 
 
 def global_importance(
-    model: Model, reference: str, rows: pl.DataFrame, background: pl.DataFrame, rows_at_most: int = GLOBAL_ROWS
+    model: Model,
+    reference: ModelReference,
+    rows: pl.DataFrame,
+    background: pl.DataFrame,
+    rows_at_most: int = GLOBAL_ROWS,
 ) -> GlobalImportance:
-    """Mean absolute contribution of each feature over rows drawn from `rows`; `reference`: the model's NAME/VERSION."""
+    """Mean absolute contribution of each feature over rows drawn from `rows`"""
     drawn, against = sample(rows, rows_at_most), sample(background, GLOBAL_AGAINST)
     total: dict[str, float] = dict.fromkeys([*model.numeric, *model.categorical], 0.0)
     for number in range(drawn.height):

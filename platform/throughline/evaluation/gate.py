@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Literal
 
+from throughline.foundation.references import ModelReference
 from throughline.records import EvaluationRecord, GateDecision, Metrics, ModelRecord, RuleVerdict
 from throughline.registry.approval import RULE as APPROVAL
 from throughline.usecase import Bound, GateRule
@@ -25,16 +26,15 @@ def decide(
     bounds: Mapping[str, Bound],
     now: datetime,
     *,
-    current_champion: ModelRecord | str = "not asked",
+    current_champion: ModelReference | Literal["not asked"] | None = "not asked",
     said: Sequence[RuleVerdict] = (),
     max_age: timedelta = MAX_AGE,
 ) -> GateDecision:
     """Release `model` only when its own, fresh evaluation satisfies every bound.
 
     `now` is of the same clock as `evaluation.evaluated_at`; `evaluation` None: it is missing. `current_champion`, when
-    given (a record, NAME/VERSION or "none"), must be whom the evaluation compared with, or `model` itself: a
-    comparison with somebody else says nothing. `said`: verdicts on what is no number; when nothing but an approval is
-    missing, the decision is `wait`.
+    given, must be whom the evaluation compared with, or `model` itself. `said`: verdicts on what is no number; when
+    nothing but an approval is missing, the decision is `wait`.
     """
     rules = [_own_and_fresh(evaluation, model, current_champion, now, max_age)]
     if not bounds:
@@ -66,7 +66,7 @@ def _word(unmet: Sequence[RuleVerdict]) -> Literal["release", "wait", "reject"]:
 def _own_and_fresh(
     evaluation: EvaluationRecord | None,
     model: ModelRecord,
-    champion: ModelRecord | str,
+    champion: ModelReference | Literal["not asked"] | None,
     now: datetime,
     max_age: timedelta,
 ) -> RuleVerdict:
@@ -81,9 +81,9 @@ def _own_and_fresh(
         return verdict("fail", "the evaluation is of another file than the one registered")
     if evaluation.dataset_fingerprint != model.dataset_fingerprint:
         return verdict("fail", "the evaluation is on another dataset than the model's own")
-    champion_now = champion.reference if isinstance(champion, ModelRecord) else champion
-    if champion_now not in ("not asked", evaluation.champion_model or "none", model.reference):
-        return verdict("fail", f"compared with champion {evaluation.champion_model}, but it is {champion_now} now")
+    if champion not in ("not asked", evaluation.champion_model, model.reference):
+        compared = evaluation.champion_model or "no champion"
+        return verdict("fail", f"compared with {compared}, but the champion is {champion or 'nobody'} now")
     if model.trained_until >= evaluation.holdout_from:
         return verdict("fail", f"trained until {model.trained_until.isoformat()}, into the held-out rows")
     if not timedelta(0) <= now - evaluation.evaluated_at <= max_age:

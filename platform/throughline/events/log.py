@@ -19,7 +19,7 @@ import polars as pl
 
 from throughline.events.table import LAYER, TABLE
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.references import TableReference
+from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.settings import Settings, in_bucket
 from throughline.lakehouse.delta import find, storage_options
 
@@ -118,10 +118,10 @@ class PredictionLog:
         mine = answered.filter(pl.col("revision") == revision)
         return Share(hour, int(mine["predictions"].sum()), int(answered["predictions"].sum()))
 
-    def per_model(self) -> dict[str, int]:
-        """NAME/VERSION -> how many predictions it made."""
+    def per_model(self) -> dict[ModelReference, int]:
+        """Model version -> how many predictions it made."""
         counted = self._hours.group_by("model_name", "model_version").agg(pl.sum("predictions")).sort(pl.all())
-        return {f"{name}/{version}": count for name, version, count in counted.iter_rows()}
+        return {ModelReference(name, version): count for name, version, count in counted.iter_rows()}
 
     def made_within(self, spans: Iterable[tuple[datetime, datetime | None]]) -> int:
         """Predictions made within any of the spans [from, until) of the wall clock; None: until now."""

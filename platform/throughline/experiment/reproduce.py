@@ -18,6 +18,7 @@ from throughline.experiment.spec import MODEL_FILE, REPORT_FILE, TrainingReport
 from throughline.experiment.train import DATASET_FILE, RECIPE_FILE, Run
 from throughline.featurestore.dataset import fingerprint_at_version
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import ModelReference
 from throughline.foundation.settings import PROJECT_ROOT
 from throughline.mlflow import artifacts
 from throughline.models.served_model import sha256_of
@@ -37,7 +38,7 @@ class Compared(Record):
 class Reproduction(Record):
     """`identical`: the very bytes. `agrees`: identical, or within the tolerance where an elastic run changed size."""
 
-    model: str
+    model: ModelReference
     identical: bool
     agrees: bool
     digest: str = Field(description="SHA-256 of the rebuilt ONNX file.")
@@ -48,12 +49,12 @@ class Reproduction(Record):
     notes: list[str] = Field(default_factory=list)
 
 
-def reproduce(run: Run, name: str, version: int) -> Reproduction:
-    """Rebuild NAME/VERSION in a clean worktree of its revision, from the registry's record alone; registers nothing.
+def reproduce(run: Run, model: ModelReference) -> Reproduction:
+    """Rebuild a version in a clean worktree of its revision, from the registry's record alone; registers nothing.
 
     Raises one line when the record is not enough: data gone or changed, code never committed or changed.
     """
-    record = models.get(run.settings, name, version)
+    record = models.get(run.settings, model)
     tags = models.provenance_of(run.settings, record).tags
     with tempfile.TemporaryDirectory(prefix="throughline-") as folder:
         work = Path(folder)
@@ -66,9 +67,9 @@ def reproduce(run: Run, name: str, version: int) -> Reproduction:
                 f"{dataset.table} has fingerprint {found[:12]}, {record.reference} was trained on "
                 f"{record.dataset_fingerprint[:12]}: the table was changed; build that dataset again."
             )
-        run.tell("reproduce", model=record.reference, revision=revision[:12], trainer=recipe.trainer)
+        run.tell("reproduce", model=str(record.reference), revision=revision[:12], trainer=recipe.trainer)
         output = work / "rebuilt" / "output"
-        job = Job(usecase=name, dataset=dataset, recipe=recipe, output=str(output))
+        job = Job(usecase=model.name, dataset=dataset, recipe=recipe, output=str(output))
         _require_same_code(recipe, run_job_at(run, job, revision), record.reference)
         after = TrainingReport.model_validate_json((output / REPORT_FILE).read_text())
         digest = sha256_of(output / MODEL_FILE)
@@ -93,7 +94,7 @@ def reproduce(run: Run, name: str, version: int) -> Reproduction:
     )
 
 
-def _require_same_code(recipe: Recipe, found: JobResult, reference: str) -> None:
+def _require_same_code(recipe: Recipe, found: JobResult, reference: ModelReference) -> None:
     changed = [part.module for part in (recipe, *recipe.members) if found.code.get(part.module) != part.code]
     if changed:
         raise ThroughlineError(

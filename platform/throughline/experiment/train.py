@@ -81,7 +81,7 @@ def train_and_register(
     identity = recipe.on(dataset.fingerprint)
     with exclusive(run, identity):
         if not force and (known := models.with_tag(run.settings, usecase.name, RECIPE_TAG, identity)):
-            run.tell("reused", model=known.reference, note="same data, code and parameters; --force trains again")
+            run.tell("reused", model=str(known.reference), note="same data, code and parameters; --force trains again")
             return known
         return _train(run, client, usecase, dataset, recipe, identity, tags or {})
 

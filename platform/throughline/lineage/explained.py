@@ -16,6 +16,7 @@ from throughline.evaluation import background
 from throughline.evaluation.explain import explain
 from throughline.events.log import PredictionLog
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import ModelReference
 from throughline.foundation.settings import Settings
 from throughline.models.served_model import ServedModel
 from throughline.registry import versions as models
@@ -31,7 +32,7 @@ def explain_logged(settings: Settings, prediction_id: str) -> dict[str, Any]:
     contribution, the largest first.
     """
     event = logged(settings, prediction_id)
-    record = models.get(settings, event["model_name"], event["model_version"])
+    record = models.get(settings, ModelReference(event["model_name"], event["model_version"]))
     kept = background.fetch(settings, record)
     if kept is None:
         raise ThroughlineError(

@@ -17,7 +17,7 @@ from throughline.featurestore.dataset import LAYER as TRAINING
 from throughline.featurestore.incremental import inputs_of
 from throughline.featurestore.store import LAYER as FEATURES
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.references import TableReference
+from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.maintenance import tables as all_tables
 from throughline.lakehouse.table import KEEPS_CONTENT
@@ -33,9 +33,9 @@ class Impact(Record):
     table: TableReference
     feature_tables: list[TableReference]
     datasets: list[TableReference]
-    models: list[str] | None = Field(description="NAME/VERSION trained on one of them; None: unknown, see below.")
+    models: list[ModelReference] | None = Field(description="Trained on one of them; None: unknown, see below.")
     models_unknown: str | None = None
-    predictions: dict[str, int] = Field(description="NAME/VERSION -> logged predictions of those models.")
+    predictions: dict[ModelReference, int] = Field(description="Model version -> logged predictions of those models.")
     served_from: int = Field(description="Logged predictions made while a reached feature table's version was newest.")
     log: TableReference | None = Field(description="The inference log that was counted; None: there is none.")
     log_lost: int = Field(description="Events of the log that never arrived: counts are too low by as many at most.")
@@ -75,14 +75,13 @@ def impact(settings: Settings, pinned: TableReference) -> Impact:
 
 def _trained_on(
     settings: Settings, usecase: str, tables: PinnedTables, reached: Collection[TableReference]
-) -> tuple[list[str] | None, str | None]:
+) -> tuple[list[ModelReference] | None, str | None]:
     """The model versions, oldest first, or None and why they are unknown: MLflow may be down."""
     try:
         trained = dataset_tables(settings, usecase)
     except ThroughlineError as error:
         return None, str(error)
-    models = [model for model, dataset in trained.items() if tables.content(dataset) in reached]
-    return sorted(models, key=lambda model: int(model.rpartition("/")[2])), None
+    return sorted(model for model, table in trained.items() if tables.content(table) in reached), None
 
 
 def follow(start: TableReference, made: Mapping[TableReference, Iterable[TableReference]]) -> list[TableReference]:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import ModelReference
 from throughline.foundation.settings import Settings
 from throughline.mlflow import artifacts
 from throughline.mlflow.rest import ask, silent
@@ -27,8 +28,7 @@ _DATASET = "training/dataset.json"  # as `experiment/train.py` leaves it with ev
 class Registered(Record):
     """A model version as registered. `said`: what it was described by, names without `throughline.`, values decoded."""
 
-    name: str
-    version: int
+    model: ModelReference
     run_id: str
     registered_at: datetime
     said: dict[str, Any]
@@ -48,7 +48,7 @@ class TrackedRun(Record):
 class Registry(Protocol):
     """What a trace asks of the registry. Each raises one line when it cannot be had."""
 
-    def version(self, name: str, version: int) -> Registered: ...
+    def version(self, model: ModelReference) -> Registered: ...
 
     def run(self, run_id: str) -> TrackedRun: ...
 
@@ -60,21 +60,21 @@ class MlflowRegistry:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._versions: dict[tuple[str, int], Registered] = {}
+        self._versions: dict[ModelReference, Registered] = {}
         self._runs: dict[str, TrackedRun] = {}
         self._datasets: dict[str, DatasetRecord] = {}
 
-    def version(self, name: str, version: int) -> Registered:
-        if (name, version) not in self._versions:
-            found = self._ask("model-versions/get", {"name": name, "version": str(version)}, "model_version")
-            self._versions[name, version] = Registered(
-                name=name,
-                version=version,
+    def version(self, model: ModelReference) -> Registered:
+        if model not in self._versions:
+            named = {"name": model.name, "version": str(model.version)}
+            found = self._ask("model-versions/get", named, "model_version")
+            self._versions[model] = Registered(
+                model=model,
                 run_id=found.get("run_id", ""),
                 registered_at=_instant(found["creation_timestamp"]),
                 said=_said(found.get("tags", [])),
             )
-        return self._versions[name, version]
+        return self._versions[model]
 
     def run(self, run_id: str) -> TrackedRun:
         if run_id not in self._runs:

@@ -16,7 +16,7 @@ from throughline.events.log import PredictionLog
 from throughline.events.schema import iso
 from throughline.foundation.clock import WallClock
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.references import TableReference
+from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.settings import Settings
 from throughline.lineage.pinned import PinnedTables
 from throughline.lineage.registered import MlflowRegistry, Registered, Registry, TrackedRun
@@ -83,7 +83,7 @@ class Tracer:
     def trace(self, prediction_id: str) -> Trace:
         """The thread of one prediction. Raises one line when it is not logged."""
         event = self.log.find(prediction_id)
-        version = _tried(lambda: self._registry.version(event["model_name"], event["model_version"]))
+        version = _tried(lambda: self._registry.version(_reference(event)))
         run = _then(version, lambda known: self._registry.run(known.run_id))
         dataset = _then(run, self._registry.dataset)
         served, features = self._values.of(event)
@@ -120,7 +120,7 @@ class Tracer:
     def _revision(self, event: Mapping[str, Any], version: Registered | str) -> Step:
         """Its share of the hour's predictions, and since when its model version is champion, where that was told."""
         share = self.log.share(event["revision"], event["time"])
-        reference = _reference(event)
+        reference = str(_reference(event))
         told = self._told(event["model_name"], event["wall_time"])
         crowned = [each for each in told if each.action == "champion" and each.new == reference]
         digest = event["revision"].rpartition("-")[2]
@@ -141,7 +141,7 @@ class Tracer:
 
     def _decision(self, event: Mapping[str, Any]) -> Step:
         """What the gate said of the version, the last time before the prediction, and who approved it."""
-        reference = _reference(event)
+        reference = str(_reference(event))
         told = [each for each in self._told(event["model_name"], event["wall_time"]) if each.target == reference]
         decided = [each for each in told if each.action == "decided"]
         if not decided:
@@ -236,8 +236,8 @@ def _then(known: Any, ask: Callable[[Any], T]) -> T | str:
     return known if isinstance(known, str) else _tried(lambda: ask(known))
 
 
-def _reference(event: Mapping[str, Any]) -> str:
-    return f"{event['model_name']}/{event['model_version']}"
+def _reference(event: Mapping[str, Any]) -> ModelReference:
+    return ModelReference(event["model_name"], event["model_version"])
 
 
 def _model_version(event: Mapping[str, Any], version: Registered | str) -> Step:
@@ -245,7 +245,7 @@ def _model_version(event: Mapping[str, Any], version: Registered | str) -> Step:
     if isinstance(version, str):
         return Step(kind="model_version", id=name, version=number, missing=version)
     told = ["sha256", "dataset_fingerprint", "trained_until", "trainer", "parameters"]
-    facts = {"reference": _reference(event), **{key: version.said.get(key) for key in told}}
+    facts = {"reference": str(_reference(event)), **{key: version.said.get(key) for key in told}}
     return Step(kind="model_version", id=name, version=number, facts={**facts, "registered_at": version.registered_at})
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from throughline.foundation.fingerprint import combine, fingerprint_imports
+from throughline.foundation.references import ModelReference
 from throughline.foundation.settings import Settings
 from throughline.mlflow.rest import aliases, model_versions, tags_in, tell
 from throughline.records import DatasetRecord, EvaluationRecord, GateDecision, ModelRecord, Record
@@ -33,7 +34,7 @@ _REGISTERED = "throughline.sha256"  # has every version that was registered here
 class VersionSummary(Record):
     """One line of `throughline models`; None: not told yet."""
 
-    model: str = Field(description="NAME/VERSION")
+    model: ModelReference
     aliases: list[str]
     trainer: str
     dataset: str = Field(description="Fingerprint.")
@@ -54,7 +55,7 @@ def description_of(
         SERVICE: dataset.service or usecase.features.service,
         DEFINITIONS: definitions_of(usecase),
         AUC: repr(evaluation.candidate.auc),
-        PARENT: evaluation.champion_model or "none",
+        PARENT: str(evaluation.champion_model or "none"),
     }
     if decision is not None:
         tags |= {
@@ -96,7 +97,7 @@ def summaries(settings: Settings, name: str) -> list[VersionSummary]:
     for alias, version in sorted(aliases(settings, name).items()):
         named[version].append(alias)
     found = (_summary(version, named) for version in model_versions(settings, name))
-    return sorted(filter(None, found), key=lambda one: -int(one.model.rpartition("/")[2]))
+    return sorted(filter(None, found), key=lambda one: one.model, reverse=True)
 
 
 def _summary(version: dict[str, Any], named: Mapping[int, list[str]]) -> VersionSummary | None:
@@ -105,7 +106,7 @@ def _summary(version: dict[str, Any], named: Mapping[int, list[str]]) -> Version
         return None
     auc = tags.get(AUC)
     return VersionSummary(
-        model=f"{version['name']}/{version['version']}",
+        model=ModelReference(version["name"], int(version["version"])),
         aliases=named.get(int(version["version"]), []),
         trainer=json.loads(tags["throughline.trainer"]),
         dataset=json.loads(tags["throughline.dataset_fingerprint"]),

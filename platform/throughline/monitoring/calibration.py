@@ -10,14 +10,15 @@ from datetime import datetime
 
 import polars as pl
 
+from throughline.foundation.references import ModelReference
 from throughline.records import CalibrationRecord
 from throughline.usecase import Calibration
 
 
 def judge_calibration(
-    outcomes: pl.DataFrame, model: str | None, policy: Calibration, as_of: datetime, log_complete: bool
+    outcomes: pl.DataFrame, model: ModelReference | None, policy: Calibration, as_of: datetime, log_complete: bool
 ) -> CalibrationRecord:
-    """Judge the stable predictions that `model` (NAME/VERSION) made in the window before `as_of` (UTC).
+    """Judge the stable predictions that `model` made in the window before `as_of` (UTC).
 
     `outcomes` as `monitoring.outcomes` writes them. Only that version's own predictions count: those of its
     predecessor would blame it for the very drift that it was trained to mend.
@@ -40,12 +41,11 @@ def judge_calibration(
         return verdict("cannot_say", "no model serves")
     if not log_complete:
         return verdict("cannot_say", "the inference log is incomplete: events were lost")
-    name, _, version = model.partition("/")
     judged = outcomes.filter(
         pl.col("label").is_not_null(),
         pl.col("time").is_between(start, as_of, closed="right"),
-        pl.col("model_name") == name,
-        pl.col("model_version") == int(version),
+        pl.col("model_name") == model.name,
+        pl.col("model_version") == model.version,
         pl.col("role") == "stable",
     )
     if judged.height < policy.minimum_outcomes:

@@ -8,15 +8,14 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from throughline.records.base import Record
+from throughline.foundation.references import ModelReference
+from throughline.records.base import ModelFileRecord, Record
 
 
-class EndpointRecord(Record):
+class EndpointRecord(ModelFileRecord):
     """What serves now."""
 
     usecase: str
-    model: str
-    sha256: str
     revision: str
     address: str
     deployed_at: datetime
@@ -35,6 +34,10 @@ class Revision(Record):
     share: float = Field(1.0, ge=0, le=1)
     alias: str | None = "champion"
     deployed_at: datetime
+
+    @property
+    def model(self) -> ModelReference:
+        return ModelReference(self.name, self.version)
 
     @field_validator("file")
     @classmethod

@@ -7,7 +7,8 @@ from datetime import datetime
 
 from pydantic import Field, model_validator
 
-from throughline.records.base import Record
+from throughline.foundation.references import ModelReference
+from throughline.records.base import ModelFileRecord, Record
 
 
 class Metrics(Record):
@@ -72,17 +73,15 @@ class ServingCost(Record):
 class GlobalImportance(Record):
     """What each feature does to the scores of held-out rows: its mean absolute contribution, in probability."""
 
-    model: str = Field(description="NAME/VERSION")
+    model: ModelReference
     rows: int = Field(description="Over how many rows.")
     base_value: float = Field(description="Mean score of the background.")
     features: dict[str, float] = Field(description="Largest first.")
 
 
-class EvaluationRecord(Record):
+class EvaluationRecord(ModelFileRecord):
     """A candidate against constant, simple rule and, when there is one, champion, all on the rows held out by time."""
 
-    model: str = Field(description="NAME/VERSION")
-    sha256: str
     dataset_fingerprint: str
     evaluated_at: datetime
     holdout_from: datetime
@@ -91,7 +90,7 @@ class EvaluationRecord(Record):
     candidate: Metrics
     constant: Metrics
     champion: Metrics | None
-    champion_model: str | None
+    champion_model: ModelReference | None
     simple_rule: Metrics | None = None
     days: int = Field(0, description="Local days that the held-out rows lie on.")
     intervals: dict[str, dict[str, Interval]] = Field(

@@ -8,7 +8,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from throughline.records.base import Record
+from throughline.foundation.references import ModelReference
+from throughline.records.base import ModelFileRecord, Record
 
 
 class RuleVerdict(Record):
@@ -26,15 +27,13 @@ class RuleVerdict(Record):
         return f"{self.rule} {self.verdict.replace('_', ' ')} ({told})"
 
 
-class GateDecision(Record):
+class GateDecision(ModelFileRecord):
     """The decision to release one model version, with its reasons. `wait`: only somebody's approval is missing."""
 
-    model: str
-    sha256: str
     decision: Literal["release", "wait", "reject"]
     decided_at: datetime
     rules: list[RuleVerdict]
-    compared_with: str | None = Field(None, description="The champion of the evaluation; None: there was none.")
+    compared_with: ModelReference | None = Field(None, description="Champion of the evaluation, if any.")
 
     @property
     def reasons(self) -> str:

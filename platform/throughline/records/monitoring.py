@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from throughline.foundation.references import TableReference
+from throughline.foundation.references import ModelReference, TableReference
 from throughline.records.base import Record
 
 
@@ -33,7 +33,7 @@ class OutcomesRecord(Record):
 class CalibrationRecord(Record):
     """Mean score against outcome rate of the serving model version, over a window on the data clock."""
 
-    model: str | None
+    model: ModelReference | None
     window_from: datetime
     window_until: datetime
     outcomes: int

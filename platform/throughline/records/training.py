@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from throughline.foundation.references import TableReference
+from throughline.foundation.references import ModelReference, TableReference
 from throughline.records.base import Record
 
 
@@ -55,5 +55,5 @@ class ModelRecord(ModelOrigin):
     uri: str = Field(description="Folder with `model.onnx`, resolved: no models:/ or mlflow-artifacts:/ scheme.")
 
     @property
-    def reference(self) -> str:
-        return f"{self.name}/{self.version}"
+    def reference(self) -> ModelReference:
+        return ModelReference(self.name, self.version)

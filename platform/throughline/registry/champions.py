@@ -9,47 +9,49 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from throughline.foundation.references import ModelReference
 from throughline.records import HistoryEvent
 
 
 @dataclass(frozen=True)
 class Line:
-    """The champions (NAME/VERSION) in the order they last became one, without those rolled back from since.
+    """The champions in the order they last became one, without those rolled back from since.
 
     `told`: whom the newest event about a champion names, also when that one was rolled back from.
     """
 
-    champions: tuple[str, ...] = ()
-    withdrawn: frozenset[str] = frozenset()
-    told: str | None = None
+    champions: tuple[ModelReference, ...] = ()
+    withdrawn: frozenset[ModelReference] = frozenset()
+    told: ModelReference | None = None
 
     @property
-    def champion(self) -> str | None:
+    def champion(self) -> ModelReference | None:
         return self.champions[-1] if self.champions else None
 
     @property
-    def former(self) -> frozenset[str]:
+    def former(self) -> frozenset[ModelReference]:
         """Whom people or a better candidate replaced: only people bring them back."""
         return self.withdrawn.union(self.champions[:-1])
 
 
 def line_of(history: Iterable[HistoryEvent]) -> Line:
     """From events, oldest first. Who becomes champion again after a rollback stands in the line again."""
-    champions: list[str] = []
-    withdrawn: set[str] = set()
+    champions: list[ModelReference] = []
+    withdrawn: set[ModelReference] = set()
     told = None
     for event in history:
         if event.action == "champion" and event.new:
-            told = event.new
+            told = ModelReference.parse(event.new)
             withdrawn.discard(told)
             champions = [*(one for one in champions if one != told), told]
         elif event.action == "withdrawn":
-            withdrawn.add(event.target)
-            champions = [one for one in champions if one != event.target]
+            gone = ModelReference.parse(event.target)
+            withdrawn.add(gone)
+            champions = [one for one in champions if one != gone]
     return Line(tuple(champions), frozenset(withdrawn), told)
 
 
-def rollback_target(line: Line, serving: str | None, alias: str | None) -> str | None:
+def rollback_target(line: Line, serving: ModelReference | None, alias: ModelReference | None) -> ModelReference | None:
     """To whom a rollback returns: the champion before the current one, or None when there is none.
 
     Versions rolled back from are not in the line: a second rollback goes one further back, and none goes forth again.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import ModelReference
 from throughline.foundation.security.principal import GRAPH, Principal, principal_named
 from throughline.foundation.settings import Settings
 from throughline.records import GateDecision, HistoryEvent, ModelRecord, RuleVerdict
@@ -17,8 +18,8 @@ from throughline.registry.history import event_of, events, tell
 from throughline.usecase import UseCase
 
 
-def decisions(settings: Settings, usecase: str, reference: str) -> list[GateDecision]:
-    """What the gate decided about NAME/VERSION, oldest first. Raises when one cannot be read."""
+def decisions(settings: Settings, usecase: str, reference: ModelReference) -> list[GateDecision]:
+    """What the gate decided about a version, oldest first. Raises when one cannot be read."""
     found = []
     for event in events(settings, usecase, target=reference, action="decided"):
         try:
@@ -31,8 +32,8 @@ def decisions(settings: Settings, usecase: str, reference: str) -> list[GateDeci
     return found
 
 
-def newest(settings: Settings, usecase: str, reference: str) -> GateDecision | None:
-    """The decision that holds for NAME/VERSION, or None when the gate never decided about it."""
+def newest(settings: Settings, usecase: str, reference: ModelReference) -> GateDecision | None:
+    """The decision that holds for a version, or None when the gate never decided about it."""
     return next(reversed(decisions(settings, usecase, reference)), None)
 
 
@@ -97,4 +98,4 @@ def _submitters(settings: Settings, usecase: UseCase, model: ModelRecord) -> fro
     if usecase.release.submitter_may_approve:
         return frozenset()  # nobody asks
     registered = events(settings, usecase.name, target=model.reference, action="registered")
-    return submitters(tags_of(settings, model), registered)
+    return submitters(tags_of(settings, model.reference), registered)

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from throughline.foundation.clock import WallClock
-from throughline.foundation.references import TableReference
+from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import current_version, insert, read
 from throughline.records import HistoryEvent
@@ -34,19 +34,20 @@ _SCHEMA = {
 
 def event_of(
     action: str,
-    target: str,
+    target: ModelReference | str,
     actor: str,
     *,
-    old: str | None = None,
-    new: str | None = None,
+    old: ModelReference | str | None = None,
+    new: ModelReference | str | None = None,
     reason: str = "",
     once: Any = None,
 ) -> HistoryEvent:
     """An event of now. `once`: what makes it this very event, where a step that is repeated must not tell it twice."""
     now = WallClock().now()
-    same = [action, target, once if once is not None else [actor, now.isoformat(), old, new, reason]]
+    values = {"old": None if old is None else str(old), "new": None if new is None else str(new), "reason": reason}
+    same = [action, str(target), once if once is not None else [actor, now.isoformat(), *values.values()]]
     identity = hashlib.sha256(json.dumps(same, default=str, sort_keys=True).encode()).hexdigest()[:32]
-    return HistoryEvent(id=identity, at=now, actor=actor, action=action, target=target, old=old, new=new, reason=reason)
+    return HistoryEvent(id=identity, at=now, actor=actor, action=action, target=str(target), **values)
 
 
 def change(event: HistoryEvent) -> str:
@@ -62,7 +63,7 @@ def tell(settings: Settings, usecase: str, event: HistoryEvent) -> None:
 
 
 def events(
-    settings: Settings, usecase: str, *, target: str | None = None, action: str | None = None,
+    settings: Settings, usecase: str, *, target: ModelReference | str | None = None, action: str | None = None,
     since: datetime | None = None,
 ) -> list[HistoryEvent]:  # fmt: skip
     """Oldest first. `target` NAME gives those of its versions, too."""
@@ -71,7 +72,7 @@ def events(
         return []
     rows = read(settings, TableReference(f"{usecase}/{LAYER}/{TABLE}", version))
     if target is not None:
-        rows = rows.filter((pl.col("target") == target) | pl.col("target").str.starts_with(f"{target}/"))
+        rows = rows.filter((pl.col("target") == str(target)) | pl.col("target").str.starts_with(f"{target}/"))
     if action is not None:
         rows = rows.filter(pl.col("action") == action)
     if since is not None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.references import TableReference
+from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.security.principal import GRAPH, current_principal
 from throughline.foundation.settings import Settings
 from throughline.mlflow import artifacts
@@ -102,20 +102,14 @@ def register(
         model_id=logged.model_id,
         tags={**(tags or {}), **{_TAG + key: json.dumps(value, sort_keys=True) for key, value in described.items()}},
     )
-    record = get(settings, name, int(version.version))
+    record = get(settings, ModelReference(name, int(version.version)))
     _tell_registered(settings, record, actor)
     return record
 
 
-def get(settings: Settings, name: str, version: int) -> ModelRecord:
+def get(settings: Settings, reference: ModelReference) -> ModelRecord:
     """The version's record. Raises `ThroughlineError` when there is none."""
-    return _record(_described(settings, name, version))
-
-
-def named(settings: Settings, reference: str) -> ModelRecord:
-    """The record of NAME/VERSION. Raises as `get` does."""
-    name, _, version = reference.rpartition("/")
-    return get(settings, name, int(version))
+    return _record(_described(settings, reference))
 
 
 def versions(settings: Settings, name: str) -> list[ModelRecord]:
@@ -130,18 +124,19 @@ def with_tag(settings: Settings, name: str, tag: str, value: str) -> ModelRecord
     return _record(max(found, key=lambda version: int(version["version"]))) if found else None
 
 
-def tags_of(settings: Settings, record: ModelRecord) -> dict[str, str]:
+def tags_of(settings: Settings, reference: ModelReference) -> dict[str, str]:
     """What MLflow says of a version: what it was registered with, and what was added since."""
-    return tags_in(_described(settings, record.name, record.version))
+    return tags_in(_described(settings, reference))
 
 
-def dataset_tables(settings: Settings, name: str) -> dict[str, TableReference]:
-    """NAME/VERSION -> the dataset it was trained on. Raises when a version does not say it."""
-    tags = {f"{each['name']}/{each['version']}": tags_in(each) for each in model_versions(settings, name)}
+def dataset_tables(settings: Settings, name: str) -> dict[ModelReference, TableReference]:
+    """Version -> the dataset that it was trained on. Raises when a version does not say it."""
+    tags = {ModelReference(name, int(each["version"])): tags_in(each) for each in model_versions(settings, name)}
     ours = {version: said.get(_TAG + "dataset_table") for version, said in tags.items() if _TAG + "sha256" in said}
     if silent := [version for version, table in ours.items() if table is None]:
         raise ThroughlineError(
-            f"{', '.join(silent)} does not say which dataset it was trained on: delete the version, or train it again."
+            f"{', '.join(map(str, silent))} does not say which dataset it was trained on: delete the version, or train "
+            "it again."
         )
     return {version: TableReference.parse(table) for version, table in ours.items() if table}
 
@@ -155,7 +150,7 @@ def fetch(settings: Settings, record: ModelRecord, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         draft, location = Path(scratch) / "model", record.uri
         if not Path(location).is_dir():  # what MLflow calls it, for the server to give
-            location = _described(settings, record.name, record.version)["source"]
+            location = _described(settings, record.reference)["source"]
         try:
             artifacts.fetch(settings, location, draft)
         except ThroughlineError as error:
@@ -189,8 +184,8 @@ def verified(settings: Settings, registered: ModelRecord | Revision, folder: Pat
                 "MLflow says of the version; put it back."
             )
     except ThroughlineError as error:
-        reference = f"{registered.name}/{registered.version}"
-        _tell_refused(settings, registered.name, reference, str(error))
+        reference = ModelReference(registered.name, registered.version)
+        _tell_refused(settings, reference, str(error))
         raise ThroughlineError(f"Model {reference} is refused: {error}") from error
     return folder / MODEL_FILE
 
@@ -210,7 +205,7 @@ def provenance_of(settings: Settings, record: ModelRecord) -> Provenance:
 def champion(settings: Settings, name: str) -> ModelRecord | None:
     """The version with the alias `champion`, or None when no version has it."""
     version = aliases(settings, name).get(CHAMPION)
-    return None if version is None else get(settings, name, version)
+    return None if version is None else get(settings, ModelReference(name, version))
 
 
 def set_champion(settings: Settings, record: ModelRecord) -> None:
@@ -283,11 +278,11 @@ def _tell_registered(settings: Settings, record: ModelRecord, actor: str) -> Non
     history.tell(settings, record.name, event)
 
 
-def _tell_refused(settings: Settings, name: str, reference: str, reason: str) -> None:
+def _tell_refused(settings: Settings, reference: ModelReference, reason: str) -> None:
     from throughline.registry import history
 
     try:
-        history.tell(settings, name, history.event_of("refused", reference, GRAPH, reason=reason))
+        history.tell(settings, reference.name, history.event_of("refused", reference, GRAPH, reason=reason))
     except Exception:  # what is refused stays so, whether or not it can be written down
         log.exception("The refusal of %s could not be told in the history", reference)
 
@@ -297,20 +292,20 @@ def _version_of_run(settings: Settings, name: str, run_id: str) -> ModelRecord |
     return _record(min(found, key=lambda version: int(version["version"]))) if found else None
 
 
-def _described(settings: Settings, name: str, version: int) -> dict[str, Any]:
-    found = ask(settings, "model-versions/get", name=name, version=version)
+def _described(settings: Settings, reference: ModelReference) -> dict[str, Any]:
+    found = ask(settings, "model-versions/get", name=reference.name, version=reference.version)
     if found is None:
-        raise ThroughlineError(f"Model {name}/{version} is not registered: `throughline models` lists what is.")
+        raise ThroughlineError(f"Model {reference} is not registered: `throughline models` lists what is.")
     return found["model_version"]
 
 
 def _record(described: Mapping[str, Any]) -> ModelRecord:
-    name, version, tags = described["name"], int(described["version"]), tags_in(described)
+    reference, tags = ModelReference(described["name"], int(described["version"])), tags_in(described)
     try:
         tagged = {key: json.loads(tags[_TAG + key]) for key in _TAGGED}
     except (KeyError, ValueError) as error:
         raise ThroughlineError(
-            f"Model {name}/{version} lacks the tags of a version registered here ({error}): "
+            f"Model {reference} lacks the tags of a version registered here ({error}): "
             "it was registered by something else; register it with throughline.registry.versions."
         ) from error
-    return ModelRecord(name=name, version=version, run_id=described.get("run_id", ""), **tagged)
+    return ModelRecord(name=reference.name, version=reference.version, run_id=described.get("run_id", ""), **tagged)

@@ -19,6 +19,7 @@ import polars as pl
 
 from throughline.events.table import LAYER, TABLE
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import ModelReference
 from throughline.foundation.security.principal import GRAPH
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import current_version, scan
@@ -82,7 +83,7 @@ def _remove(client: MlflowClient, settings: Settings, version: Any) -> str:
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    reference = f"{version.name}/{version.version}"
+    reference = ModelReference(version.name, int(version.version))
     if client.get_model_version(version.name, version.version).aliases:  # given since the aliases were read
         return f"{reference}: left, it has an alias now"
     try:
@@ -141,7 +142,7 @@ def _champions(settings: Settings, name: str) -> Iterator[int]:
     """The champion, and to whom the next rollbacks return."""
     line = line_of(history.events(settings, name, target=name))
     for reference in line.champions[-1 - ROLLBACKS :]:
-        yield int(reference.rpartition("/")[2])
+        yield reference.version
 
 
 def _predicting(settings: Settings, name: str, since: datetime) -> list[int]:

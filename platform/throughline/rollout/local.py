@@ -124,7 +124,7 @@ def _load(server: httpx.Client, revision: Revision) -> None:
     try:
         answer = server.post(f"/v2/repository/models/{usecase}/load")
         if answer.is_error:
-            raise ThroughlineError(f"The model server refused {revision.name}/{revision.version}: {_problem(answer)}")
+            raise ThroughlineError(f"The model server refused {revision.model}: {_problem(answer)}")
         ready = server.get(f"/v2/models/{usecase}/ready")
         served = server.get("/v1/throughline/revisions").raise_for_status().json()
     except (httpx.HTTPError, ValueError) as error:

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from throughline.evaluation.gate import former_champion
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.files import locked
+from throughline.foundation.references import ModelReference
 from throughline.foundation.security.principal import GRAPH, Principal
 from throughline.foundation.settings import Settings
 from throughline.records import EndpointRecord, GateDecision, ModelRecord
@@ -84,7 +85,7 @@ def rollback(settings: Settings, usecase: UseCase, who: Principal, reason: str) 
                 f"{usecase.name} has no champion before {line.champion or serving or 'the first'} to return to: "
                 f"`throughline history {usecase.name}` shows who was, `throughline promote` takes another."
             )
-        model = models.named(settings, target)
+        model = models.get(settings, target)
         decision = released(settings, usecase.name, model)
         if decision is None:
             raise ThroughlineError(f"{target} is not served again: the history has no release of its registered file.")
@@ -105,7 +106,7 @@ def settle(settings: Settings, usecase: UseCase) -> Line:
     if line.champion is not None:
         now = models.champion(settings, usecase.name)
         if now is None or now.reference != line.champion:
-            models.set_champion(settings, models.named(settings, line.champion))
+            models.set_champion(settings, models.get(settings, line.champion))
     return line
 
 
@@ -115,7 +116,7 @@ def _crown(
     line: Line,
     model: ModelRecord,
     endpoint: EndpointRecord,
-    old: str | None,
+    old: ModelReference | None,
     actor: str,
     reason: str,
 ) -> None:
@@ -128,12 +129,12 @@ def _crown(
     set_champion(settings, model)
 
 
-def _serving(settings: Settings, usecase: UseCase) -> str | None:
+def _serving(settings: Settings, usecase: UseCase) -> ModelReference | None:
     try:
         revision = read_revision(settings.serving_home / usecase.name)
     except ThroughlineError:
         return None  # a server that starts could not serve it
-    return f"{revision.name}/{revision.version}" if revision else None
+    return revision.model if revision else None
 
 
 def _champion_lock(settings: Settings, usecase: UseCase) -> AbstractContextManager[None]:

@@ -17,7 +17,7 @@ from throughline.featurestore.delta_source import DeltaSource
 from throughline.featurestore.lineage import Upstream
 from throughline.featurestore.store import EVENT_TIME
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.references import TableReference
+from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import replace_all
 from throughline.records import FeatureStoreRecord, FeatureViewRecord
@@ -27,6 +27,10 @@ from throughline.usecase import Online, UseCase, get_usecase
 NOW = datetime(2013, 4, 1, tzinfo=UTC)
 TICKS = TableReference("flight_delay/features/ticks", 3)
 LINEAGE = {"ticks": {"delay_2h": [Upstream("departures", "delay")], "delay_6h": [Upstream("departures", "delay")]}}
+
+
+def model(version: int) -> ModelReference:
+    return ModelReference("flight_delay", version)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ def described(view: FeatureView, *services: FeatureService) -> list[FeatureViewR
 
 def entries(usecase: UseCase, views: list[FeatureViewRecord], **state: object) -> dict[str, Entry]:
     record = FeatureStoreRecord(usecase=usecase.name, as_of=NOW, sources=[TICKS], spine=TICKS, views=views)
-    usage = Usage({"flight_delay/1": frozenset({"delay_2h"})}, None, [(7, frozenset({"delay_2h"}))], TICKS)
+    usage = Usage({model(1): frozenset({"delay_2h"})}, None, [(7, frozenset({"delay_2h"}))], TICKS)
     given = {"now": NOW, "newest": {"delays": NOW - timedelta(hours=2)}, "usage": usage, **state}
     return {entry.name: entry for entry in catalogue.entries(usecase, record, State(**given))}
 
@@ -105,9 +109,9 @@ def test_a_deprecated_view_deprecates_its_features(usecase: UseCase) -> None:
 
 def test_models_and_reads_are_counted_per_feature_and_together_for_a_view(usecase: UseCase) -> None:
     found = entries(usecase, described(view()))
-    assert (found["delay_2h"].models, found["delay_2h"].reads) == (["flight_delay/1"], 7)
+    assert (found["delay_2h"].models, found["delay_2h"].reads) == ([model(1)], 7)
     assert (found["delay_6h"].models, found["delay_6h"].reads) == ([], 0)
-    assert (found["delays"].models, found["delays"].reads) == (["flight_delay/1"], 7)
+    assert (found["delays"].models, found["delays"].reads) == ([model(1)], 7)
     assert found["delays"].features == ["delay_2h", "delay_6h"]
 
 
@@ -203,13 +207,11 @@ def test_a_model_uses_the_columns_of_the_dataset_it_was_trained_on(
     place = settings.table_path("flight_delay", "training", "dataset")
     for columns in (["a", "label"], ["a", "b", "label"]):
         replace_all(place, pl.DataFrame({name: [1.0] for name in columns}))
-    trained = {
-        f"flight_delay/{n}": TableReference("flight_delay/training/dataset", v) for n, v in ((10, 1), (2, 0), (1, 0))
-    }
+    trained = {model(n): TableReference("flight_delay/training/dataset", v) for n, v in ((10, 1), (2, 0), (1, 0))}
     monkeypatch.setattr(models, "dataset_tables", lambda settings, name: trained)
     usage = catalogue.read_usage(settings, usecase)
-    assert usage.models_of(["b"]) == ["flight_delay/10"]
-    assert usage.models_of(["a"]) == ["flight_delay/1", "flight_delay/2", "flight_delay/10"]
+    assert usage.models_of(["b"]) == [model(10)]
+    assert usage.models_of(["a"]) == [model(1), model(2), model(10)]
 
 
 def test_the_newest_row_is_one_that_the_data_clock_has_reached(settings: Settings, usecase: UseCase) -> None:

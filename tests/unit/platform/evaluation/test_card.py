@@ -11,7 +11,7 @@ import pytest
 from tests.support import shop
 from throughline.evaluation.card import Card, by_view, card_of, concerning, render_html, render_markdown, unsaid
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.references import TableReference
+from throughline.foundation.references import ModelReference, TableReference
 from throughline.records import (
     BehaviourCheck,
     DatasetRecord,
@@ -192,8 +192,8 @@ def test_facts_of_another_version_are_on_no_card(usecase: UseCase, part, told) -
 
 
 def test_the_history_of_a_version_is_its_own_and_what_concerns_the_whole_model() -> None:
-    assert [event.id for event in concerning("shop/2", EVENTS)] == ["1", "2", "3"]
-    assert [event.id for event in concerning("shop/1", EVENTS)] == ["0", "2", "3", "4", "5"]
+    assert [event.id for event in concerning(ModelReference("shop", 2), EVENTS)] == ["1", "2", "3"]
+    assert [event.id for event in concerning(ModelReference("shop", 1), EVENTS)] == ["0", "2", "3", "4", "5"]
 
 
 def test_a_feature_that_no_view_gives_came_with_the_request() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from throughline.evaluation.evaluate import Rows, evaluate, read_rows
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.references import TableReference
+from throughline.foundation.references import ModelReference, TableReference
 from throughline.models.metrics import expected_calibration_error, metrics_of, reliability
 from throughline.records import DatasetRecord, EvaluationRecord, ModelRecord
 from throughline.usecase import Evaluation, get_usecase
@@ -150,14 +150,14 @@ def test_the_holdout_begins_at_its_instant_and_the_base_rate_is_of_what_was_know
 def test_all_three_are_judged_on_the_same_rows():
     record = judged(0.4, champion=0.2)
     assert record.candidate.rows == record.constant.rows == record.champion.rows == 3
-    assert (record.model, record.champion_model) == ("u/2", "u/1")
+    assert (record.model, record.champion_model) == (ModelReference("u", 2), ModelReference("u", 1))
     assert record.constant.log_loss < record.candidate.log_loss
     assert record.holdout_until == FRAME["prediction_time"][-1]
 
 
 def test_a_champion_that_cannot_score_these_rows_has_no_numbers():
     record = judged(0.4, champion=ThroughlineError("other"))
-    assert record.champion_model == "u/1"
+    assert record.champion_model == ModelReference("u", 1)
     assert math.isnan(record.champion.log_loss)
 
 

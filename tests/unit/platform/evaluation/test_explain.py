@@ -12,6 +12,7 @@ import pytest
 from throughline.evaluation import background, explain
 from throughline.evaluation.plots import importance_plot
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import ModelReference
 from throughline.records import Background, GlobalImportance
 
 
@@ -141,18 +142,18 @@ def test_a_passed_deadline_ends_an_explanation() -> None:
 
 
 def test_importance_is_the_mean_size_of_contributions_over_a_bounded_sample() -> None:
-    found = explain.global_importance(MODEL, "u/3", ROWS, AGAINST, rows_at_most=12)
-    assert (found.model, found.rows, [*found.features][-1]) == ("u/3", 12, "e")
+    found = explain.global_importance(MODEL, ModelReference("u", 3), ROWS, AGAINST, rows_at_most=12)
+    assert (found.model, found.rows, [*found.features][-1]) == (ModelReference("u", 3), 12, "e")
     assert found.features["e"] == pytest.approx(0, abs=1e-12)
     each = [of(explain.explain(MODEL, row, AGAINST, pairs=1)) for row in explain.sample(ROWS, 12).iter_slices(1)]
     assert found.features["a"] == pytest.approx(np.mean([abs(one["a"]) for one in each]))
     assert [*found.features.values()] == sorted(found.features.values(), reverse=True)
-    assert explain.global_importance(MODEL, "u/3", ROWS, AGAINST, rows_at_most=12) == found
+    assert explain.global_importance(MODEL, ModelReference("u", 3), ROWS, AGAINST, rows_at_most=12) == found
 
 
 def test_the_plot_names_the_features_that_matter_most() -> None:
     many = {f"feature_{number:02}": 1.0 / (1 + number) for number in range(30)}
-    drawn = importance_plot(GlobalImportance(model="u/3", rows=200, base_value=0.2, features=many))
+    drawn = importance_plot(GlobalImportance(model=ModelReference("u", 3), rows=200, base_value=0.2, features=many))
     assert drawn.startswith("<svg")
     assert all(name in drawn for name in [*many][:20])
     assert "feature_20" not in drawn

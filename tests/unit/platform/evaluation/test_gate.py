@@ -108,9 +108,9 @@ def test_an_evaluation_of_something_else_or_of_another_time_rejects(changes, rea
 def test_a_comparison_with_a_former_champion_rejects():
     new = MODEL.model_copy(update={"version": 1})
     newer = MODEL.model_copy(update={"version": 3})
-    assert decide(evaluation(), MODEL, BOUNDS, NOW, current_champion=new).decision == "release"
-    assert decide(evaluation(), MODEL, BOUNDS, NOW, current_champion=newer).decision == "reject"
-    assert decide(evaluation(), MODEL, BOUNDS, NOW, current_champion="none").decision == "reject"
+    assert decide(evaluation(), MODEL, BOUNDS, NOW, current_champion=new.reference).decision == "release"
+    assert decide(evaluation(), MODEL, BOUNDS, NOW, current_champion=newer.reference).decision == "reject"
+    assert decide(evaluation(), MODEL, BOUNDS, NOW, current_champion=None).decision == "reject"
 
 
 def test_a_missing_evaluation_rejects():

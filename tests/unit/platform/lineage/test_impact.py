@@ -11,7 +11,7 @@ from deltalake import DeltaTable, write_deltalake
 from tests.support import traced_home as home
 from tests.support.traced_home import NAME
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.references import TableReference
+from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import replace_all, replace_days
 from throughline.lineage import impact as module
@@ -19,6 +19,7 @@ from throughline.lineage.impact import follow, impact
 from throughline.lineage.pinned import PinnedTables
 
 RAW, TICKS, DATASET = f"{NAME}/raw/flight_departures", f"{NAME}/features/aircraft_ticks", f"{NAME}/training/dataset"
+FIRST, SECOND = ModelReference(NAME, 1), ModelReference(NAME, 2)
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def made(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     pinned = home.write_ticks(settings, ticks, {"flight_departures": 1, "planes": 0})
     place = settings.table_path(NAME, "training", "dataset")
     replace_all(place, pl.DataFrame({"aircraft_delay_168h": [2.0]}), inputs=[pinned])
-    trained = {f"{NAME}/{n}": TableReference(DATASET, n - 1) for n in (1, 2)}
+    trained = {ModelReference(NAME, n): TableReference(DATASET, n - 1) for n in (1, 2)}
     monkeypatch.setattr(module, "dataset_tables", lambda settings, name: trained)
     return settings
 
@@ -52,18 +53,18 @@ def test_a_raw_version_reached_what_was_made_from_it_and_nothing_later(made: Set
     assert (first.feature_tables, first.datasets, first.models) == (
         [TableReference(TICKS, 0)],
         [TableReference(DATASET, 0)],
-        [f"{NAME}/1"],
+        [FIRST],
     )
-    assert first.predictions == {f"{NAME}/1": 3}
+    assert first.predictions == {FIRST: 3}
     second = impact(made, TableReference(RAW, 1))
     assert (second.feature_tables, second.datasets, second.models) == (
         [TableReference(TICKS, 1)],
         [TableReference(DATASET, 1)],
-        [f"{NAME}/2"],
+        [SECOND],
     )
-    assert second.predictions == {f"{NAME}/2": 5}
+    assert second.predictions == {SECOND: 5}
     both = impact(made, TableReference(f"{NAME}/raw/planes", 0))
-    assert both.predictions == {f"{NAME}/1": 3, f"{NAME}/2": 5}
+    assert both.predictions == {FIRST: 3, SECOND: 5}
 
 
 def test_predictions_served_from_a_version_are_those_made_while_it_stood(made: Settings) -> None:
@@ -77,7 +78,7 @@ def test_predictions_served_from_a_version_are_those_made_while_it_stood(made: S
 
 def test_a_dataset_reached_its_models_and_is_not_in_its_own_list(made: Settings) -> None:
     found = impact(made, TableReference(DATASET, 1))
-    assert (found.feature_tables, found.datasets, found.models) == ([], [], [f"{NAME}/2"])
+    assert (found.feature_tables, found.datasets, found.models) == ([], [], [SECOND])
 
 
 def test_versions_that_only_maintenance_made_count_as_the_one_before(made: Settings) -> None:

@@ -225,7 +225,7 @@ def test_a_version_of_which_the_registry_says_something_else_is_refused(settings
     with pytest.raises(ThroughlineError, match=rf"signed with another {next(iter(change))} than is said of it"):
         models.fetch(settings, claimed, tmp_path / "copy")
     (event,) = history.events(settings, claimed.name, action="refused")
-    assert (event.target, next(iter(change)) in event.reason) == (claimed.reference, True)
+    assert (event.target, next(iter(change)) in event.reason) == (str(claimed.reference), True)
     assert models.fetch(settings, record, tmp_path / "copy").exists()
 
 

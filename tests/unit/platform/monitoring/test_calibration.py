@@ -9,11 +9,13 @@ from typing import Any
 import polars as pl
 import pytest
 
+from throughline.foundation.references import ModelReference
 from throughline.monitoring.calibration import judge_calibration
 from throughline.records import CalibrationRecord
 from throughline.usecase import Calibration
 
 NOW = datetime(2013, 6, 1, 4, tzinfo=UTC)
+MODEL = ModelReference("m", 3)
 DAY, TICK = timedelta(days=1), timedelta(microseconds=1)
 POLICY = Calibration(window="14d", gap=0.05, minimum_outcomes=10)
 SCHEMA = {
@@ -32,7 +34,7 @@ def predictions(n: int, score: float = 0.5, late: int = 0, **changes: Any) -> pl
     return pl.DataFrame([{"label": int(i < late), **row} for i in range(n)], schema=SCHEMA)
 
 
-def judge(*parts: pl.DataFrame, model: str | None = "m/3", log_complete: bool = True) -> CalibrationRecord:
+def judge(*parts: pl.DataFrame, model: ModelReference | None = MODEL, log_complete: bool = True) -> CalibrationRecord:
     outcomes = pl.concat(parts) if parts else pl.DataFrame(schema=SCHEMA)
     return judge_calibration(outcomes, model, POLICY, NOW, log_complete)
 

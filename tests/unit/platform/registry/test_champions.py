@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from throughline.foundation.references import ModelReference
 from throughline.records import HistoryEvent
 from throughline.registry.champions import Line, line_of, rollback_target
 from throughline.registry.history import event_of
@@ -25,7 +26,11 @@ def history(*steps: tuple[str, int]) -> list[HistoryEvent]:
     return told
 
 
-def returns_to(*steps: tuple[str, int]) -> str | None:
+def u(version: int | None) -> ModelReference | None:
+    return None if version is None else ModelReference("u", version)
+
+
+def returns_to(*steps: tuple[str, int]) -> ModelReference | None:
     """Of a history that is complete: who is champion serves and has the alias."""
     line = line_of(history(*steps))
     return rollback_target(line, line.champion, line.champion)
@@ -40,21 +45,21 @@ DOWN = "withdrawn"
     [
         ([], None),
         ([(UP, 1)], None),
-        ([(UP, 1), (UP, 2)], "u/1"),
-        ([(UP, 1), (UP, 2), (UP, 3)], "u/2"),
+        ([(UP, 1), (UP, 2)], 1),
+        ([(UP, 1), (UP, 2), (UP, 3)], 2),
         # rolled back from 3: again goes one further back, and not forth to 3
-        ([(UP, 1), (UP, 2), (UP, 3), (DOWN, 3), (UP, 2)], "u/1"),
+        ([(UP, 1), (UP, 2), (UP, 3), (DOWN, 3), (UP, 2)], 1),
         ([(UP, 1), (UP, 2), (UP, 3), (DOWN, 3), (UP, 2), (DOWN, 2), (UP, 1)], None),
         # a new champion after a rollback: what was rolled back from is skipped
-        ([(UP, 1), (UP, 2), (DOWN, 2), (UP, 1), (UP, 3)], "u/1"),
+        ([(UP, 1), (UP, 2), (DOWN, 2), (UP, 1), (UP, 3)], 1),
         # an earlier one was promoted: the one before it is who it replaced
-        ([(UP, 1), (UP, 2), (UP, 3), (UP, 1)], "u/3"),
+        ([(UP, 1), (UP, 2), (UP, 3), (UP, 1)], 3),
         # promoted again after a rollback: it counts again
-        ([(UP, 1), (UP, 2), (DOWN, 2), (UP, 1), (UP, 2), (UP, 3)], "u/2"),
+        ([(UP, 1), (UP, 2), (DOWN, 2), (UP, 1), (UP, 2), (UP, 3)], 2),
     ],
 )
 def test_a_rollback_returns_to_the_champion_before_the_current_one(steps, target):
-    assert returns_to(*steps) == target
+    assert returns_to(*steps) == u(target)
 
 
 def test_other_events_say_nothing_about_champions():
@@ -84,8 +89,7 @@ def test_other_events_say_nothing_about_champions():
     ],
 )
 def test_repeated_after_it_broke_off_a_rollback_ends_where_it_was_going(steps, serving, alias, target):
-    named = [None if version is None else f"u/{version}" for version in (serving, alias, target)]
-    assert rollback_target(line_of(history(*steps)), *named[:2]) == named[2]
+    assert rollback_target(line_of(history(*steps)), u(serving), u(alias)) == u(target)
 
 
 moves = st.lists(st.one_of(st.integers(1, 5), st.just("rollback")), max_size=20)
@@ -104,12 +108,12 @@ def test_rollbacks_undo_promotions_like_a_stack_without_those_rolled_back_from(s
             stack = [*(one for one in stack if one != step), step]
         elif len(stack) > 1:
             top = stack.pop()
-            assert target == f"u/{stack[-1]}"
+            assert target == u(stack[-1])
             told += [(DOWN, top), (UP, stack[-1])]
         else:
             assert target is None
     line = line_of(history(*told))
-    assert line.champions == tuple(f"u/{version}" for version in stack)
+    assert line.champions == tuple(map(u, stack))
     assert line.champion not in line.former
-    everybody = {f"u/{version}" for action, version in told if action == UP}
+    everybody = {u(version) for action, version in told if action == UP}
     assert line.former == everybody - {line.champion}

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from throughline.featurestore.incremental import Origin
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.fingerprint import fingerprint_frame
-from throughline.foundation.references import TableReference
+from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.changes import net_changes
 from throughline.lakehouse.maintenance import maintain, tables
@@ -235,7 +235,7 @@ def test_a_pinned_version_keeps_what_it_was_made_from(settings: Settings) -> Non
 @pytest.fixture
 def usecase(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A use case whose registry holds two versions; no Feast registry."""
-    held = {"u/1": pinned("u/training/dataset", 0), "u/2": pinned("u/training/dataset", 4)}
+    held = {ModelReference("u", n): pinned("u/training/dataset", version) for n, version in ((1, 0), (2, 4))}
     monkeypatch.setattr("throughline.retention.tables.dataset_tables", lambda settings, name: held)
     return SimpleNamespace(name="u")
 
