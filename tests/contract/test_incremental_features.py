@@ -18,11 +18,11 @@ from tests.support import s3_server
 from throughline import services
 from throughline.featurestore import dbt
 from throughline.featurestore.incremental import Build, dbt_variables, plan_builds
+from throughline.foundation.fingerprint import fingerprint_frame
 from throughline.foundation.settings import Settings, load_settings
 from throughline.ingestion.ingest import ingest_days, ingest_static
 from throughline.lakehouse import spark
-from throughline.lakehouse.content import fingerprint_table
-from throughline.lakehouse.table import pin, read, replace_days
+from throughline.lakehouse.table import RUN_ID, pin, read, replace_days
 from throughline.services.ports import take_ports
 from throughline.usecase import UseCase, get_usecase
 
@@ -72,10 +72,11 @@ def build(
     return builds
 
 
-def identities(settings: Settings, usecase: UseCase) -> dict[str, str]:
-    """Fingerprints of all raw and feature tables."""
+def fingerprints(settings: Settings, usecase: UseCase) -> dict[str, str]:
+    """Of all raw and feature tables."""
     tables = [f"raw/{name}" for name in usecase.sources.tables] + [f"features/{name}" for name in MODELS]
-    return {table: fingerprint_table(settings, pin(settings, f"{usecase.name}/{table}")) for table in tables}
+    contents = {table: read(settings, pin(settings, f"{usecase.name}/{table}")).collect() for table in tables}
+    return {table: fingerprint_frame(content, [], exclude=[RUN_ID]) for table, content in contents.items()}
 
 
 def ranges(builds: dict[str, Build]) -> dict[str, list[tuple[date, date]]]:
@@ -90,7 +91,7 @@ def one_batch(spark_server: Settings, usecase: UseCase) -> dict[str, str]:
     bring(settings, usecase, FIRST, LAST)
     builds = build(settings, usecase, usecase.day_start(LAST + DAY))
     assert all(one.whole for one in builds.values())
-    return identities(settings, usecase)
+    return fingerprints(settings, usecase)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def in_pieces(spark_server: Settings, usecase: UseCase, one_batch: dict[str, str
 def test_batch_day_by_day_by_the_hour_and_out_of_order_give_the_same(
     one_batch: dict[str, str], in_pieces: Settings, usecase: UseCase
 ) -> None:
-    assert identities(in_pieces, usecase) == one_batch
+    assert fingerprints(in_pieces, usecase) == one_batch
 
 
 def held(settings: Settings, usecase: UseCase, table: str) -> pl.DataFrame:
@@ -198,22 +199,22 @@ def test_in_a_bucket_they_are_the_same(
             bring(settings, usecase, LAST, LAST)
             builds = build(settings, usecase, usecase.day_start(LAST + DAY))
             assert ranges(builds)["origin_ticks"] == [(LAST, LAST)]
-            assert identities(settings, usecase) == one_batch
+            assert fingerprints(settings, usecase) == one_batch
         finally:
             services.down(settings)
 
 
 def test_the_same_rows_brought_again_build_nothing(in_pieces: Settings, usecase: UseCase) -> None:
-    before = identities(in_pieces, usecase)
+    before = fingerprints(in_pieces, usecase)
     versions = {name: pin(in_pieces, f"{usecase.name}/raw/{name}").version for name in usecase.sources.tables}
     bring(in_pieces, usecase, FIRST + DAY, LAST)
     assert versions != {name: pin(in_pieces, f"{usecase.name}/raw/{name}").version for name in usecase.sources.tables}
     assert ranges(build(in_pieces, usecase, usecase.day_start(LAST + DAY))) == {}
-    assert identities(in_pieces, usecase) == before
+    assert fingerprints(in_pieces, usecase) == before
 
 
 def test_one_changed_value_changes_what_follows_from_it_and_nothing_else(in_pieces: Settings, usecase: UseCase) -> None:
-    before = identities(in_pieces, usecase)
+    before = fingerprints(in_pieces, usecase)
     path = in_pieces.table_path(usecase.name, "raw", "flight_arrivals")
     day = date(2013, 3, 11)
     rows = read(in_pieces, pin(in_pieces, f"{usecase.name}/raw/flight_arrivals")).filter(pl.col("day") == day).collect()
@@ -227,7 +228,7 @@ def test_one_changed_value_changes_what_follows_from_it_and_nothing_else(in_piec
         "station_ticks": [(day, LAST)],
         "labelled_flights": [(day, day)],
     }
-    after = identities(in_pieces, usecase)
+    after = fingerprints(in_pieces, usecase)
     assert {table for table in before if before[table] != after[table]} == {
         "raw/flight_arrivals",
         "features/destination_ticks",
@@ -241,7 +242,7 @@ def test_one_changed_value_changes_what_follows_from_it_and_nothing_else(in_piec
 def test_one_changed_line_changes_its_own_table_and_no_other(
     in_pieces: Settings, usecase: UseCase, tmp_path: Path
 ) -> None:
-    before = identities(in_pieces, usecase)
+    before = fingerprints(in_pieces, usecase)
     project = tmp_path / "features"
     shutil.copytree(dbt.PROJECT, project)
     model = project / "models/flight_delay/carrier_ticks.sql"
@@ -251,5 +252,5 @@ def test_one_changed_line_changes_its_own_table_and_no_other(
     builds = build(in_pieces, usecase, usecase.day_start(LAST + DAY), project)
     assert {name for name, one in builds.items() if one.ranges} == {"carrier_ticks"}
     assert builds["carrier_ticks"].whole
-    after = identities(in_pieces, usecase)
+    after = fingerprints(in_pieces, usecase)
     assert {table for table in before if before[table] != after[table]} == {"features/carrier_ticks"}

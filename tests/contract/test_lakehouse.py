@@ -22,18 +22,16 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import PROJECT_ROOT, Settings, load_settings
 from throughline.lakehouse import delta
+from throughline.lakehouse.append import AppendOnce
 from throughline.lakehouse.delta import storage_options
 from throughline.lakehouse.maintenance import maintain
-from throughline.lakehouse.rules import Rules
 from throughline.lakehouse.table import (
     current_version,
     history,
-    merge,
     pin,
     read,
     replace_all,
     replace_days,
-    restore,
     scan,
 )
 
@@ -54,14 +52,14 @@ def replaced(home: Settings, step: int) -> int:
 
 
 def brought(step: int) -> pl.DataFrame:
-    """Keys that overlap those of the steps before: corrections and news, over several days."""
-    keys = pl.int_range(step * 300, step * 300 + 900, eager=True).alias("id")
-    day = (pl.lit(FIRST) + pl.duration(days=pl.col("id") % 10)).cast(pl.Date)
-    return keys.to_frame().with_columns(day=day, value=pl.lit(step, pl.Int64))
+    """Keys that overlap those of the steps before, over several days."""
+    number = pl.int_range(step * 300, step * 300 + 900, eager=True).alias("number")
+    day = (pl.lit(FIRST) + pl.duration(days=pl.col("number") % 10)).cast(pl.Date)
+    return number.to_frame().select(id=pl.format("k{}", "number"), day=day, value=pl.lit(step, pl.Int64))
 
 
-def merged(home: Settings, step: int) -> int:
-    return merge(home.lakehouse / TABLE, brought(step), ["id"], "value")
+def appended(home: Settings, step: int) -> int:
+    return AppendOnce(home.lakehouse / TABLE, "id", by_day=True).append(brought(step)).height
 
 
 def after(operation: Callable[..., int], step: int) -> pl.DataFrame:
@@ -69,7 +67,7 @@ def after(operation: Callable[..., int], step: int) -> pl.DataFrame:
     if operation is replaced:
         return rows(DAYS, step).sort("day", "id")
     steps = pl.concat([brought(n) for n in range(step + 1)])
-    return steps.sort("value").unique("id", keep="last").sort("day", "id")
+    return steps.sort("value").unique("id", keep="first").sort("day", "id")
 
 
 @pytest.fixture(scope="module")
@@ -100,31 +98,30 @@ def test_old_and_new_version_are_read_and_other_days_are_untouched(home: Setting
 
 
 def test_a_refused_write_changes_nothing(home: Settings) -> None:
-    path, rules = home.lakehouse / TABLE, Rules(required=["id"], checks={"positive": "value >= 0"}, columns=["extra"])
-    replace_days(path, rows(DAYS, 1), DAYS[0], DAYS[-1], rules)
+    path = home.lakehouse / TABLE
+    replace_days(path, rows(DAYS, 1), DAYS[0], DAYS[-1])
     version = current_version(path)
-    for bad, told in (
-        (rows(DAYS[:1], -1), "break a constraint"),
+    for bad, problem in (
+        (rows(DAYS[:2], 1), "400 rows for .* lie outside 2013-03-01 to 2013-03-01"),
         (rows(DAYS[:1], 1).with_columns(other=pl.lit(1)), "column other is new"),
         (rows(DAYS[:1], 1).with_columns(pl.col("value") + 0.5), "column value was long and is double"),
     ):
-        with pytest.raises(ThroughlineError, match=told):
-            replace_days(path, bad, DAYS[0], DAYS[0], rules)
+        with pytest.raises(ThroughlineError, match=problem):
+            replace_days(path, bad, DAYS[0], DAYS[0])
     assert current_version(path) == version
-    replace_days(path, rows(DAYS[:1], 2).with_columns(extra=pl.lit(1)), DAYS[0], DAYS[0], rules)
+    replace_days(path, rows(DAYS[:1], 2).with_columns(extra=pl.lit(1)), DAYS[0], DAYS[0], new_columns=True)
     assert scan(path, version + 1).select("value", "extra").unique().collect().height == 2
 
 
-def test_a_version_is_restored_and_a_vacuumed_one_is_told(home: Settings) -> None:
+def test_a_version_that_was_kept_is_read_after_a_vacuum_and_another_is_refused(home: Settings) -> None:
     path = home.lakehouse / TABLE
-    for step in range(3):
+    for step in (0, 1, 2, 0):
         replaced(home, step)
-    assert restore(path, 0) == 3
-    assert [commit.operation for commit in history(path)] == ["RESTORE", "WRITE", "WRITE", "WRITE"]
+    assert [commit.operation for commit in history(path)] == ["WRITE"] * 4
     DeltaTable(str(path), storage_options=storage_options(path)).vacuum(
         retention_hours=0, dry_run=False, enforce_retention_duration=False, full=True, keep_versions=[1]
     )
-    assert [scan(path, version).select("value").unique().collect().item() for version in (0, 1, 3)] == [0, 1, 0]
+    assert [scan(path, version).select("value").unique().collect().item() for version in (1, 3)] == [1, 0]
     with pytest.raises(ThroughlineError, match=r"t@2 cannot be read: .* vacuumed"):
         read(home, TableReference(TABLE, 2))
 
@@ -164,23 +161,23 @@ def test_credentials_are_those_of_the_profile(home: Settings, tmp_path: Path, mo
 WRITER = """
 import json, sys, time
 from pathlib import Path
-from tests.contract import test_lakehouse as told
+from tests.contract import test_lakehouse as module
 from throughline.lakehouse.delta import TableConflict
-from throughline.lakehouse.table import merge, replace_days
+from throughline.lakehouse.table import replace_days
 from throughline.foundation.settings import load_settings
 
 home, number, task, barrier = load_settings(**json.loads(sys.argv[1])), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
 (barrier / str(number)).touch()
 while not (barrier / "go").exists():
     time.sleep(0.001)
-path = home.lakehouse / told.TABLE
+path = home.lakehouse / module.TABLE
 try:
-    if task == "merge":
+    if task == "append":
         for _ in range(3):
-            merge(path, told.brought(number), ["id"], "value")
+            module.appended(home, number)
     else:
-        days = told.DAYS[:1] if task == "same" else told.DAYS[number:number + 1]
-        replace_days(path, told.rows(days, number), days[0], days[0])
+        days = module.DAYS[:1] if task == "same" else module.DAYS[number:number + 1]
+        replace_days(path, module.rows(days, number), days[0], days[0])
     print("ok")
 except TableConflict as error:
     print("conflict", error)
@@ -208,7 +205,9 @@ def together(home: Settings, tmp_path: Path, task: str, writers: int) -> list[st
 
 
 @pytest.mark.parametrize("held", [0, len(DAYS)], ids=["new", "held"])
-def test_of_writers_of_the_same_day_one_wins_and_the_others_are_told(home: Settings, tmp_path: Path, held: int) -> None:
+def test_of_writers_of_the_same_day_one_wins_and_the_others_get_a_conflict(
+    home: Settings, tmp_path: Path, held: int
+) -> None:
     if held:
         replaced(home, 99)
     said = together(home, tmp_path, "same", 4)
@@ -217,7 +216,9 @@ def test_of_writers_of_the_same_day_one_wins_and_the_others_are_told(home: Setti
     assert won
     assert all(text.startswith("conflict") and "run it again" in text for text in lost), said
     now = read(home, pin(home, TABLE)).collect()
-    assert pin(home, TABLE).version + 1 == len(won) + bool(held)  # who was told "ok" is in the history, nobody else
+    assert pin(home, TABLE).version + 1 == len(won) + bool(
+        held
+    )  # each write that printed "ok" is in the history, and no other
     day = now.filter(pl.col("day") == DAYS[0])
     assert day["value"].n_unique() == 1
     assert day["value"][0] in won
@@ -252,7 +253,7 @@ def test_maintenance_keeps_what_is_pinned(home: Settings) -> None:
     path = home.lakehouse / TABLE
     for step in range(4):
         replaced(home, step)
-        merge(path, rows(DAYS[:1], step).head(5).with_columns(pl.col("value") + 100), ["day", "id"], "value")
+        replace_days(path, rows(DAYS[:1], step + 100), DAYS[0], DAYS[0])
     replace_all(home.lakehouse / "u/training/dataset", rows(DAYS, 0))
     newest = pin(home, TABLE)
     contents = {version: scan(path, version).sort("day", "id").collect() for version in (1, 3, newest.version)}
@@ -275,33 +276,31 @@ def test_writers_of_different_days_do_not_disturb_each_other(home: Settings, tmp
     assert set(now["len"]) == {PER_DAY}
 
 
-def test_concurrent_merges_lose_no_row(home: Settings, tmp_path: Path) -> None:
-    replace_all(home.lakehouse / TABLE, brought(0).clear())
-    assert together(home, tmp_path, "merge", 3) == ["ok"] * 3
-    assert (
-        read(home, pin(home, TABLE))
-        .sort("day", "id")
-        .collect()
-        .equals(after(merged, 2).select(brought(0).columns), null_equal=True)
-    )
+def test_concurrent_appends_of_the_same_keys_lose_and_double_none(home: Settings, tmp_path: Path) -> None:
+    assert together(home, tmp_path, "append", 3) == ["ok"] * 3
+    now = read(home, pin(home, TABLE)).collect()
+    assert now["id"].is_unique().all()
+    assert set(now["id"]) == set(after(appended, 2)["id"])
+    sent = pl.concat([brought(number) for number in range(3)])
+    assert now.join(sent, on=["id", "day", "value"], how="anti").is_empty()
 
 
 # A writer that is killed
 
 KILLED = """
 import json, sys
-from tests.contract import test_lakehouse as told
+from tests.contract import test_lakehouse as module
 from throughline.foundation.settings import load_settings
 
 home, step = load_settings(**json.loads(sys.argv[1])), int(sys.argv[3])
 while True:
-    getattr(told, sys.argv[2])(home, step)
+    getattr(module, sys.argv[2])(home, step)
     print(step, flush=True)
     step += 1
 """
 
 
-@pytest.mark.parametrize("operation", [replaced, merged])
+@pytest.mark.parametrize("operation", [replaced, appended])
 def test_a_writer_killed_at_any_moment_leaves_whole_commits_only(
     home: Settings, operation: Callable[..., int], request: pytest.FixtureRequest
 ) -> None:

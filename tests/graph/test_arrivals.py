@@ -35,6 +35,7 @@ from throughline.foundation import tags
 from throughline.foundation.clock import ReplayClock
 from throughline.foundation.settings import Settings, load_settings
 from throughline.lakehouse.table import pin, read
+from throughline.sources.push import PushIntake
 from throughline.usecase import UseCase
 
 KEY = AssetKey(["shop", "raw", "orders"])
@@ -276,18 +277,17 @@ def test_a_reference_table_comes_whole_whenever_its_files_change(
 def test_pushed_rows_ask_for_their_days_in_the_same_way(
     tmp_path: Path, settings: Settings, instance: DagsterInstance
 ) -> None:
-    from throughline.sources.push import Door
 
     usecase = shop.declare(tmp_path / "pushed", {"push": "order_id", "event_time": "ordered_at"})
     home = Home(settings, usecase, instance)
     home.at(DAYS[4])
-    door = Door(settings, {"shop": usecase})
+    intake = PushIntake(settings, {"shop": usecase})
 
     def push(number: int, known: datetime) -> None:
         row = {"order_id": f"p{number}", "items": 1, "amount": 1.0, "paid": True, "ordered_at": known.isoformat()}
         body = pl.DataFrame([{**row, "available_at": known.isoformat()}]).write_ndjson().encode()
-        door._journal.append(door.check("shop", "orders", body), sync=True)
-        door.flush()
+        intake._journal.append(intake.check("shop", "orders", body), sync=True)
+        intake.flush()
 
     assert home.tick() == []
     push(1, shop.BEGAN + shop.HOUR)
@@ -295,7 +295,7 @@ def test_pushed_rows_ask_for_their_days_in_the_same_way(
     (request,) = home.tick()
     assert days_of(request) == (str(DAYS[0]), str(DAYS[0]))
     assert home.tick()[0].tags[tags.ARRIVAL] == request.tags[tags.ARRIVAL]  # nobody started it: the same again
-    door.close()
+    intake.close()
 
 
 # The schedule

@@ -33,7 +33,7 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.security.tokens import BearerToken, demanded_token
 from throughline.foundation.settings import Settings, load_settings
 from throughline.journal.intake import Intake
-from throughline.sources.push import BadRow, Door, NoSuchTable
+from throughline.sources.push import BadRow, NoSuchTable, PushIntake
 from throughline.usecase import load_usecases
 
 MAX_BODY = 1 << 20
@@ -109,8 +109,8 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.collector = await run_in_threadpool(Collector, settings)
-        app.state.door = await run_in_threadpool(Door, settings, load_usecases())
-        intakes: list[Intake] = [app.state.collector, app.state.door]
+        app.state.pushed = await run_in_threadpool(PushIntake, settings, load_usecases())
+        intakes: list[Intake] = [app.state.collector, app.state.pushed]
         writers = [asyncio.create_task(intake.write_for_ever()) for intake in intakes]
         yield
         for writer, intake in zip(writers, intakes, strict=True):
@@ -139,30 +139,30 @@ def create_app(settings: Settings) -> FastAPI:
     @app.post("/v1/sources/{usecase}/{table}", status_code=202)
     async def push(request: Request, usecase: str, table: str) -> Response:
         """Rows of a declared table, JSON lines or an array: all of them are kept, or none."""
-        door: Door = request.app.state.door
+        intake: PushIntake = request.app.state.pushed
         try:
             if int(request.headers.get("content-length") or MAX_ROWS_BODY + 1) > MAX_ROWS_BODY:
                 raise BadRow(f"body: send a Content-Length of at most {MAX_ROWS_BODY}")
-            rows = await run_in_threadpool(door.check, usecase, table, await request.body())
+            rows = await run_in_threadpool(intake.check, usecase, table, await request.body())
         except NoSuchTable as error:
             return JSONResponse({"error": str(error)}, 404)
         except BadRow as error:
-            door.rejected += 1
+            intake.rejected += 1
             return JSONResponse({"error": str(error)}, 422)
-        await door.confirm(rows)
+        await intake.confirm(rows)
         return JSONResponse({"accepted": len(rows)}, 202)
 
     @app.post("/v1/sources/{usecase}/{table}/flush")
     async def flush_rows(request: Request, usecase: str, table: str) -> Response:
-        door: Door = request.app.state.door
+        intake: PushIntake = request.app.state.pushed
         try:
-            return JSONResponse({"version": await run_in_threadpool(door.write, usecase, table)})
+            return JSONResponse({"version": await run_in_threadpool(intake.write, usecase, table)})
         except NoSuchTable as error:
             return JSONResponse({"error": str(error)}, 404)
 
     @app.get("/status")
     async def status(request: Request) -> dict[str, Any]:
-        return {**request.app.state.collector.status(), "pushed": request.app.state.door.status()}
+        return {**request.app.state.collector.status(), "pushed": request.app.state.pushed.status()}
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -170,7 +170,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
-        counted = {"events": request.app.state.collector.status(), "rows": request.app.state.door.status()}
+        counted = {"events": request.app.state.collector.status(), "rows": request.app.state.pushed.status()}
         return Response(_metrics(counted), media_type="text/plain; version=0.0.4")
 
     @app.exception_handler(HTTPException)

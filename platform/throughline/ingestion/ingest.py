@@ -19,13 +19,11 @@ from throughline.foundation.days import spans, through
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
-from throughline.lakehouse.delta import Location
-from throughline.lakehouse.rules import Rules
-from throughline.lakehouse.table import DAY, RUN_ID, current_version, open_table, replace_all, replace_days
+from throughline.lakehouse.table import DAY, RUN_ID, current_version, replace_all, replace_days
 from throughline.records import DatasetRecord
 from throughline.records.store import find_record
 from throughline.sources.source import source_of
-from throughline.usecase import CONTRACT, SourceTable, UseCase
+from throughline.usecase import CONTRACT, UseCase
 from throughline.validation import findings
 from throughline.validation.drift import DriftVerdict, judge_drift
 from throughline.validation.judge import Judgement, judge
@@ -110,10 +108,11 @@ def ingest_days(
     quarantine = findings.write_quarantine(settings, usecase, table, judgement.quarantined, days, run)
     path = settings.table_path(usecase.name, "raw", table)
     accepted = [day for day in days if judgement.days[day].accepted]
-    rules = _rules(path, declared)
+    # with `expects`, good rows have the declared columns: a difference to the table was declared
+    declares_columns = declared.expects is not None
     for begin, end in spans(accepted):
         part = judgement.good.filter(pl.col(DAY).is_between(begin, end))
-        replace_days(path, part.with_columns(run), begin, end, rules)
+        replace_days(path, part.with_columns(run), begin, end, new_columns=declares_columns)
     return _kept(settings, usecase, table, judgement, accepted, quarantine, run)
 
 
@@ -128,16 +127,8 @@ def ingest_static(settings: Settings, usecase: UseCase, table: str, run_id: str)
     quarantine = findings.write_quarantine(settings, usecase, table, judgement.quarantined, [first], run)
     accepted = [day for day in [first] if judgement.days[day].accepted]
     if accepted:
-        path = settings.table_path(usecase.name, "raw", table)
-        replace_all(path, judgement.good.drop(DAY).with_columns(run), rules=_rules(path, declared))
+        replace_all(settings.table_path(usecase.name, "raw", table), judgement.good.drop(DAY).with_columns(run))
     return _kept(settings, usecase, table, judgement, accepted, quarantine, run)
-
-
-def _rules(path: Location, declared: SourceTable) -> Rules | None:
-    """Good rows have the columns that are declared: whatever differs from before was declared anew."""
-    if declared.expects is None or current_version(path) is None:
-        return None
-    return Rules(columns={*declared.expects.all_columns, *(field.name for field in open_table(path).schema().fields)})
 
 
 def _kept(

@@ -14,9 +14,10 @@ from typing import Any
 import polars as pl
 
 from throughline.foundation.clock import WallClock
-from throughline.foundation.references import ModelReference, TableReference
+from throughline.foundation.references import ModelReference
 from throughline.foundation.settings import Settings
-from throughline.lakehouse.table import current_version, insert, read
+from throughline.lakehouse.append import AppendOnce
+from throughline.lakehouse.table import find_pin, read
 from throughline.records import HistoryEvent
 
 LAYER, TABLE = "governance", "history"
@@ -59,7 +60,8 @@ def change(event: HistoryEvent) -> str:
 
 def tell(settings: Settings, usecase: str, event: HistoryEvent) -> None:
     """Add the event, unless it was told before. Two processes may tell at the same time."""
-    insert(settings.table_path(usecase, LAYER, TABLE), pl.DataFrame([event.model_dump()], schema=_SCHEMA), ["id"])
+    table = AppendOnce(settings.table_path(usecase, LAYER, TABLE), "id")
+    table.append(pl.DataFrame([event.model_dump()], schema=_SCHEMA))
 
 
 def events(
@@ -67,10 +69,10 @@ def events(
     since: datetime | None = None,
 ) -> list[HistoryEvent]:  # fmt: skip
     """Oldest first. `target` NAME gives those of its versions, too."""
-    version = current_version(settings.table_path(usecase, LAYER, TABLE))
-    if version is None:
+    table = find_pin(settings, f"{usecase}/{LAYER}/{TABLE}")
+    if table is None:
         return []
-    rows = read(settings, TableReference(f"{usecase}/{LAYER}/{TABLE}", version))
+    rows = read(settings, table)
     if target is not None:
         rows = rows.filter((pl.col("target") == str(target)) | pl.col("target").str.starts_with(f"{target}/"))
     if action is not None:

@@ -1,8 +1,8 @@
-"""The door for pushed rows: what is let in, under which id, and from when it counts as known.
+"""Intake of rows that are pushed over HTTP: which are accepted, under which id, and from when they count as known.
 
 Owns: the check of a body against the declared columns, the knowledge time, the journal on the way to the table.
 Does not own: HTTP (`events/collector.py`), the table (`received.py`), rules about values (`validation/`): a row that
-breaks one is received, and quarantined with its reason when its day is brought.
+breaks one is received, and quarantined with its reason when its day is ingested.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, NotRequired
 from zoneinfo import ZoneInfo
 
+import polars as pl
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
@@ -22,12 +23,11 @@ from throughline.foundation.clock import Clock, WallClock, data_clock
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
 from throughline.journal.intake import Intake
-from throughline.lakehouse.table import DAY
-from throughline.sources.received import LAYER, ReceivedTable
+from throughline.lakehouse.append import AppendOnce
+from throughline.lakehouse.table import DAY, current_version
+from throughline.sources.received import LAYER, SCHEMA, received_table
 from throughline.usecase import Column, SourceTable, UseCase
 from throughline.usecase.feeds import PushFeed
-
-_NOBODY = "no table of a declared use case takes rows there"
 
 
 class BadRow(ThroughlineError):
@@ -39,8 +39,8 @@ class NoSuchTable(ThroughlineError):
 
 
 @dataclass(frozen=True)
-class _Entrance:
-    """What is known of one table that takes rows."""
+class _PushTable:
+    """A declared table that takes rows, and what its rows are checked against."""
 
     usecase: UseCase
     feed: PushFeed
@@ -49,29 +49,29 @@ class _Entrance:
     clock: Clock
 
 
-class Door(Intake):
-    """All declared tables of one home that take rows."""
+class PushIntake(Intake):
+    """The intake of all declared tables of one home that take rows."""
 
     what = "Pushed rows"
 
     def __init__(self, settings: Settings, usecases: Mapping[str, UseCase]) -> None:
         super().__init__(settings.serving_home / "spool" / "sources")
         self._settings = settings
-        self._entrances = {
-            f"{usecase.name}/{name}": _entrance(settings, usecase, table, table.feed)
+        self._declared = {
+            f"{usecase.name}/{name}": _push_table(settings, usecase, table, table.feed)
             for usecase in usecases.values()
             for name, table in usecase.sources.tables.items()
             if isinstance(table.feed, PushFeed)
         }
-        self._tables: dict[str, ReceivedTable] = {}
+        self._received: dict[str, AppendOnce] = {}
         self.received = self.written = 0
 
     def check(self, usecase: str, table: str, body: bytes) -> list[bytes]:
         """The rows of a body as lines to be confirmed. Raises `BadRow` naming the row and field, `NoSuchTable`."""
-        entrance = self._entrance(usecase, table)
-        now, received = entrance.clock.now(), WallClock().now()
+        target = self._target(usecase, table)
+        now, received = target.clock.now(), WallClock().now()
         return [
-            _line(entrance, f"{usecase}/{table}", row, where, now, received) for where, row in _rows(body, entrance.row)
+            _line(target, f"{usecase}/{table}", row, where, now, received) for where, row in _rows(body, target.row)
         ]
 
     async def confirm(self, lines: list[bytes]) -> None:
@@ -84,36 +84,39 @@ class Door(Intake):
             row = json.loads(line)
             times = {name: datetime.fromisoformat(row[name]) for name in ("event_time", "available_at", "received_at")}
             tables[row["table"]].append({**row, **times, DAY: datetime.fromisoformat(row[DAY]).date()})
-        fresh = sum(self._table(name).append(rows) for name, rows in tables.items())
+        fresh = sum(self._append(name, rows) for name, rows in tables.items())
         self.written += fresh
         return len(lines) - fresh
 
     def write(self, usecase: str, table: str) -> int | None:
         """Move everything confirmed so far. Returns the version of the table, None while nothing was pushed."""
-        self._entrance(usecase, table)
+        self._target(usecase, table)
         self.flush()
-        return self._table(f"{usecase}/{table}").version
+        return current_version(self._settings.table_path(usecase, LAYER, table))
 
     def status(self) -> dict[str, Any]:
         """Counts of rows, duplicates and refused requests since this start."""
         names = ("received", "written", "duplicates", "rejected", "pending", "failure")
         return {name: getattr(self, name) for name in names}
 
-    def _entrance(self, usecase: str, table: str) -> _Entrance:
-        entrance = self._entrances.get(f"{usecase}/{table}")
-        if entrance is None:
-            there = ", ".join(sorted(self._entrances)) or "none"
-            raise NoSuchTable(f"{ascii(f'{usecase}/{table}')[1:-1][:80]}: {_NOBODY}; there are: {there}")
-        return entrance
+    def _target(self, usecase: str, table: str) -> _PushTable:
+        target = self._declared.get(f"{usecase}/{table}")
+        if target is None:
+            there = ", ".join(sorted(self._declared)) or "none"
+            raise NoSuchTable(
+                f"{ascii(f'{usecase}/{table}')[1:-1][:80]}: no table of a declared use case takes rows there; "
+                f"there are: {there}"
+            )
+        return target
 
-    def _table(self, name: str) -> ReceivedTable:
-        if name not in self._tables:
+    def _append(self, name: str, rows: list[dict[str, Any]]) -> int:
+        if name not in self._received:
             usecase, table = name.split("/")
-            self._tables[name] = ReceivedTable(self._settings.table_path(usecase, LAYER, table))
-        return self._tables[name]
+            self._received[name] = received_table(self._settings, usecase, table)
+        return self._received[name].append(pl.DataFrame(rows, schema=SCHEMA)).height
 
 
-def _entrance(settings: Settings, usecase: UseCase, table: SourceTable, feed: PushFeed) -> _Entrance:
+def _push_table(settings: Settings, usecase: UseCase, table: SourceTable, feed: PushFeed) -> _PushTable:
     assert table.expects is not None  # the declaration is refused without
     instant = Column(type="timestamp")
     columns = {feed.event_time: instant, feed.available_at: Column(type="timestamp", nulls=1), **table.expects.columns}
@@ -126,7 +129,7 @@ def _entrance(settings: Settings, usecase: UseCase, table: SourceTable, feed: Pu
         for name, column in columns.items()
     }
     row = with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))(TypedDict("Row", fields))  # type: ignore[operator]
-    return _Entrance(
+    return _PushTable(
         usecase, feed, tuple(columns), TypeAdapter(row), data_clock(settings, usecase.clock_start(settings))
     )
 
@@ -176,12 +179,12 @@ def _valid(row: TypeAdapter[dict[str, Any]], one: bytes, where: str) -> dict[str
         raise BadRow(f"{where}{f'.{field}' if field else ''}: {problem}") from None
 
 
-def _line(entrance: _Entrance, table: str, row: dict[str, Any], where: str, now: datetime, received: datetime) -> bytes:
-    feed = entrance.feed
+def _line(target: _PushTable, table: str, row: dict[str, Any], where: str, now: datetime, received: datetime) -> bytes:
+    feed = target.feed
     known = row.get(feed.available_at) or now
     if known > now:
         raise BadRow(f"{where}.{feed.available_at}: {known.isoformat()} is after the data clock's {now.isoformat()}")
-    whole = {**dict.fromkeys(entrance.fields), **row, feed.available_at: known}
+    whole = {**dict.fromkeys(target.fields), **row, feed.available_at: known}
     return json.dumps(
         {
             "table": table,
@@ -190,6 +193,6 @@ def _line(entrance: _Entrance, table: str, row: dict[str, Any], where: str, now:
             "event_time": row[feed.event_time].isoformat(),
             "available_at": known.isoformat(),
             "received_at": received.isoformat(),
-            DAY: entrance.usecase.local_day(known).isoformat(),
+            DAY: target.usecase.local_day(known).isoformat(),
         }
     ).encode()

@@ -7,18 +7,17 @@ Does not own: what may come in (`push.py`). Corrected rows bring an id of their 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import date, datetime
 from typing import Any
 
 import httpx
 import polars as pl
-from deltalake import write_deltalake
 
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.security.tokens import auth_headers
 from throughline.foundation.settings import Settings
-from throughline.lakehouse.table import DAY, Location, current_version, open_table, replace_days, scan
+from throughline.lakehouse.append import AppendOnce
+from throughline.lakehouse.table import DAY, current_version, scan
 from throughline.sources.conform import INSTANT, as_declared, empty
 from throughline.sources.source import known_in
 from throughline.usecase import UseCase
@@ -34,29 +33,9 @@ SCHEMA: dict[str, Any] = {
 }  # fmt: skip
 
 
-class ReceivedTable:
-    """One table; for one writer."""
-
-    def __init__(self, location: Location) -> None:
-        self._location = location
-
-    @property
-    def version(self) -> int | None:
-        return current_version(self._location)
-
-    def append(self, rows: list[Mapping[str, Any]]) -> int:
-        """Write those whose id is new, in one commit. Returns how many these were."""
-        fresh = pl.DataFrame(rows, schema=SCHEMA).unique("id", keep="first", maintain_order=True)
-        version = self.version
-        if version is None:
-            replace_days(self._location, fresh, fresh[DAY].min(), fresh[DAY].max())
-            return fresh.height
-        near = pl.col("id").is_between(pl.lit(fresh["id"].min()), pl.lit(fresh["id"].max()))
-        known = scan(self._location, version).filter(near).select("id").collect()
-        fresh = fresh.join(known, on="id", how="anti", maintain_order="left")
-        if fresh.height:
-            write_deltalake(open_table(self._location, version), fresh.to_arrow(), mode="append")
-        return fresh.height
+def received_table(settings: Settings, usecase: str, table: str) -> AppendOnce:
+    """The table that rows of `SCHEMA` are appended to, once by their id."""
+    return AppendOnce(settings.table_path(usecase, LAYER, table), "id", by_day=True)
 
 
 class PushSource:

@@ -75,14 +75,11 @@ def test_memory_is_bounded_and_the_answer_is_not(settings: Settings, versions: l
 
 
 def test_days_of_unlike_columns_are_put_together(settings: Settings) -> None:
-    from throughline.lakehouse.rules import Rules
-
     path = settings.lakehouse / TABLE
     replace_days(path, rows(DAYS[:2], 0), DAYS[0], DAYS[1])
     tables = PinnedTables(settings)
     tables.rows(TableReference(TABLE, 0), DAYS[0], DAYS[0])
-    declared = Rules(columns={"day", "value", "more"})
-    replace_days(path, rows(DAYS[1:2], 0, more=7), DAYS[1], DAYS[1], declared)
+    replace_days(path, rows(DAYS[1:2], 0, more=7), DAYS[1], DAYS[1], new_columns=True)
     found = tables.rows(TableReference(TABLE, 1)).sort("day")
     assert found["more"].to_list() == [None, 7]
 

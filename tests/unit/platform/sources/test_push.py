@@ -20,7 +20,7 @@ from throughline.events.collector import MAX_ROWS_BODY, create_app
 from throughline.foundation.clock import ReplayClock
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import history
-from throughline.sources.push import BadRow, Door
+from throughline.sources.push import BadRow, PushIntake
 from throughline.usecase import UseCase
 
 NOW = datetime(2024, 10, 29, 12, tzinfo=UTC)
@@ -203,17 +203,17 @@ def test_a_confirmed_row_survives_a_kill_before_and_after_the_commit(
     def die(_: object) -> None:
         raise SystemExit
 
-    killed = Door(settings, {"shop": usecase})
+    killed = PushIntake(settings, {"shop": usecase})
     body = json.dumps([row(), row(order_id="o2")]).encode()
     killed._journal.append(killed.check("shop", "orders", body), sync=True)
     killed._journal._held.close()
-    killed_again = Door(settings, {"shop": usecase})
+    killed_again = PushIntake(settings, {"shop": usecase})
     monkeypatch.setattr(killed_again._journal, "remove", die)
     with pytest.raises(SystemExit):
         killed_again.flush()
     killed_again._journal._held.close()
     assert received(settings).height == 2
-    after = Door(settings, {"shop": usecase})
+    after = PushIntake(settings, {"shop": usecase})
     assert after.pending == 2
     after.flush()
     assert received(settings).height == 2
@@ -222,10 +222,10 @@ def test_a_confirmed_row_survives_a_kill_before_and_after_the_commit(
 
 
 def test_a_table_that_is_no_longer_declared_loses_no_confirmed_row(settings: Settings, usecase: UseCase) -> None:
-    before = Door(settings, {"shop": usecase})
+    before = PushIntake(settings, {"shop": usecase})
     before._journal.append(before.check("shop", "orders", json.dumps([row()]).encode()), sync=True)
     before._journal._held.close()
-    after = Door(settings, {})
+    after = PushIntake(settings, {})
     after.close()
     assert received(settings).height == 1
 
@@ -237,7 +237,7 @@ def test_a_table_that_is_no_longer_declared_loses_no_confirmed_row(settings: Set
 ).map(lambda value: json.dumps(value).encode()))  # fmt: skip
 def test_whatever_is_sent_is_taken_as_rows_or_refused_in_one_line(body: bytes) -> None:
     try:
-        assert _DOOR.check("shop", "orders", body)
+        assert _INTAKE.check("shop", "orders", body)
     except BadRow as error:
         refused = str(error)
     else:
@@ -246,14 +246,14 @@ def test_whatever_is_sent_is_taken_as_rows_or_refused_in_one_line(body: bytes) -
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One door for all that hypothesis sends."""
-    global _DOOR
-    folder = tmp_path_factory.mktemp("door")
+def _intake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One intake for all that hypothesis sends."""
+    global _INTAKE
+    folder = tmp_path_factory.mktemp("intake")
     usecase = shop.declare(folder, {"push": "order_id", "event_time": "ordered_at"})
-    _DOOR = Door(Settings(home=folder / "home"), {"shop": usecase})
+    _INTAKE = PushIntake(Settings(home=folder / "home"), {"shop": usecase})
     yield
-    _DOOR.close()
+    _INTAKE.close()
 
 
-_DOOR: Door
+_INTAKE: PushIntake

@@ -1,0 +1,104 @@
+"""Appending rows to a Delta table once by their key: the same rows again, after a retry or a crash, change nothing.
+
+Owns: which rows are new, and trying again when another writer's commit came first. Does not own: what a row means, or
+rows that replace others (`table.py`).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from datetime import date
+from hashlib import blake2b
+
+import polars as pl
+from deltalake import write_deltalake
+
+from throughline.lakehouse.delta import ONE_ATTEMPT, Location, create, find, refusals, retry_conflicts
+from throughline.lakehouse.table import DAY, rows_of
+
+DAYS_IN_MEMORY = 8
+
+
+class AppendOnce:
+    """A table that only grows; it stays open between appends. Not thread-safe.
+
+    key: a column of texts, unique in the table. by_day: the table is partitioned by `day`. same_day: a key always comes
+    with the same day, so it is looked for among the keys of that day alone. Those of the last days written to are kept
+    in memory, 16 bytes each: to read them for each batch of 500 rows into a day of 50,000 takes three times as long.
+    """
+
+    def __init__(self, location: Location, key: str, *, by_day: bool = False, same_day: bool = False) -> None:
+        self._location, self._key = location, key
+        self._partition_by = [DAY] if by_day else None
+        self._days: OrderedDict[date, set[bytes]] | None = OrderedDict() if same_day else None
+        self._table = find(location)
+
+    @property
+    def version(self) -> int | None:
+        """Of the table as last read or written here; None while there is none."""
+        return None if self._table is None else self._table.version()
+
+    def rows(self) -> pl.LazyFrame | None:
+        """The rows at `version`."""
+        return None if self._table is None else rows_of(self._table)
+
+    def append(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Append in one commit the rows whose key is new, the first of each, and return these."""
+        rows = rows.unique(self._key, keep="first", maintain_order=True)
+        return retry_conflicts(lambda: self._append(rows), lambda conflict: True)
+
+    def _append(self, rows: pl.DataFrame) -> pl.DataFrame:
+        self._refresh()
+        fresh = rows.filter(~self._held(rows))
+        if fresh.is_empty():
+            return fresh
+        if self._table is None:
+            create(self._location, fresh, self._partition_by)
+            self._table = find(self._location)
+        else:
+            with refusals(self._location, self._table):
+                write_deltalake(self._table, fresh.to_arrow(), mode="append", commit_properties=ONE_ATTEMPT)
+        self._remember(fresh)
+        return fresh
+
+    def _refresh(self) -> None:
+        """The table as it stands now; after another writer's commit nothing that is in memory counts."""
+        seen = self.version
+        if self._table is None:
+            self._table = find(self._location)
+        else:
+            self._table.update_incremental()
+        if self._days and self.version != seen:
+            self._days.clear()
+
+    def _held(self, rows: pl.DataFrame) -> pl.Series:
+        """For each row, whether the table holds its key."""
+        keys, table = rows[self._key], self.rows()
+        if table is None:
+            return pl.repeat(False, rows.height, eager=True)
+        if self._days is not None:
+            days = {day: self._keys_of(table, day) for day in rows[DAY].unique()}
+            held = [_digest(key) in days[day] for key, day in zip(keys, rows[DAY], strict=True)]
+            return pl.Series(held, dtype=pl.Boolean)
+        near = pl.col(self._key).is_between(pl.lit(keys.min()), pl.lit(keys.max()))  # spares whole files
+        return keys.is_in(table.filter(near).select(self._key).collect()[self._key].implode())
+
+    def _keys_of(self, table: pl.LazyFrame, day: date) -> set[bytes]:
+        assert self._days is not None
+        if day not in self._days:
+            held = table.filter(pl.col(DAY) == day).select(self._key).collect()[self._key]
+            self._days[day] = {_digest(key) for key in held}
+        self._days.move_to_end(day)
+        return self._days[day]
+
+    def _remember(self, fresh: pl.DataFrame) -> None:
+        if self._days is None:
+            return
+        for key, day in fresh.select(self._key, DAY).iter_rows():
+            self._days.setdefault(day, set()).add(_digest(key))
+        while len(self._days) > DAYS_IN_MEMORY:
+            self._days.popitem(last=False)
+
+
+def _digest(key: str) -> bytes:
+    return blake2b(key.encode(), digest_size=16).digest()
