@@ -1,1 +1,1 @@
-"""What every floor stands on: errors, settings, clocks, days, fingerprints, tags, security."""
+"""What every package uses: errors, settings, clocks, days, files, fingerprints, references, tags, security."""

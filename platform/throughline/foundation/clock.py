@@ -1,6 +1,6 @@
-"""The data clock (what the platform may know) and the wall clock (what a watch says).
+"""The data clock (up to which instant the platform may know anything) and the wall clock (the time of day).
 
-Owns: reading and moving the data clock. Every policy says in its docstring which of the two it uses.
+Owns: reading and moving the data clock. Every policy names in its docstring which of the two it uses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from throughline.foundation.settings import Settings
 
 
 class Clock(Protocol):
-    """Tells an instant; always timezone-aware, in UTC."""
+    """Gives the present instant; timezone-aware, in UTC."""
 
     def now(self) -> datetime: ...
 
@@ -29,10 +29,7 @@ class WallClock:
 
 
 class ReplayClock:
-    """A data clock kept in a file, moved by hand and never backwards.
-
-    Until it is first moved it stands at `start`.
-    """
+    """A data clock kept in a file, moved by commands and never backwards. Until it is first moved it is at `start`."""
 
     def __init__(self, path: Path, start: datetime) -> None:
         self._path = path
@@ -46,7 +43,7 @@ class ReplayClock:
         return _utc(datetime.fromisoformat(stored))
 
     def advance_to(self, instant: datetime) -> datetime:
-        """Move to `instant` (a no-op when already there). Raises when that would be back in time."""
+        """Move to `instant` and return it in UTC. Raises when that is before the present."""
         instant = _utc(instant)
         now = self.now()
         if instant < now:

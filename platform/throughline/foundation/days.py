@@ -1,4 +1,4 @@
-"""Sets of days."""
+"""Ranges of days."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def through(first: date, last: date) -> list[date]:
 
 
 def spans(days: Iterable[date]) -> list[tuple[date, date]]:
-    """The runs of days that follow each other, as first and last of each, in order."""
+    """The ranges of consecutive days among `days`, as (first, last), in order."""
     held = set(days)
     firsts = sorted(day for day in held if day - DAY not in held)
     lasts = sorted(day for day in held if day + DAY not in held)

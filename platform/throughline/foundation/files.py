@@ -9,7 +9,7 @@ import fcntl
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+def locked(path: Path, waiting: Callable[[], None] | None = None) -> Generator[None]:
     """Hold an exclusive lock on `path`, created with its folder, among the processes of this machine.
 
     While another process holds it, `waiting` is called several times a second; what it raises ends the wait.

@@ -1,7 +1,7 @@
 """Fingerprints of content: of a table's rows, of code, of several things together.
 
 Owns: what counts (values, nulls, NaN, types, column names) and what does not (order of rows and columns, chunks, how
-a text was stored). Does not own: what the content is used for. Digests are hex SHA-256, the same on every machine.
+a text was stored). Does not own: what a fingerprint is used for. Each is a hex SHA-256, the same on every machine.
 """
 
 from __future__ import annotations
@@ -20,29 +20,28 @@ import polars as pl
 
 from throughline.foundation.errors import ThroughlineError
 
-# Part of every digest: a change of the rules below changes the number, and so cannot be taken for a change of data.
+# Part of every digest: change it with the rules below, so that their change is not taken for a change of data.
 RULES = "throughline-fingerprint-1"
 _PLACE = "\0place"  # no column is called so
 
 
 def fingerprint_frame(frame: pl.DataFrame | pl.LazyFrame, keys: list[str], exclude: Iterable[str] = ()) -> str:
-    """Digest of the rows, which `keys` put in order; `exclude` names columns that are no content (run ids, ...).
+    """Digest of the rows, ordered by `keys`; `exclude` names columns that are not content (run ids, ...).
 
-    -0.0 is 0.0, every NaN is the same NaN and differs from null. Of a lazy frame whose keys are unique, one column is
-    in memory at a time, beside the keys. Raises `ThroughlineError` for a key that is missing and for a type that has
-    no stable form.
+    -0.0 is 0.0; every NaN is the same NaN and differs from null. When the keys of a lazy frame are unique, only one
+    other column is in memory at a time. Raises `ThroughlineError` for a missing key or a type without a stable form.
     """
     excluded = set(exclude)
     schema = frame.lazy().collect_schema()
     if missing := [key for key in keys if key not in schema or key in excluded]:
         raise ThroughlineError(
-            f"Fingerprint key(s) {', '.join(missing)} are no columns of the table: correct the keys."
+            f"Fingerprint key(s) {', '.join(missing)} are not columns of the table: correct the keys."
         )
     columns = sorted(name for name in schema if name not in excluded)
     rows = frame.lazy().select(columns)
     keyed = rows.select(keys or columns).collect()
     if not keys or keyed.is_duplicated().any():
-        # Rows that agree in their keys are ordered by all the rest; full twins may change places unseen.
+        # Rows with equal keys are ordered by their other columns; equal rows may change places.
         rows = rows.with_columns(pl.col(pl.Float32, pl.Float64) + 0.0).collect().lazy()
         keyed = rows.select(*keys, *(name for name in columns if name not in keys)).collect()
     order = keyed.with_row_index(_PLACE).sort(keyed.columns, nulls_last=True)[_PLACE]
@@ -55,13 +54,11 @@ def fingerprint_frame(frame: pl.DataFrame | pl.LazyFrame, keys: list[str], exclu
 
 
 def fingerprint_code(places: Iterable[Path | str]) -> str:
-    """Digest of source files: paths of files or folders, or names of modules, which are found but not imported.
-
-    The same for the same files whatever folder holds the checkout.
-    """
+    """Digest of source files, wherever the checkout lies: paths of files or folders, or names of modules, which are
+    located but not imported."""
     digest = hashlib.sha256(f"{RULES}\n".encode())
     for place in places:
-        root = place if isinstance(place, Path) else _source(place)
+        root = place if isinstance(place, Path) else _place(place)
         if not root.exists():
             raise ThroughlineError(f"Code {place} does not exist: correct its name.")
         base = root if root.is_dir() else root.parent
@@ -74,10 +71,10 @@ def fingerprint_code(places: Iterable[Path | str]) -> str:
 
 
 def imports_of(module: str, ours: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(our modules, foreign top-level names) that a module imports, directly or through ours, anywhere in the code.
+    """(our modules, third-party packages) that a module imports, directly or through ours, anywhere in the code.
 
-    Read from source, nothing is imported. `ours`: packages whose modules are followed. What a package's `__init__`
-    imports counts only where the package itself is imported by name: ours hold no code but what they pass on.
+    Read from source; nothing is imported. `ours`: packages whose modules are followed. The imports of a package's
+    `__init__` count only where the package itself is imported by name: an `__init__` of ours only re-exports.
     """
     found, foreign, waiting = set(), set(), [module]
     while waiting:
@@ -98,16 +95,14 @@ def fingerprint_imports(module: str, ours: Sequence[str]) -> str:
     """Digest of a module's source and of all it imports from our packages."""
     digest = hashlib.sha256(f"{RULES}\n".encode())
     for name in imports_of(module, ours)[0]:
-        content = _file_of(name).read_bytes().replace(b"\r\n", b"\n")
+        content = _source(name).read_bytes().replace(b"\r\n", b"\n")
         digest.update(f"{name} {len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()
 
 
 def _imported(module: str) -> Iterator[str]:
-    file = _file_of(module)
-    if file is None:
-        raise ThroughlineError(f"Module {module} is not installed: correct its name.")
+    file = _source(module)
     for node in ast.walk(ast.parse(file.read_text(), str(file))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -120,7 +115,7 @@ def _imported(module: str) -> Iterator[str]:
 
 @functools.cache
 def _file_of(module: str) -> Path | None:
-    """The source of a module. Only its top package is asked of the import system, which would import all above it."""
+    """The source of a module; only its top-level package goes through `find_spec`, which would import all parents."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
     if spec is None or not spec.submodule_search_locations:
@@ -136,7 +131,7 @@ def combine(*parts: str) -> str:
 
 
 def _content(column: pl.Series) -> Iterator[bytes]:
-    """A column as bytes: where the nulls are, then the values, which follow from the logical content alone."""
+    """A column as bytes that depend on its logical content alone: where the nulls are, then the values."""
     yield np.packbits(column.is_null().to_numpy()).tobytes()
     kind = column.dtype
     if isinstance(kind, pl.Categorical | pl.Enum):
@@ -181,14 +176,23 @@ def _texts(column: pl.Series) -> Iterator[bytes]:
 
 
 def _source(module: str) -> Path:
+    file = _file_of(module)
+    if file is None:
+        raise ThroughlineError(f"Module {module} is not installed: correct its name.")
+    return file
+
+
+def _place(module: str) -> Path:
+    """The file of a module, the folder of a package."""
     try:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:
         spec = None
-    if spec is None or not (spec.origin or spec.submodule_search_locations):
+    if spec is not None and spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations)))
+    if spec is None or spec.origin is None:
         raise ThroughlineError(f"Module {module} is not installed: correct its name.")
-    locations: Sequence[str] | None = spec.submodule_search_locations
-    return Path(next(iter(locations))) if locations else Path(spec.origin)
+    return Path(spec.origin)
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -1,7 +1,7 @@
 """Every setting of the platform, typed, from the environment or `throughline.toml`.
 
-Owns: names, defaults, ports, the layout of the home folder. Nothing else reads the environment.
-Does not own: what a use case declares (see `usecase/`).
+Owns: names, defaults, ports, the layout of the home folder; no other module reads the environment.
+Does not own: what a use case declares (`usecase/`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import tomllib
 from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -36,9 +36,9 @@ DEFAULT_PORTS = {
     "spark": 15002,
 }
 
-# Listen on `bind` and demand the token there; the others stay on loopback whatever `bind` says.
+# Services that listen on `bind` and demand the token there; the others listen on loopback only.
 _GUARDED = {"model_http", "model_grpc", "collector"}
-# Never written anywhere: what a command starts inherits them.
+# Never written to a file: processes that a command starts inherit them.
 SECRETS = ("token", "online_store", "mlflow_store", "openlineage_key")
 _ANY_ADDRESS = {"0.0.0.0", "::", ""}
 _REDIS = re.compile(r"rediss?://([^@/\s]*@)?[^@/:\s]+(:\d+)?(/\d+)?")
@@ -48,7 +48,7 @@ _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]+(/[\w.=-]+)*/?")
 
 
 class Settings(BaseSettings):
-    """Read once per process by `load_settings`; immutable afterwards."""
+    """Read by `load_settings`; immutable."""
 
     model_config = SettingsConfigDict(
         env_prefix="THROUGHLINE_", toml_file=PROJECT_ROOT / "throughline.toml", extra="forbid", frozen=True
@@ -75,10 +75,13 @@ class Settings(BaseSettings):
     mlflow_artifacts: str | None = Field(
         None, description="s3://BUCKET/PREFIX of what runs and versions leave; unset means a folder in the home."
     )
-    keep_models: int = Field(20, ge=1, description="So many of a model's newest versions are never removed.")
-    collector_url: str | None = Field(None, description="Where events are sent; unset means this home's collector.")
+    keep_models: int = Field(20, ge=1, description="This many of a model's newest versions are never removed.")
+    collector_url: str | None = Field(
+        None, description="Receiver of inference events; unset means this home's collector."
+    )
     openlineage_url: str | None = Field(
-        None, description="Where each run's steps are told as OpenLineage events, http(s)://HOST:PORT; unset: nowhere."
+        None,
+        description="Receiver of OpenLineage events about each run's steps, http(s)://HOST:PORT; unset: none are sent.",
     )
     openlineage_key: SecretStr | None = Field(None, description="Bearer token of that receiver.")
     clock: Literal["replay", "wall"] = Field("replay", description="What the data clock follows.")
@@ -170,7 +173,8 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        **_: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
@@ -193,10 +197,10 @@ class Settings(BaseSettings):
     def spark_url(self) -> str:
         return self.spark_remote or f"sc://127.0.0.1:{self.port('spark')}"
 
-    # The layout of the home folder: one place, so that no other module joins paths by hand.
+    # The layout of the home folder: no other module joins these paths.
     @property
     def lakehouse(self) -> Path | UPath:
-        """The root of all tables; only when it is a folder may more be asked of it than its name."""
+        """The root of all tables. In a bucket it is a name to build addresses from, not a file system."""
         return UPath(self.lakehouse_uri) if self.lakehouse_uri else self.home / "lakehouse"
 
     @property
@@ -238,7 +242,7 @@ class Settings(BaseSettings):
 
     @property
     def keys(self) -> Path:
-        """Of those who sign models: this home's pair, and the public keys of others that it trusts."""
+        """This home's key pair for signing models, and the public keys that it trusts."""
         return self.home / "keys"
 
     @property
@@ -247,12 +251,12 @@ class Settings(BaseSettings):
         return self.home / "profiles"
 
     def table_path(self, usecase: str, layer: str, table: str) -> Path | UPath:
-        """Where the Delta table `usecase/layer/table` lives."""
+        """The address of the Delta table `usecase/layer/table`."""
         return self.lakehouse / usecase / layer / table
 
 
 def in_bucket(location: object) -> bool:
-    """Whether a place is on object storage, where a table has one writing engine."""
+    """Whether an address is on object storage, where only one engine writes a table."""
     return str(location).startswith("s3://")
 
 
@@ -266,7 +270,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def load_settings(**overrides: object) -> Settings:
+def load_settings(**overrides: Any) -> Settings:
     """Settings of this process; `home` is made absolute. Raises `ThroughlineError` naming each bad setting."""
     try:
         settings = Settings(**overrides)

@@ -1,6 +1,6 @@
-"""Who is asking: the operating-system user on a machine of one's own, the holder of a token elsewhere.
+"""The principal of a process: the operating-system user, or the holder of a token where other machines can call.
 
-Owns: names and groups of whoever runs this process. Does not own: what somebody may do (`registry/approval.py`).
+Owns: names and groups of principals. Does not own: what a principal may do (`registry/approval.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings, is_loopback
 
-GRAPH = "graph"  # the platform itself, in what it does unasked
+GRAPH = "graph"  # the principal of what the platform does by itself: sensors, schedules, the judge of a rollout
 USERS_FILE = "users.toml"
 
 
@@ -28,7 +28,7 @@ class Principal:
     groups: frozenset[str] = frozenset()
 
     def is_among(self, names: list[str]) -> bool:
-        """By name or by one of the groups."""
+        """Whether its name or one of its groups is in `names`."""
         return self.name in names or not self.groups.isdisjoint(names)
 
 
@@ -39,10 +39,10 @@ class _User(BaseModel):
 
 
 def current_principal(settings: Settings) -> Principal:
-    """The user of this process; where the home can be reached from other machines, whose THROUGHLINE_TOKEN it is.
+    """The operating-system user; where other machines can call, the user whose token THROUGHLINE_TOKEN is.
 
-    Tokens are told apart by `users.toml` in the home: a table per user with `token_sha256` and `groups`. Raises
-    `ThroughlineError` when the token is nobody's.
+    The users are declared in `users.toml` of the home: a table per user with `token_sha256` and `groups`. Raises
+    `ThroughlineError` when none of them has the token.
     """
     if is_loopback(settings.bind):
         return _of_this_machine(pwd.getpwuid(os.getuid()))
@@ -51,12 +51,12 @@ def current_principal(settings: Settings) -> Principal:
         if hmac.compare_digest(user.token_sha256, shown):
             return Principal(name, frozenset(user.groups))
     raise ThroughlineError(
-        f"Nobody in {settings.home / USERS_FILE} has the token of this process: set THROUGHLINE_TOKEN to your own."
+        f"No user in {settings.home / USERS_FILE} has the token of this process: set THROUGHLINE_TOKEN to your own."
     )
 
 
 def principal_named(settings: Settings, name: str) -> Principal:
-    """The user of that name with the groups of today; without any when nobody knows the name."""
+    """The user of that name with its present groups; an unknown name has none."""
     if is_loopback(settings.bind):
         try:
             return _of_this_machine(pwd.getpwnam(name))
@@ -74,7 +74,7 @@ def _of_this_machine(user: pwd.struct_passwd) -> Principal:
 def _users(settings: Settings) -> dict[str, _User]:
     path = settings.home / USERS_FILE
     try:
-        return {name: _User.model_validate(said) for name, said in tomllib.loads(path.read_text()).items()}
+        return {name: _User.model_validate(user) for name, user in tomllib.loads(path.read_text()).items()}
     except FileNotFoundError:
         return {}
     except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:

@@ -1,6 +1,6 @@
-"""Who may call: a bearer token, demanded as soon as a service can be reached from other machines.
+"""Bearer tokens, demanded by a service that other machines can call.
 
-Owns: when a token is demanded, and comparing it. Does not own: transport (TLS ends in front of the services).
+Owns: when a token is demanded, and its comparison. Does not own: TLS, which ends in front of the services.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def demanded_token(settings: Settings) -> str | None:
 
 
 def auth_headers(settings: Settings) -> dict[str, str]:
-    """What our own clients send along."""
+    """Headers that clients of this home send."""
     return {"Authorization": f"Bearer {settings.token.get_secret_value()}"} if settings.token else {}
 
 
 def allowed(token: str | None, authorization: str | bytes | None) -> bool:
-    """Whether the header shows the token; the time it takes says nothing about how much of it was right."""
+    """Whether the header holds the token, compared in constant time."""
     if token is None:
         return True
     shown = authorization.encode() if isinstance(authorization, str) else authorization or b""

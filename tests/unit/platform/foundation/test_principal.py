@@ -54,13 +54,13 @@ def test_where_others_reach_the_home_it_is_the_holder_of_the_token(tmp_path, use
 
 @pytest.mark.parametrize("token", ["eve's token", digest(TOKENS["ada"])], ids=["unknown", "the digest itself"])
 def test_the_token_of_nobody_is_refused_without_being_told(tmp_path, users, token):
-    with pytest.raises(ThroughlineError, match=r"Nobody in .*users\.toml has the token") as caught:
+    with pytest.raises(ThroughlineError, match=r"No user in .*users\.toml has the token") as caught:
         current_principal(reachable(tmp_path, token))
     assert token not in str(caught.value)
 
 
 def test_without_a_list_of_users_everybody_is_nobody(tmp_path):
-    with pytest.raises(ThroughlineError, match="Nobody in"):
+    with pytest.raises(ThroughlineError, match="No user in"):
         current_principal(reachable(tmp_path, "any"))
 
 
