@@ -141,11 +141,11 @@ def cache_key(version: str) -> str:
 
 def is_installed(version: str) -> bool:
     try:
-        installed = importlib.metadata.version("horovod")
+        installed = importlib.metadata.distribution("horovod")
     except importlib.metadata.PackageNotFoundError:
         return False
-    compiled = Path(sysconfig.get_paths()["platlib"], "horovod", "torch").glob("mpi_lib_v2*.so")
-    return installed == version and any(compiled)
+    compiled = Path(str(installed.locate_file("horovod/torch"))).glob("mpi_lib_v2*.so")
+    return installed.version == version and any(compiled)
 
 
 def cache_root() -> Path:
@@ -155,8 +155,8 @@ def cache_root() -> Path:
 # --- source -----------------------------------------------------------------------------------
 
 
-def fetch_source(target: Path, log: Path) -> Path:
-    """Download the source by name, check it, unpack it, edit it; returns the unpacked tree."""
+def download_source(target: Path, log: Path) -> Path:
+    """Download the source archive by name into a folder."""
     requirement = target / "requirement.txt"
     requirement.write_text(f"horovod=={VERSION} --hash=sha256:{SDIST_SHA256}\n")
     # pip refuses a file with another hash before it runs anything in it.
@@ -165,10 +165,15 @@ def fetch_source(target: Path, log: Path) -> Path:
             "--dest", str(target), "--requirement", str(requirement)),
         log, label="fetching the source",
     )  # fmt: skip
-    archive = next(target.glob("horovod-*.tar.gz"))
+    requirement.unlink()
+    return next(target.glob("horovod-*.tar.gz"))
+
+
+def unpack_source(archive: Path, target: Path) -> Path:
+    """Check the archive, unpack it, edit it; returns the unpacked tree."""
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     if digest != SDIST_SHA256:
-        raise BuildError(f"the source has sha256 {digest}, expected {SDIST_SHA256}")
+        raise BuildError(f"{archive} has sha256 {digest}, expected {SDIST_SHA256}")
     with tarfile.open(archive) as tar:
         tar.extractall(target, filter="data")
     source = target / f"horovod-{VERSION}"
@@ -206,11 +211,14 @@ def build_environment(label: str, gpu: bool, work: Path) -> dict[str, str]:
     # Settings of another Horovod build, or of the make that called us, would change the result.
     foreign = ("HOROVOD_", "MAKE", "MFLAGS", "CMAKE_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    scripts = sysconfig.get_paths()["scripts"]
+    path = os.pathsep.join([sysconfig.get_paths()["scripts"], env.get("PATH", os.defpath)])
+    cmake = shutil.which("cmake", path=path)
+    if not cmake:
+        raise BuildError("cmake is missing: run `make env`")
     env |= ENVIRONMENT | {
         "HOROVOD_LOCAL_VERSION": label,
-        "HOROVOD_CMAKE": str(Path(scripts, "cmake")),
-        "PATH": os.pathsep.join([scripts, env.get("PATH", os.defpath)]),
+        "HOROVOD_CMAKE": cmake,
+        "PATH": path,
         "MAKEFLAGS": f"-j{jobs()}",
     }
     if gpu:
@@ -246,19 +254,22 @@ def cuda_home() -> Path:
 
 def nccl_home(work: Path) -> Path:
     """The NCCL that PyTorch loads, laid out as a linker expects it (the package has only `.so.2`)."""
-    package = Path(sysconfig.get_paths()["purelib"], "nvidia", "nccl")
-    library = next(iter(sorted((package / "lib").glob("libnccl.so.*"))), None)
+    libraries = (found for folder in sys.path for found in Path(folder, "nvidia", "nccl", "lib").glob("libnccl.so.*"))
+    library = next(libraries, None)
     if library is None:
         raise BuildError("--gpu: the environment has no nvidia-nccl package beside PyTorch")
     home = work / "nccl"
     (home / "lib").mkdir(parents=True)
     (home / "lib" / "libnccl.so").symlink_to(library)
-    (home / "include").symlink_to(package / "include")
+    (home / "include").symlink_to(library.parent.parent / "include")
     return home
 
 
-def build_wheel(directory: Path, label: str, gpu: bool) -> Path:
-    """Build in a directory of its own inside `directory`; the finished wheel appears by a rename."""
+def build_wheel(directory: Path, label: str, gpu: bool, archive: Path | None) -> Path:
+    """Build in a directory of its own inside `directory`; the finished wheel appears by a rename.
+
+    archive: the source, where it is not to be downloaded.
+    """
     if not (shutil.which("g++") or shutil.which("c++") or shutil.which(os.environ.get("CXX", "g++"))):
         raise BuildError("no C++ compiler: apt-get install g++")
     if not shutil.which("make"):
@@ -270,7 +281,7 @@ def build_wheel(directory: Path, label: str, gpu: bool) -> Path:
     with tempfile.TemporaryDirectory(prefix="build-", dir=directory) as name:
         work = Path(name)
         env = build_environment(label, gpu, work)
-        source = fetch_source(work, log)
+        source = unpack_source(archive or download_source(work, log), work)
         run_logged(
             pip("wheel", "--verbose", "--no-deps", "--no-build-isolation", "--no-cache-dir", "--no-index",
                 "--wheel-dir", str(work / "out"), str(source)),
@@ -377,7 +388,8 @@ def install(wheel: Path) -> None:
 PROBE = """
 import sys, torch, horovod.torch as hvd
 hvd.init()
-assert hvd.allreduce(torch.ones(3), name="probe").tolist() == [1.0, 1.0, 1.0], "allreduce is wrong"
+device = "cuda" if sys.argv[1] == "gpu" and torch.cuda.is_available() else "cpu"
+assert hvd.allreduce(torch.ones(3, device=device), name="probe").tolist() == [1.0, 1.0, 1.0], "allreduce is wrong"
 assert hvd.gloo_built(), "built without Gloo"
 assert hvd.nccl_built() or sys.argv[1] == "cpu", "built without NCCL"
 """
@@ -393,7 +405,7 @@ def fault(flavour: str) -> str:
     return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
 
 
-def ensure(gpu: bool, force: bool) -> None:
+def ensure(gpu: bool, force: bool, archive: Path | None) -> None:
     try:
         torch = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
@@ -417,7 +429,7 @@ def ensure(gpu: bool, force: bool) -> None:
             # Built where the C library or the compiler was another one.
             say(f"the cached wheel does not work here ({problem}): building it anew")
             wheel.unlink()
-        wheel = build_wheel(directory, label, gpu)
+        wheel = build_wheel(directory, label, gpu, archive)
         install(wheel)
         if problem := fault(flavour):
             wheel.unlink()
@@ -442,10 +454,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--gpu", action="store_true", help="reduce with NCCL on NVIDIA GPUs (needs a CUDA toolkit)")
     parser.add_argument("--force", action="store_true", help="build and install even if there is a wheel")
+    parser.add_argument("--source", type=Path, metavar="ARCHIVE", help="horovod's source, instead of downloading it")
+    parser.add_argument("--download", type=Path, metavar="FOLDER", help="only put the source archive there")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _stop)  # so that compilers and temporary folders go, too
     try:
-        ensure(arguments.gpu, arguments.force)
+        if arguments.download:
+            log = arguments.download / "download.log"
+            download_source(arguments.download, log)
+            log.unlink()
+        else:
+            ensure(arguments.gpu, arguments.force, arguments.source)
     except BuildError as error:
         say(str(error))
         return 1
