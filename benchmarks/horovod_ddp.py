@@ -1,6 +1,6 @@
 """Training by Horovod against training by torch.distributed's DDP: the same trainer, the same rows, the same steps.
 
-Owns: the made rows and the rounds. Does not own: training (`training.trainers.mlp`), starting workers (`launch/`).
+Owns: the rounds. Does not own: training (`training.trainers.mlp`), starting workers (`launch/`).
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ import argparse
 import statistics
 import sys
 import tempfile
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import polars as pl
-
 from benchmarks import report
+from benchmarks.made_rows import CATEGORICAL, NUMERIC, made_rows
 from throughline.experiment.prepare import prepare
 from throughline.experiment.spec import TrainingSpec
 from throughline.foundation.references import TableReference
@@ -31,39 +29,25 @@ Horovod's samples per second to those of DDP (`ddp`: two workers, `ddp_1`: one).
 process without any engine, `data_share` the part of the time that goes into fetching rows. Quick: two workers only.
 """
 MODULE = "training.trainers.mlp"
-NUMERIC, CATEGORICAL = 20, 4
 ENGINES = {"ddp": ("horovod", "torchrun", 2), "ddp_1": ("horovod", "torchrun", 1)}
-START = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 def make_rows(folder: Path, count: int) -> Path:
-    """The folder of `count` prepared rows, or few less, with numbers and categories that tell something."""
-    draw = np.random.default_rng(1)
-    numbers, codes = draw.normal(size=(count, NUMERIC)), draw.integers(0, 30, (count, CATEGORICAL))
-    times = [START + timedelta(minutes=number) for number in range(count)]
-    numeric, categorical = [f"x{n}" for n in range(NUMERIC)], [f"c{n}" for n in range(CATEGORICAL)]
-    chance = 1 / (1 + np.exp(1 - numbers[:, 0] - numbers[:, 1] * (codes[:, 0] > 15)))
-    pl.DataFrame(
-        {
-            "row_key": [f"{number:08d}" for number in range(count)],
-            "prediction_time": times,
-            "label_available_at": times,
-            "label": (draw.random(count) < chance).astype(np.int64),
-            **dict(zip(numeric, numbers.T, strict=True)),
-            **{name: column.astype(str) for name, column in zip(categorical, codes.T, strict=True)},
-        }
-    ).write_delta(str(folder / "table"))
+    """The folder of `count` prepared rows, or few less."""
+    frame = made_rows(count)
+    frame.write_delta(str(folder / "table"))
+    last = frame["prediction_time"][-1]
     dataset = DatasetRecord(
         usecase="made",
         table=TableReference("made/training/dataset", 0),
         path=str(folder / "table"),
         fingerprint="made",
-        as_of=times[-1] + timedelta(days=1),
+        as_of=last + timedelta(days=1),
         rows=count,
-        numeric=numeric,
-        categorical=categorical,
+        numeric=NUMERIC,
+        categorical=CATEGORICAL,
         inputs=[],
-        holdout_from=times[-1] + timedelta(hours=1),
+        holdout_from=last + timedelta(hours=1),
     )
     return prepare(folder / "prepared", dataset, seed=1)
 
@@ -104,7 +88,13 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
                     report.progress(f"{number + 1}/{rounds} {launcher}, {workers}: {found['samples_per_s']:,.0f} /s")
             if not chosen.quick:
                 taken.setdefault(("single", 1), []).append(train("single", 1, rows, folder, epochs, batch))
-    setup = {"rows": count, "numeric": NUMERIC, "categorical": CATEGORICAL, "batch_per_worker": batch, "epochs": epochs}
+    setup = {
+        "rows": count,
+        "numeric": len(NUMERIC),
+        "categorical": len(CATEGORICAL),
+        "batch_per_worker": batch,
+        "epochs": epochs,
+    }
     return summary(taken, chosen.quick, setup)
 
 
