@@ -7,6 +7,7 @@ Does not own: fitting or exporting (a trainer), the format of the served model (
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
@@ -19,6 +20,7 @@ import polars as pl
 from throughline.experiment.prepared import Arrays, PreparedRows
 from throughline.experiment.spec import MODEL_FILE, REPORT_FILE, Epoch, TrainingReport, TrainingSpec
 from throughline.foundation.errors import ThroughlineError
+from throughline.models.metrics import metrics_of
 from throughline.models.onnx_graph import compose, numeric_matrix
 from throughline.models.served_model import ServedModel, sha256_of
 
@@ -47,9 +49,13 @@ def write_output(
     fitted: Fitted,
     epochs: list[Epoch],
     started: float,
-    told: dict[str, Any],
+    fields: dict[str, Any],
 ) -> TrainingReport:
-    """Export, check, and put the output folder in place with one rename. `started`: on the monotonic clock."""
+    """Export, check, and put the output folder in place with one rename.
+
+    `started`: seconds of the monotonic clock. `fields`: more of the report. Raises `ThroughlineError` when the exported
+    model differs from the fitted one.
+    """
     output = Path(spec.output)
     draft = output.with_name(f".{output.name}.{os.getpid()}")
     draft.mkdir(parents=True)
@@ -57,6 +63,7 @@ def write_output(
         file = draft / MODEL_FILE
         file.write_bytes(_served(rows, fitted).SerializeToString())
         facts = rows.facts
+        log_loss, area = _validated(fitted, rows.validation)
         report = TrainingReport(
             sha256=sha256_of(file),
             rows_trained=facts.rows,
@@ -66,9 +73,10 @@ def write_output(
             trained_until=facts.trained_until,
             epochs=epochs,
             onnx_difference=_compare(fitted, rows, file),
-            **_validated(fitted, rows.validation),
+            validation_log_loss=log_loss,
+            validation_auc=area,
             seconds=time.monotonic() - started,
-            **told,
+            **fields,
         )
         (draft / REPORT_FILE).write_text(json.dumps(report.model_dump(mode="json"), indent=2))
         if output.exists():
@@ -89,12 +97,12 @@ def _compare(fitted: Fitted, rows: PreparedRows, file: Path) -> float:
     """Largest difference on real rows, from raw features to score. Raises when it is too large."""
     learned = rows.facts.preprocessing
     sample = rows.sample()
-    # A row with nothing known at all, and words never seen: what serving will meet sooner or later.
-    strange = sample.head(2).with_columns(
+    # Serving meets rows without any value and words that training never saw.
+    unusual = sample.head(2).with_columns(
         *(pl.lit(None).cast(sample.schema[name]).alias(name) for name in learned.numeric),
         *(pl.lit("\N{SNOWMAN}").alias(name) for name in learned.categorical),
     )
-    sample = pl.concat([sample, strange], how="vertical_relaxed")
+    sample = pl.concat([sample, unusual], how="vertical_relaxed")
     numbers = learned.numbers(numeric_matrix(sample, learned.numeric))
     codes = learned.codes(sample).astype(np.int32)
     expected = fitted.probability(Arrays(numbers, codes, np.zeros(sample.height, np.float32)))
@@ -107,15 +115,14 @@ def _compare(fitted: Fitted, rows: PreparedRows, file: Path) -> float:
     return difference
 
 
-def _validated(fitted: Fitted, rows: Arrays) -> dict[str, float | None]:
-    """Log loss and AUC on the validation rows; None where they cannot be had."""
-    from sklearn.metrics import log_loss, roc_auc_score
-
+def _validated(fitted: Fitted, rows: Arrays) -> tuple[float | None, float | None]:
+    """Log loss and AUC on the validation rows; None where there is no such number."""
     if len(rows) == 0:
-        return {"validation_log_loss": None, "validation_auc": None}
-    scores = np.asarray(fitted.probability(rows), dtype=np.float64)
-    both = 0 < rows.labels.sum() < len(rows)
-    return {
-        "validation_log_loss": float(log_loss(rows.labels, scores, labels=[0, 1])),
-        "validation_auc": float(roc_auc_score(rows.labels, scores)) if both else None,
-    }
+        return None, None
+    found = metrics_of(np.clip(fitted.probability(rows), 0, 1), rows.labels)
+    if math.isnan(found.log_loss):
+        raise ThroughlineError(
+            "The fitted model gives scores on validation rows that are no numbers: nothing was written; "
+            "look for absurd feature values."
+        )
+    return found.log_loss, None if math.isnan(found.auc) else found.auc

@@ -1,40 +1,37 @@
 """Metrics to an MLflow run while a training goes on, over MLflow's REST API.
 
-Owns: sending numbers. Does not own: the run, which whoever launches a training creates and ends.
-The `mlflow` package is not used here: importing it takes 6 s of a training of 20.
+Owns: sending numbers. Does not own: the run, which the platform creates and ends. By the standard library: MLflow's
+own client costs every worker 4 s of a core, httpx 0.2 s.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-
-import httpx
+from urllib.request import Request, urlopen
 
 from throughline.experiment.spec import Tracking
 from throughline.foundation.errors import ThroughlineError
 
+_TIMEOUT_S = 10
 
-class MetricLog:
-    """Sends metrics of one run; without `tracking` it does nothing."""
 
-    def __init__(self, tracking: Tracking | None) -> None:
-        self._tracking = tracking
-        if tracking is None:
-            return
-        if not tracking.uri.startswith(("http://", "https://")):
-            raise ThroughlineError(f"Tracking address {tracking.uri}: give the http(s) address of an MLflow server.")
-        self._client = httpx.Client(base_url=tracking.uri, timeout=10)
+def log_metrics(tracking: Tracking, step: int, metrics: dict[str, float]) -> None:
+    """Send the metrics of a step. A failure is a line of the log and does not end a training: the report has them all.
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """A lost metric is reported in the log and does not end a training: the report holds all of them."""
-        if self._tracking is None:
-            return
-        now = int(time.time() * 1000)
-        entries = [{"key": key, "value": value, "timestamp": now, "step": step} for key, value in metrics.items()]
-        try:
-            self._client.post(
-                "/api/2.0/mlflow/runs/log-batch", json={"run_id": self._tracking.run_id, "metrics": entries}
-            ).raise_for_status()
-        except httpx.HTTPError as error:
-            print(f"Metrics of step {step} did not reach {self._tracking.uri}: {error}", file=sys.stderr)  # noqa: T201
+    Raises `ThroughlineError` for an address that is not http or https.
+    """
+    if not tracking.uri.startswith(("http://", "https://")):
+        raise ThroughlineError(f"Tracking address {tracking.uri}: give the http(s) address of an MLflow server.")
+    now = int(time.time() * 1000)
+    entries = [{"key": key, "value": value, "timestamp": now, "step": step} for key, value in metrics.items()]
+    request = Request(
+        f"{tracking.uri}/api/2.0/mlflow/runs/log-batch",
+        json.dumps({"run_id": tracking.run_id, "metrics": entries}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        urlopen(request, timeout=_TIMEOUT_S).close()
+    except OSError as error:
+        sys.stderr.write(f"Metrics of step {step} did not reach {tracking.uri}: {error}\n")

@@ -1,8 +1,8 @@
-"""The process boundary of a worker: how it starts, tells what it does, and gives up.
+"""The process boundary of a worker: how it starts, reports, and fails.
 
-Owns: reading what was asked, event lines, exit codes, the catch-all. Does not own: training itself.
-A trainer is a module with a model `Parameters` of what may be set, light to import, and `main(Parameters, train)` at
-its end; `train(task, parameters)` fits on `task.rows` and ends with `task.write(...)`.
+Owns: reading the spec, event lines, exit codes, the catch-all. Does not own: training itself.
+A trainer is a module with a model `Parameters`, light to import, and `main(Parameters, train)` at its end;
+`train(task, parameters)` fits on `task.rows` and ends with `task.write(...)`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from throughline.experiment.spec import Epoch, TrainingReport, TrainingSpec
 from throughline.foundation.errors import ThroughlineError
 from throughline.launch.protocol import EXIT_LOST_PEER, Reason, WorkerFailed
 from training.output import Fitted, write_output
-from training.tracking import MetricLog
+from training.tracking import log_metrics
 
 P = TypeVar("P", bound=CommonParameters)
-# What Gloo, NCCL and torch.distributed say when the other end of a connection is gone.
+# How Gloo, NCCL and torch.distributed report that the other end of a connection is gone.
 _LOST_PEER = re.compile(
     r"connection (closed|reset|refused)|broken pipe|HorovodInternalError|remote process exited", re.IGNORECASE
 )
@@ -45,16 +45,15 @@ def emit(event: str, **values: Any) -> None:
 
 @dataclass
 class Task:
-    """One training as a trainer sees it: the rows, and whom to tell."""
+    """One training as a trainer sees it: the rows, and where its progress is reported."""
 
     spec: TrainingSpec
     rows: PreparedRows
     seed: int
-    leads: bool = True  # of several workers one tells and writes
+    leads: bool = True  # only one of several workers reports and writes
     workers: int = 1
     notes: dict[str, Any] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
-    _log: MetricLog | None = None
 
     def start(self) -> None:
         if self.leads:
@@ -62,7 +61,7 @@ class Task:
             emit("start", rows=facts.rows, validation_rows=facts.validation_rows, workers=self.workers)
 
     def epoch(self, epoch: Epoch) -> None:
-        """Tell of an epoch. Raises `WorkerFailed` for a loss that is no number, on all workers alike."""
+        """Report an epoch. Raises `WorkerFailed`, on all workers alike, for a loss that is no number."""
         if not math.isfinite(epoch.train_loss):
             raise WorkerFailed(
                 f"The training loss became {epoch.train_loss} in epoch {epoch.epoch}: "
@@ -72,16 +71,15 @@ class Task:
         if not self.leads:
             return
         emit("epoch", **epoch.model_dump())
-        if self._log is None:
-            self._log = MetricLog(self.spec.tracking)
-        self._log.log(epoch.epoch, epoch.model_dump(exclude={"epoch"}, exclude_none=True))
+        if self.spec.tracking:
+            log_metrics(self.spec.tracking, epoch.epoch, epoch.model_dump(exclude={"epoch"}, exclude_none=True))
 
-    def write(self, fitted: Fitted, epochs: list[Epoch], **told: Any) -> TrainingReport | None:
-        """Export, check and write the output folder, where this worker leads; `told`: more fields of the report."""
+    def write(self, fitted: Fitted, epochs: list[Epoch], **fields: Any) -> TrainingReport | None:
+        """Export, check and write the output folder; `fields`: more of the report. None where another worker leads."""
         if not self.leads:
             return None
-        told = {"notes": self.notes, "world_size": self.workers, **told}
-        report = write_output(self.spec, self.rows, fitted, epochs, self._started, told)
+        fields = {"notes": self.notes, "world_size": self.workers, **fields}
+        report = write_output(self.spec, self.rows, fitted, epochs, self._started, fields)
         emit("done", sha256=report.sha256, seconds=round(report.seconds, 2), onnx_difference=report.onnx_difference)
         return report
 
@@ -97,12 +95,11 @@ def main(parameters: type[P], train: Callable[[Task, P], None], arguments: list[
         return 1
     except Exception as error:  # the process boundary: the log gets the traceback, people get one line
         traceback.print_exc()
-        text = " ".join(str(error).split())
-        said = f"{type(error).__name__}: {text}"
-        if _LOST_PEER.search(said):
+        kind, text = type(error).__name__, " ".join(str(error).split())
+        if _LOST_PEER.search(f"{kind}: {text}"):
             return EXIT_LOST_PEER
-        reason: Reason = "out_of_memory" if _NO_MEMORY.search(said) else "bad_code"
-        emit("error", message=f"{type(error).__name__}: {text[:300] or 'no further text'}", reason=reason)
+        reason: Reason = "out_of_memory" if _NO_MEMORY.search(f"{kind}: {text}") else "bad_code"
+        emit("error", message=f"{kind}: {text[:300] or 'no further text'}", reason=reason)
         return 1
     return 0
 

@@ -1,24 +1,21 @@
-"""The other workers of a training, whatever connects them: Horovod, Horovod's elastic mode, torch.distributed, nobody.
+"""The workers of one training: Horovod, Horovod's elastic mode, torch.distributed, or a single process.
 
-Owns: joining, gradients and numbers summed over workers, going on after a worker was lost. Does not own: what is
-trained, who takes which rows. Which world it is, the launcher says through the environment, as each engine has it.
+Owns: joining, sums and means over workers, going on after a worker was lost. Does not own: what is trained, which
+worker takes which rows. The launcher names the engine through the engine's own environment variables.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 
 class World(Protocol):
     """`rank` and `size` may change between two calls of the function given to `run`, and never within one."""
-
-    elastic: bool
 
     @property
     def rank(self) -> int: ...
@@ -28,7 +25,7 @@ class World(Protocol):
 
     @property
     def local_rank(self) -> int:
-        """Which of a machine's devices is ours."""
+        """Number of this worker on its machine; also the number of its GPU."""
         ...
 
     @property
@@ -36,22 +33,22 @@ class World(Protocol):
         """Workers on this machine."""
         ...
 
-    def share(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> torch.nn.Module:
-        """The module to call. When `run` calls, all have the weights and the optimizer state of the first."""
+    def share(self, model: torch.nn.Module, optimizer: torch.nn.Module) -> torch.nn.Module:
+        """The module to call. When `run` calls, all workers have the tensors of rank 0."""
         ...
 
-    def average(self, model: torch.nn.Module) -> None:
-        """Between `backward` and the step: each gradient becomes its mean over all workers."""
+    def average(self, gradient: torch.Tensor) -> None:
+        """Replace the gradient of this worker by the mean over all workers, after `backward`."""
         ...
 
     def sum(self, values: torch.Tensor, name: str) -> torch.Tensor:
-        """Over all workers; also a point that nobody passes before all have come to it."""
+        """The sum over all workers; returns when every worker has called it."""
         ...
 
-    def run(self, train: Callable[[Any], None], **values: Any) -> None:
-        """Call `train(state)`, where `values` are attributes of `state` and `state.commit()` makes them safe.
+    def run(self, train: Callable[[Any], None], values: Mapping[str, Any]) -> None:
+        """Call `train(state)` with `values` as attributes of `state`; `state.commit()` keeps them.
 
-        In an elastic world it is called again after workers were lost or came, with everything as last committed.
+        An elastic world calls it again, with everything as last committed, after workers were lost or joined.
         """
         ...
 
@@ -59,47 +56,42 @@ class World(Protocol):
 
 
 def join() -> World:
-    """The world that the launcher of this process has made."""
-    if "HOROVOD_ELASTIC" in os.environ:
-        return HorovodWorld(elastic=True)
-    if "HOROVOD_RANK" in os.environ:
-        return HorovodWorld(elastic=False)
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return TorchWorld()
-    return Alone()
+    """The world of the launcher that started this process."""
+    if "HOROVOD_RANK" in os.environ or "HOROVOD_ELASTIC" in os.environ:
+        return HorovodWorld(elastic="HOROVOD_ELASTIC" in os.environ)
+    return TorchWorld() if "TORCHELASTIC_RUN_ID" in os.environ else SingleWorld()
 
 
-class Alone:
-    """One worker that needs nobody."""
+class SingleWorld:
+    """One worker; no engine is loaded."""
 
-    elastic = False
     rank, size, local_rank, local_size = 0, 1, 0, 1
 
-    def share(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> torch.nn.Module:
+    def share(self, model: torch.nn.Module, optimizer: torch.nn.Module) -> torch.nn.Module:
         return model
 
-    def average(self, model: torch.nn.Module) -> None:
+    def average(self, gradient: torch.Tensor) -> None:
         return
 
     def sum(self, values: torch.Tensor, name: str) -> torch.Tensor:
         return values
 
-    def run(self, train: Callable[[Any], None], **values: Any) -> None:
+    def run(self, train: Callable[[Any], None], values: Mapping[str, Any]) -> None:
         train(SimpleNamespace(**values, commit=lambda: None))
 
     def close(self) -> None:
         return
 
 
-class HorovodWorld:
-    """Horovod over Gloo on CPUs, over NCCL where it was built for it."""
+class HorovodWorld(SingleWorld):
+    """Horovod: Gloo on CPUs, NCCL where it was built with it."""
 
     def __init__(self, elastic: bool) -> None:
-        import horovod.torch as hvd
+        import horovod.torch as hvd  # postpones horovod, which only its own launchers need
 
         hvd.init()
         self._hvd = hvd
-        self.elastic = elastic
+        self._elastic = elastic
 
     @property
     def rank(self) -> int:
@@ -117,30 +109,26 @@ class HorovodWorld:
     def local_size(self) -> int:
         return self._hvd.local_size()
 
-    def share(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> torch.nn.Module:
-        # In an elastic world `run` does so: one that comes later would speak here of what the others no longer hear.
-        if not self.elastic:
-            self._hvd.broadcast_parameters(model.state_dict(), root_rank=0)
-            self._hvd.broadcast_optimizer_state(optimizer, root_rank=0)
+    def share(self, model: torch.nn.Module, optimizer: torch.nn.Module) -> torch.nn.Module:
+        # An elastic `run` broadcasts by itself. Here a worker that joins later would wait for the others for ever.
+        if not self._elastic:
+            for module in (model, optimizer):
+                self._hvd.broadcast_parameters(module.state_dict(), root_rank=0)
         return model
 
-    def average(self, model: torch.nn.Module) -> None:
-        if self.size == 1:
-            return
-        # Not by Horovod's own optimizer, which reduces gradients as they come: as one tensor they are summed in the
-        # same order in every run, after one agreement between the workers instead of many.
-        gradients = [each.grad for each in model.parameters() if each.grad is not None]
-        mean = self._hvd.allreduce_(parameters_to_vector(gradients), op=self._hvd.Average, name="gradients")
-        vector_to_parameters(mean, gradients)
+    def average(self, gradient: torch.Tensor) -> None:
+        # Not by Horovod's own optimizer, which reduces gradients in the order in which they come: one tensor is summed
+        # in the same order in every run, after one agreement between the workers instead of many (decision 015).
+        if self.size > 1:
+            self._hvd.allreduce_(gradient, op=self._hvd.Average, name="gradients")
 
     def sum(self, values: torch.Tensor, name: str) -> torch.Tensor:
         return self._hvd.allreduce(values, op=self._hvd.Sum, name=name)
 
-    def run(self, train: Callable[[Any], None], **values: Any) -> None:
-        if not self.elastic:
-            train(SimpleNamespace(**values, commit=lambda: None))
-            return
-        import horovod.torch.elastic as elastic
+    def run(self, train: Callable[[Any], None], values: Mapping[str, Any]) -> None:
+        if not self._elastic:
+            return super().run(train, values)
+        import horovod.torch.elastic as elastic  # postpones horovod
 
         elastic.run(train)(elastic.TorchState(**values))
 
@@ -148,10 +136,8 @@ class HorovodWorld:
         self._hvd.shutdown()
 
 
-class TorchWorld:
+class TorchWorld(SingleWorld):
     """torch.distributed under torchrun: the same training without Horovod."""
-
-    elastic = False
 
     def __init__(self) -> None:
         from torch import distributed
@@ -175,21 +161,18 @@ class TorchWorld:
     def local_size(self) -> int:
         return int(os.environ["LOCAL_WORLD_SIZE"])
 
-    def share(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> torch.nn.Module:
+    def share(self, model: torch.nn.Module, optimizer: torch.nn.Module) -> torch.nn.Module:
         return torch.nn.parallel.DistributedDataParallel(model)
 
-    def average(self, model: torch.nn.Module) -> None:
-        """DDP did so within `backward`."""
+    def average(self, gradient: torch.Tensor) -> None:
+        """DDP does so within `backward`."""
 
     def sum(self, values: torch.Tensor, name: str) -> torch.Tensor:
-        # NCCL has no sums of tensors in the memory of the CPU
+        # NCCL sums only tensors in a GPU's memory.
         device = torch.device("cuda", self.local_rank) if torch.cuda.is_available() else values.device
         summed = values.to(device).clone()
         self._distributed.all_reduce(summed)
         return summed.to(values.device)
-
-    def run(self, train: Callable[[Any], None], **values: Any) -> None:
-        train(SimpleNamespace(**values, commit=lambda: None))
 
     def close(self) -> None:
         self._distributed.destroy_process_group()

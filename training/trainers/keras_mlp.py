@@ -1,7 +1,7 @@
 """A multilayer perceptron over numbers and embedded categories, in Keras 3 on PyTorch or TensorFlow, by one worker.
 
 Owns: architecture, parameters, the backend, the fit, the export from TensorFlow. Does not own: the report, the output
-folder (`training.output`), the export of a torch module (`training.loop`), which a Keras model on PyTorch is.
+folder (`training.output`), the export of a torch module (`training.export`), which a Keras model on PyTorch is.
 
 Keras takes its backend when it is imported, one for the whole process. TensorFlow is an extra (docs/scope.md), and
 runs on the CPU only.
@@ -19,14 +19,14 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import Field
 
-from throughline.experiment.parameters import CommonParameters
 from throughline.experiment.prepared import Arrays, Facts
 from throughline.experiment.spec import Epoch, TrainingSpec
 from throughline.launch.protocol import WorkerFailed
 from throughline.models.onnx_graph import OPSET
 from training import worker
+from training.parameters import NetworkParameters
 
 if TYPE_CHECKING:
     import keras
@@ -36,15 +36,8 @@ if TYPE_CHECKING:
 INSTALL = "uv pip install --python .venv/bin/python -e '.[tensorflow]'"
 
 
-class Parameters(CommonParameters):
-    epochs: int = Field(8, ge=1, le=10_000)
+class Parameters(NetworkParameters):
     batch_size: int = Field(512, ge=1)
-    learning_rate: float = Field(0.001, gt=0, le=1e30, validation_alias=AliasChoices("learning_rate", "lr"))
-    hidden: list[int] = Field([128, 64], min_length=1, description="Widths of the hidden layers.")
-    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
-    dropout: float = Field(0.1, ge=0, lt=1)
-    embedding: int = Field(8, ge=1, description="Largest width of a category's embedding.")
-    weight_decay: float = Field(1e-4, ge=0)
     backend: Literal["torch", "tensorflow"] = Field("torch", description="Of Keras; tensorflow is an extra.")
 
 
@@ -201,7 +194,7 @@ class _FittedOnTorch:
     def export(self) -> onnx.ModelProto:
         import torch
 
-        from training.loop import export_module
+        from training.export import export_module  # postpones torch
 
         class Core(torch.nn.Module):
             def __init__(self, model: keras.Model, numbers: bool, codes: bool) -> None:

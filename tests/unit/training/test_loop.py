@@ -226,26 +226,26 @@ def test_a_training_that_goes_on_from_a_checkpoint_is_bit_by_bit_the_undisturbed
     assert [event["epoch"] for event in told] == list(range(commits // per_epoch + 1, 4))
 
 
-def test_an_optimizer_that_is_shared_stands_where_it_stood():
-    """Horovod fills an empty one by a step that counts and decays weights."""
+def test_an_optimizer_that_is_shared_is_left_as_it_was():
+    """Horovod fills an empty `torch.optim` one by a step that counts and decays weights."""
     import torch
 
+    from training.optimizer import AdamW
     from training.world import HorovodWorld
 
     model = torch.nn.Linear(3, 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+    optimizer = AdamW(model, weight_decay=0.5)
     model(torch.ones(2, 3)).sum().backward()
-    optimizer.step()
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    before = {number: dict(state) for number, state in optimizer.state_dict()["state"].items()}
+    optimizer.step(0.1)
+    weights, before = ({k: v.clone() for k, v in each.state_dict().items()} for each in (model, optimizer))
     world = HorovodWorld(elastic=False)
     try:
         shared = world.share(model, optimizer)
     finally:
         world.close()
     torch.testing.assert_close(shared.state_dict(), weights, rtol=0, atol=0)
-    assert before[0]["step"] == 1
-    torch.testing.assert_close(optimizer.state_dict()["state"], before, rtol=0, atol=0)
+    assert int(before["steps"]) == 1
+    torch.testing.assert_close(dict(optimizer.state_dict()), before, rtol=0, atol=0)
 
 
 def test_a_checkpoint_runs_no_code_when_it_is_read_and_is_replaced_whole(rows, tmp_path, capsys, monkeypatch):
@@ -262,13 +262,15 @@ def test_a_checkpoint_runs_no_code_when_it_is_read_and_is_replaced_whole(rows, t
     assert (told[-1]["epoch"], told[-1]["step"]) == (2, 0)
     before = (folder / checkpoint.FILE).read_bytes()
 
-    def half(tensors, path, **_):
-        path.write_bytes(before[: len(before) // 2])
+    def write_half(path, content):
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "save_file", half)
+        patched.setattr(Path, "write_bytes", write_half)
         assert run(rows, tmp_path / "b", {"checkpoint": str(folder), "checkpoint_s": 0}, epochs=3)[0] == 1
+    assert [file.name for file in folder.iterdir()] == [checkpoint.FILE]
     assert (folder / checkpoint.FILE).read_bytes() == before
 
 
