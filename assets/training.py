@@ -1,11 +1,12 @@
 """Training: a dataset as of the data clock, and a model version trained on it.
 
-The pipeline's own model follows the declaration; a person may change a run's trainer and parameters in the launchpad.
+The pipeline's own model follows the declaration; the launchpad can override trainer and parameters of a run.
 What is submitted by `throughline train` is an experiment (`experiments.py`) and leaves the pipeline as it is.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from dagster import (
     AssetExecutionContext,
@@ -18,13 +19,15 @@ from dagster import (
     ResourceParam,
     asset,
 )
-from pydantic import Field
+from pydantic import BaseModel, create_model
 
 from assets.features import GROUP as FEATURES
 from assets.resources import Launchers, clock_now, record_of
 from throughline.evaluation.evaluate import require_columns
-from throughline.experiment.recipe import pipeline_code, recipe_of
-from throughline.experiment.train import Run, train_and_register
+from throughline.experiment.job import train_here
+from throughline.experiment.recipe import pipeline_code
+from throughline.experiment.request import TrainingRequest
+from throughline.experiment.train import Run
 from throughline.featurestore.dataset import build_dataset
 from throughline.foundation import tags
 from throughline.foundation.fingerprint import fingerprint_code
@@ -42,12 +45,37 @@ def training_assets(usecase: UseCase) -> Definitions:
     return Definitions(assets=[_dataset(usecase), _model(usecase)])
 
 
-class TrainingConfig(Config):
-    """What a run may train otherwise than declared."""
+def config_of(model: type[BaseModel], fields: Iterable[str] | None = None) -> type[Config]:
+    """A record's fields (default: all) as a run config, so that a request is declared once.
 
-    trainer: str | None = Field(None, description="One of the declared trainers; unset: the declaration's choice.")
-    parameters: dict[str, Any] = Field({}, description="Over the declared ones; MEMBER.NAME for a member's.")
-    force: bool = Field(False, description="Train also when the same recipe was trained on the same rows.")
+    Dagster knows no Literal: it is a text there, and the record itself checks it.
+    """
+    names = model.model_fields if fields is None else fields
+    derived = {name: (_config_type(model.model_fields[name].annotation), model.model_fields[name]) for name in names}
+    name, doc = f"{model.__name__}Config", model.__doc__
+    return create_model(name, __base__=Config, __doc__=doc, **derived)  # ty: ignore[no-matching-overload]  # any fields
+
+
+def _config_type(annotation: Any) -> Any:
+    if get_origin(annotation) is Literal:
+        return str
+    if get_origin(annotation) is UnionType:
+        return Union[tuple(_config_type(part) for part in get_args(annotation))]  # noqa: UP007 - of a list
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return config_of(annotation)
+    return annotation
+
+
+_REQUESTED = [name for name in TrainingRequest.model_fields if name != "usecase"]
+_OVERRIDDEN = ["trainer", "parameters", "force"]
+
+
+class RequestConfig(config_of(TrainingRequest, _REQUESTED)):  # ty: ignore[unsupported-base]  # made from the request
+    """A training request; the use case is the job's."""
+
+
+class OverrideConfig(config_of(TrainingRequest, _OVERRIDDEN)):  # ty: ignore[unsupported-base]  # made from the request
+    """What a run of the pipeline may train otherwise than declared."""
 
 
 def _dataset(usecase: UseCase) -> AssetsDefinition:
@@ -66,7 +94,7 @@ def _dataset(usecase: UseCase) -> AssetsDefinition:
     ) -> Output[DatasetRecord]:
         record = build_dataset(settings, usecase, feature_store, clock_now(settings, usecase))
         require_columns(usecase, record)
-        return Output(record, data_version=DataVersion(record.fingerprint), metadata=told_of_dataset(record))
+        return Output(record, data_version=DataVersion(record.fingerprint), metadata=dataset_metadata(record))
 
     return dataset
 
@@ -83,33 +111,28 @@ def _model(usecase: UseCase) -> AssetsDefinition:
     )
     def model(
         context: AssetExecutionContext,
-        config: TrainingConfig,
+        config: OverrideConfig,
         settings: ResourceParam[Settings],
         launchers: ResourceParam[Launchers],
         dataset: DatasetRecord,
     ) -> Output[ModelRecord]:
-        record = train_and_register(
-            Run(settings, tell_in(context), launchers=launchers),
-            usecase,
-            dataset,
-            recipe_of(settings, usecase, config.trainer, config.parameters),
-            tags=tags_of(context),
-            force=config.force,
-        )
-        return Output(record, data_version=DataVersion(record.sha256), metadata=told_of_model(settings, record))
+        request = TrainingRequest(usecase=usecase.name, **config.model_dump())
+        run = Run(settings, log_events(context), launchers=launchers)
+        record = train_here(run, request, dataset, run_tags(context))
+        return Output(record, data_version=DataVersion(record.sha256), metadata=model_metadata(settings, record))
 
     return model
 
 
-def tags_of(context: AssetExecutionContext) -> dict[str, str]:
-    """What a version should know of the run that made it."""
-    told = {"dagster_run_id": context.run.run_id, SUBMITTER_TAG: context.run.tags.get(tags.SUBMITTER, GRAPH)}
+def run_tags(context: AssetExecutionContext) -> dict[str, str]:
+    """Tags of a version that name the run which made it, who submitted it and why."""
+    found = {"dagster_run_id": context.run.run_id, SUBMITTER_TAG: context.run.tags.get(tags.SUBMITTER, GRAPH)}
     if cause := context.run.tags.get(tags.CAUSE):
-        told["cause"] = cause
-    return told
+        found["cause"] = cause
+    return found
 
 
-def told_of_dataset(record: DatasetRecord) -> dict[str, Any]:
+def dataset_metadata(record: DatasetRecord) -> dict[str, Any]:
     return {
         "dagster/row_count": record.rows,
         "fingerprint": record.fingerprint,
@@ -120,31 +143,31 @@ def told_of_dataset(record: DatasetRecord) -> dict[str, Any]:
     }
 
 
-def told_of_model(settings: Settings, record: ModelRecord) -> dict[str, Any]:
-    """A version with what it was made from: as it was registered, which may be long ago."""
-    said = models.provenance_of(settings, record).tags
+def model_metadata(settings: Settings, record: ModelRecord) -> dict[str, Any]:
+    """A version and what it was made from, as the registry has it."""
+    registered = models.provenance_of(settings, record).tags
     return {
         "model": str(record.reference),
         "sha256": record.sha256,
-        "dataset": said.get("throughline.dataset_table"),
+        "dataset": registered.get("throughline.dataset_table"),
         "dataset_fingerprint": record.dataset_fingerprint,
-        "code": said.get("throughline.revision"),
+        "code": registered.get("throughline.commit"),
         "trainer": record.trainer,
         "mlflow_run": record.run_id,
         "mlflow": MetadataValue.url(models.page(settings, record)),
     }
 
 
-def tell_in(context: AssetExecutionContext) -> Callable[[Mapping[str, Any]], None]:
-    """Workers' events as lines of the run's log."""
+def log_events(context: AssetExecutionContext) -> Callable[[Mapping[str, Any]], None]:
+    """Writes workers' events as lines of the run's log."""
     return lambda event: context.log.info(_line(event))
 
 
 def _line(event: Mapping[str, Any]) -> str:
-    """A worker's progress event as a person reads it: its name, then its numbers."""
-    told = ", ".join(
+    """An event for people: its name, then its figures."""
+    figures = ", ".join(
         f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
         for name, value in event.items()
         if name not in {"event", "sha256"} and value is not None
     )
-    return f"{event.get('event', 'progress')}: {told}"
+    return f"{event.get('event', 'progress')}: {figures}"

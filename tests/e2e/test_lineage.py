@@ -31,7 +31,7 @@ def traced(home_with_mlflow: Settings) -> tuple[Settings, str, str]:
     with tracked_run(client, NAME, {"dagster_run_id": "d-1", "cause": "drift"}, {"C": 1.0}) as run_id:
         client.log_text(run_id, dataset.model_dump_json(), "training/dataset.json")
     client.create_registered_model(NAME)
-    plain = {"dataset_table": str(dataset.table), "revision": COMMIT, "code_fingerprint": "ef" * 32, "lock": "12" * 32}
+    plain = {"dataset_table": str(dataset.table), "commit": COMMIT, "code_fingerprint": "ef" * 32, "lock": "12" * 32}
     coded = {"sha256": SHA, "dataset_fingerprint": DIGEST, "trainer": "logistic", "parameters": {"C": 1.0}}
     said = plain | {name: json.dumps(value) for name, value in coded.items()}
     tags = {f"throughline.{name}": value for name, value in said.items()}

@@ -9,9 +9,12 @@ import pytest
 
 from tests.support.training_home import write_dataset
 from throughline.experiment import search as searching
+from throughline.experiment import study
 from throughline.experiment.recipe import recipe_of
 from throughline.experiment.request import SearchRequest
 from throughline.experiment.search import search
+from throughline.experiment.space import space_of
+from throughline.experiment.study import open_study
 from throughline.experiment.train import Run
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
@@ -64,14 +67,13 @@ def test_a_search_leaves_its_trials_and_a_plot_and_goes_on_where_it_was_left(set
     assert "Optimization History" in page
 
     # a crash leaves a trial that nobody ends; more trials go on with the same study in the same run
-    spaces = searching.spaces_of(usecase, ["logistic"])
-    name = trials[0].data.tags.get("throughline.search") or client.get_run(found.run_id).data.tags["throughline.search"]
-    searching._study(run, name, spaces, RANDOM, seed=1).ask()
+    name = client.get_run(found.run_id).data.tags["throughline.search"]
+    open_study(run, name, space_of(usecase, ["logistic"]), RANDOM, seed=1).ask()
     again = search(run, usecase, ["logistic"], dataset, RANDOM.model_copy(update={"trials": 5}))
     assert again.run_id == found.run_id
     assert len(children(settings, usecase, found.run_id)) == 5
     assert client.get_run(found.run_id).info.status == "FINISHED"
-    assert any(event.get("note") == "goes on after 3 trials" for event in told)
+    assert any(event.get("note") == "resumed after 3 trials" for event in told)
 
 
 def test_a_search_never_sees_the_weeks_of_the_evaluation(settings, usecase, dataset, monkeypatch):
@@ -92,7 +94,7 @@ def test_trials_that_do_worse_than_others_are_ended_and_none_that_ends_well_is_o
 ):
     import optuna
 
-    monkeypatch.setattr(searching, "_pruner", lambda name: optuna.pruners.ThresholdPruner(upper=0.0))
+    monkeypatch.setattr(study, "_pruner", lambda name: optuna.pruners.ThresholdPruner(upper=0.0))
     small = usecase.model_copy(
         update={
             "trainers": {

@@ -8,8 +8,10 @@ from dagster import AssetKey, AssetSpec, materialize
 
 from assets.experiments import experiments
 from assets.resources import RecordIOManager
+from assets.training import RequestConfig
 from tests.graph.test_release import error_of
 from tests.support.training_home import START, write_dataset
+from throughline.experiment.request import SearchRequest, TrainingRequest
 from throughline.featurestore.dataset import NOTE
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
@@ -40,3 +42,12 @@ def test_rows_that_the_declared_evaluation_cannot_judge_are_not_trained_on(setti
     assert not result.success
     assert usecase.evaluation.simple_rule.feature in error_of(result)
     assert f"which dataset {asked['table']} does not have" in error_of(result)
+
+
+def test_the_run_config_of_an_experiment_has_every_field_of_a_request_but_the_use_case() -> None:
+    assert RequestConfig.model_fields.keys() == TrainingRequest.model_fields.keys() - {"usecase"}
+    search = SearchRequest(trials=3, sampler="grid", pruner="none", parallel=2, select_features=True)
+    request = TrainingRequest(usecase="u", trainer="mlp", parameters={"lr": 0.1}, as_of="2013-03-15", search=search)
+    config = RequestConfig(**request.model_dump(mode="json", exclude={"usecase"}, exclude_none=True))
+    assert TrainingRequest(usecase="u", **config.model_dump()) == request
+    assert TrainingRequest(usecase="u", **RequestConfig().model_dump()) == TrainingRequest(usecase="u")

@@ -53,7 +53,7 @@ class Kept:
 
     def version(self, model: ModelReference) -> Registered:
         self._answer()
-        said = {"sha256": SHA, "dataset_fingerprint": DIGEST, "revision": COMMIT, "code_fingerprint": "ef" * 32,
+        said = {"sha256": SHA, "dataset_fingerprint": DIGEST, "commit": COMMIT, "code_fingerprint": "ef" * 32,
                 "lock": "12" * 32, "trainer": "logistic", "parameters": {"C": 1.0}}  # fmt: skip
         return Registered(model=model, run_id=RUN, registered_at=NOW, said=said)
 

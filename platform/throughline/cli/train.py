@@ -1,72 +1,73 @@
-"""`throughline train | jobs | reproduce`: a person's words for trainings.
+"""`throughline train`: a training request from options.
 
-Owns: options, tables, JSON. Does not own: what is done with them (`throughline.graph.jobs`, `experiment/`).
+Owns: options. Does not own: the request (`experiment/request.py`), how it travels (`graph/jobs.py`).
 """
 
 from __future__ import annotations
 
 import json
-import time
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
-from throughline.cli.arguments import Model
-from throughline.cli.output import console, emit, follow_run, out
-from throughline.foundation.errors import ThroughlineError
+from throughline.cli.jobs import AsJson, fields_of
+from throughline.cli.output import emit, follow_run, out
 from throughline.foundation.settings import load_settings
+from throughline.graph.jobs import JobRun, SearchRequest, TrainingRequest, submit
+from throughline.launch.protocol import WorkerFailed
 
-if TYPE_CHECKING:
-    from throughline.graph.client import JobRun
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-app = typer.Typer(invoke_without_command=True)
+def _help(name: str, of: type[SearchRequest | TrainingRequest] = TrainingRequest) -> str:
+    """The field's own description, so that it is written once."""
+    return of.model_fields[name].description or ""
+
+
+def _of_search(name: str) -> Any:
+    return typer.Option(help=f"Of a search: {_help(name, SearchRequest)}")
 
 
 def train(
-    usecase: Annotated[str, typer.Argument(help="A declared use case: a name under usecases/.")],
-    trainer: Annotated[str | None, typer.Option(help="A declared trainer; with --search also auto.")] = None,
-    values: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter; MEMBER.NAME of an ensemble's.")
+    usecase: Annotated[str, typer.Argument(help=_help("usecase"))],
+    trainer: Annotated[str | None, typer.Option(help=_help("trainer"))] = None,
+    parameters: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=_help("parameters"))
     ] = None,
-    as_of: Annotated[str | None, typer.Option(help="Train on what was known then: a local day, or an instant.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Fingerprint of an earlier dataset.")] = None,
-    table: Annotated[str | None, typer.Option(help="USECASE/training/dataset@VERSION.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Train with the code of this git revision.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Train also when nothing has changed.")] = False,
-    search: Annotated[int, typer.Option(metavar="TRIALS", help="Search for parameters first.")] = 0,
-    sampler: Annotated[str, typer.Option(help="Of a search: tpe, random, grid or cmaes.")] = "tpe",
-    pruner: Annotated[str, typer.Option(help="Of a search: median, hyperband, asha or none.")] = "median",
-    parallel: Annotated[int, typer.Option(help="Of a search: trials at once, within the machine's cores.")] = 1,
-    select_features: Annotated[
-        bool, typer.Option(help="Of a search: first leave out what later weeks do not need.")
-    ] = False,
+    as_of: Annotated[str | None, typer.Option(help=_help("as_of"))] = None,
+    dataset: Annotated[str | None, typer.Option(help=_help("dataset"))] = None,
+    table: Annotated[str | None, typer.Option(help=_help("table"))] = None,
+    commit: Annotated[str | None, typer.Option(help=_help("commit"))] = None,
+    force: Annotated[bool, typer.Option("--force", help=_help("force"))] = False,
+    search: Annotated[int, typer.Option(metavar="TRIALS", help=_help("search"))] = 0,
+    sampler: Annotated[str, _of_search("sampler")] = "tpe",
+    pruner: Annotated[str, _of_search("pruner")] = "median",
+    parallel: Annotated[int, _of_search("parallel")] = 1,
+    select_features: Annotated[bool, _of_search("select_features")] = False,
     wait: Annotated[bool, typer.Option(help="Stay until it has ended; Ctrl-C leaves it running.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Train a model version and evaluate it on the weeks held out. Nothing is released by it."""
-    from pydantic import ValidationError
-
-    from throughline.graph.jobs import SearchRequest, TrainingRequest, submit
-    from throughline.launch.protocol import WorkerFailed
-
     settings = load_settings()
+    searched = {
+        "trials": search,
+        "sampler": sampler,
+        "pruner": pruner,
+        "parallel": parallel,
+        "select_features": select_features,
+    }
+    given = {
+        "usecase": usecase,
+        "trainer": trainer,
+        "parameters": dict(map(_assignment, parameters or [])),
+        "as_of": as_of,
+        "dataset": dataset,
+        "table": table,
+        "commit": commit,
+        "force": force,
+        "search": searched if search else None,
+    }
     try:
-        asked = SearchRequest(
-            trials=search, sampler=sampler, pruner=pruner, parallel=parallel, select_features=select_features
-        ) if search else None  # fmt: skip
-        request = TrainingRequest(
-            usecase=usecase,
-            trainer=trainer,
-            parameters=dict(map(_assignment, values or [])),
-            as_of=as_of,
-            dataset=dataset,
-            table=table,
-            revision=revision,
-            force=force,
-            search=asked,
-        )
+        request = TrainingRequest.model_validate(given)
         job = submit(request, settings)
     except ValidationError as error:
         raise typer.BadParameter(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
@@ -75,99 +76,8 @@ def train(
     if not wait:
         emit(as_json, {"job": job.run_id}, lambda: out().print(f"job {job.run_id}: `throughline jobs logs` follows it"))
         return
-    outcome = follow_run(job.graph, settings, job.run_id)
-    if not outcome.succeeded:
-        cause = outcome.errors[0] if outcome.errors else f"the run ended as {outcome.status}"
-        raise ThroughlineError(f"{usecase} was not trained: {cause} (`throughline jobs logs {job.run_id}`).")
-    state = job.state()
-    emit(as_json, _told(state), lambda: _show_result(state))
-
-
-def reproduce(
-    model: Model,
-    as_json: AsJson = False,
-) -> None:
-    """Rebuild a version from the registry's record alone, and compare. Registers nothing."""
-    from throughline.experiment.reproduce import reproduce as rebuild
-    from throughline.experiment.train import Run
-
-    settings = load_settings()
-    with console.status(f"rebuilding {model}") as status:
-
-        def show(event: dict[str, Any]) -> None:
-            status.update(f"rebuilding {model}: {event['event']} {event.get('epoch', '')}")
-
-        found = rebuild(Run(settings, on_event=show), model)
-
-    def table() -> None:
-        verdict = "identical" if found.identical else "agrees within the tolerance" if found.agrees else "DIFFERS"
-        out().print(
-            f"[bold]{model}[/]: {verdict}, digest {found.digest[:12]} (registered {found.registered_digest[:12]})"
-        )
-        for key, values in found.metrics.items():
-            out().print(f"  {key}: registered {values.registered}, rebuilt {values.rebuilt}")
-        out().print(f"  revision {found.revision[:12]}, lock {found.lock}")
-        for note in found.notes:
-            out().print(f"  {note}")
-
-    emit(as_json, found.model_dump(mode="json"), table)
-    if not found.agrees:
-        raise typer.Exit(1)
-
-
-@app.callback()
-def jobs(context: typer.Context, limit: int = typer.Option(20, min=1), as_json: AsJson = False) -> None:
-    """List the newest trainings; `jobs logs ID` follows one, `jobs cancel ID` ends it; the ID's beginning is enough."""
-    if context.invoked_subcommand is not None:
-        return
-    from rich.table import Table
-
-    from throughline.graph.jobs import jobs as newest
-
-    found = newest(load_settings(), limit)
-
-    def table() -> None:
-        shown = Table("job", "what", "state", "submitted (UTC)", "took", "model", "AUC", "log loss", box=None)
-        for run in found:
-            told = _told(run)
-            shown.add_row(
-                run.run_id[:8],
-                run.job,
-                run.status.lower(),
-                f"{datetime.fromtimestamp(run.created, UTC):%Y-%m-%d %H:%M:%S}",
-                f"{told['seconds']:.0f} s" if told["seconds"] is not None else "",
-                str(told["model"] or ""),
-                *(f"{told[name]:.4f}" if told[name] is not None else "" for name in ("auc", "log_loss")),
-            )
-        out().print(shown if found else "no training was submitted yet: throughline train USECASE")
-
-    emit(as_json, [_told(run) for run in found], table)
-
-
-@app.command()
-def logs(job: str = typer.Argument(metavar="ID")) -> None:
-    """What a training tells, until it has ended."""
-    from throughline.graph.client import Graph, RunEvent
-
-    graph = Graph(load_settings())
-
-    def show(event: RunEvent) -> None:
-        out().print(f"{datetime.fromtimestamp(event.seconds, UTC):%H:%M:%S} {event.message}", markup=False)
-
-    outcome = graph.follow(_whole(job), show, timeout_s=86_400)
-    out().print(outcome.status.lower())
-
-
-@app.command()
-def cancel(job: str = typer.Argument(metavar="ID"), as_json: AsJson = False) -> None:
-    """End a training and all of its workers."""
-    from throughline.graph.client import Graph
-
-    graph, run_id = Graph(load_settings()), _whole(job)
-    graph.cancel(run_id)
-    while not (state := graph.job(run_id)).ended_somehow:
-        time.sleep(0.5)
-    emit(as_json, _told(state), lambda: out().print(f"{run_id[:8]}: {state.status.lower()}"))
+    state = job.succeeded(follow_run(job.graph, settings, job.run_id))
+    emit(as_json, fields_of(state), lambda: _show_result(state))
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -181,31 +91,10 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _whole(beginning: str) -> str:
-    from throughline.graph.jobs import jobs as newest
-
-    found = [run.run_id for run in newest(load_settings(), 200) if run.run_id.startswith(beginning)]
-    if len(found) != 1:
-        problem = "no training" if not found else f"{len(found)} trainings"
-        raise ThroughlineError(f"{problem} begin(s) with {beginning}: `throughline jobs` lists them.")
-    return found[0]
-
-
-def _told(run: JobRun) -> dict[str, Any]:
-    names = ("model", "trainer", "auc", "log_loss", "constant_log_loss", "fingerprint", "mlflow_run", "sha256")
-    return {
-        "job": run.run_id,
-        "what": run.job,
-        "status": run.status,
-        "seconds": run.ended - run.started if run.started and run.ended else None,
-        **{name: run.results.get(name) for name in names},
-    }
-
-
 def _show_result(run: JobRun) -> None:
-    told = _told(run)
+    found = fields_of(run)
     out().print(
-        f"[bold]{told['model']}[/] by {told['trainer']}: on the weeks held out AUC {told['auc']:.4f}, "
-        f"log loss {told['log_loss']:.4f} (constant {told['constant_log_loss']:.4f})"
+        f"[bold]{found['model']}[/] by {found['trainer']}: on the weeks held out AUC {found['auc']:.4f}, "
+        f"log loss {found['log_loss']:.4f} (constant {found['constant_log_loss']:.4f})"
     )
-    out().print(f"dataset {told['fingerprint'][:12]}, MLflow run {told['mlflow_run']}")
+    out().print(f"dataset {found['fingerprint'][:12]}, MLflow run {found['mlflow_run']}")

@@ -53,7 +53,7 @@ class CardLineage(Record):
     """What leads from the version back to its code; `unknown` where its tags do not say it."""
 
     run: str
-    revision: str
+    commit: str
     lock: str
     code: str
     sha256: str = Field(description="Of the ONNX file.")
@@ -140,7 +140,7 @@ def card_of(
         parent=evaluation.champion_model,
         lineage=CardLineage(
             run=model.run_id,
-            revision=told("throughline.revision"),
+            commit=told("throughline.commit"),
             lock=told("throughline.lock"),
             code=told("throughline.code_fingerprint"),
             sha256=model.sha256,

@@ -1,6 +1,6 @@
-"""The code's revision: which commit stands in a checkout, and a clean worktree of any commit.
+"""The commit of the code: which one stands in a checkout, and a clean worktree of any of them.
 
-Owns: asking git, worktrees under the home. Does not own: what is run there.
+Owns: git, worktrees in the temporary folder. Does not own: what is run there.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import hashlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,25 +21,25 @@ _DIRTY = "+changes"
 
 
 @dataclass(frozen=True)
-class Revision:
-    """`commit`: None where there is no git; `dirty`: files differ from it. `lock`: digest of the lock file."""
+class Commit:
+    """`digest`: None where there is no git; `dirty`: files differ from it. `lock`: digest of the lock file."""
 
-    commit: str | None
+    digest: str | None
     dirty: bool
     lock: str
 
     def __str__(self) -> str:
-        return f"{self.commit or 'unknown'}{_DIRTY if self.dirty else ''}"
+        return f"{self.digest or 'unknown'}{_DIRTY if self.dirty else ''}"
 
 
-def current_revision(root: Path) -> Revision:
+def current_commit(root: Path) -> Commit:
     """What stands in the checkout at `root`."""
     try:
-        commit = _git(root, "rev-parse", "HEAD")
+        digest = _git(root, "rev-parse", "HEAD")
         dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=normal"))
     except ThroughlineError:
-        commit, dirty = None, False
-    return Revision(commit, dirty, lock_of(root))
+        digest, dirty = None, False
+    return Commit(digest, dirty, lock_of(root))
 
 
 def lock_of(root: Path) -> str:
@@ -48,25 +48,25 @@ def lock_of(root: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else "none"
 
 
-def committed(text: str) -> str:
-    """The commit of a recorded revision. Raises when it was never committed."""
-    if text.endswith(_DIRTY) or text == "unknown":
+def require_committed(recorded: str) -> str:
+    """The commit that was recorded as text. Raises when the code was not committed."""
+    if recorded.endswith(_DIRTY) or recorded == "unknown":
         raise ThroughlineError(
-            f"Its code was not committed (revision {text}): it cannot be rebuilt; train from a committed revision."
+            f"Its code was not committed (commit {recorded}): it cannot be rebuilt; commit before you train."
         )
-    return text
+    return recorded
 
 
 @contextmanager
-def worktree(root: Path, revision: str) -> Iterator[Path]:
-    """A clean checkout of a revision, for the time of the block. Raises when git does not know the revision."""
+def worktree(root: Path, commit: str) -> Generator[Path]:
+    """A clean checkout of a commit, for the time of the block. Raises when git does not know the commit."""
     try:
-        commit = _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+        digest = _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}^{{commit}}")
     except ThroughlineError as error:
-        raise ThroughlineError(f"Revision {revision} is unknown to git in {root}: fetch it, or correct it.") from error
+        raise ThroughlineError(f"Commit {commit} is unknown to git in {root}: fetch it, or correct it.") from error
     folder = Path(tempfile.mkdtemp(prefix="throughline-"))
     try:
-        _git(root, "worktree", "add", "--quiet", "--detach", str(folder / "code"), commit)
+        _git(root, "worktree", "add", "--quiet", "--detach", str(folder / "code"), digest)
         yield folder / "code"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -77,8 +77,8 @@ def _git(root: Path, *arguments: str) -> str:
     try:
         done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
     except FileNotFoundError as error:
-        raise ThroughlineError("git is not installed: install it to name, fetch or rebuild revisions.") from error
+        raise ThroughlineError("git is not installed: install it to name, fetch or rebuild commits.") from error
     except subprocess.CalledProcessError as error:
-        said = " ".join(error.stderr.split()) or "without a word"
-        raise ThroughlineError(f"git {arguments[0]} failed in {root}: {said}.") from error
+        output = " ".join(error.stderr.split()) or "no output"
+        raise ThroughlineError(f"git {arguments[0]} failed in {root}: {output}.") from error
     return done.stdout.strip()

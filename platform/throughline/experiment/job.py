@@ -1,7 +1,7 @@
-"""One training as a file, for any revision's code to do: `python -m throughline.experiment.job FILE`.
+"""Work for the code of another commit, done in a clean worktree: `python -m throughline.experiment.job FILE`.
 
-Owns: the file's words, running a job here or in a clean worktree of another revision. Does not own: training
-(`train.py`), finding the dataset. What a job asks is the only interface between two revisions of the code.
+Owns: the file, which is the only interface between two commits of the code, and its process. Does not own: training
+(`train.py`), finding the dataset.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from throughline.experiment.commit import worktree
 from throughline.experiment.recipe import Recipe, code_of, recipe_of
+from throughline.experiment.request import TrainingRequest
 from throughline.experiment.train import Run, fit, train_and_register
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import PROJECT_ROOT, SECRETS, load_settings
@@ -28,54 +30,67 @@ from throughline.usecase import get_usecase
 MODULE = "throughline.experiment.job"
 
 
-class Job(Record):
-    """With `output`: train the very `recipe` into that folder and register nothing."""
+class Training(Record):
+    """Train and register what the request asks for; the result is a `ModelRecord`."""
 
-    usecase: str
+    request: TrainingRequest
     dataset: DatasetRecord
-    trainer: str | None = None
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    recipe: Recipe | None = None
-    output: str | None = None
-    force: bool = False
-    tags: dict[str, str] = Field(default_factory=dict)
+    tags: dict[str, str]
 
 
-class JobResult(Record):
-    model: ModelRecord | None = None
-    code: dict[str, str] = Field(default_factory=dict, description="Fingerprint of each trainer module's code.")
+class Rebuild(Record):
+    """Fit a recipe into the folder `output` and register nothing; the result is a `Code`."""
+
+    recipe: Recipe
+    dataset: DatasetRecord
+    output: str
+
+
+class Code(Record):
+    """Trainer module -> fingerprint of its code at the commit."""
+
+    modules: dict[str, str]
 
 
 class _File(Record):
-    job: Job
+    work: Training | Rebuild
     settings: dict[str, Any]
     result: str
 
 
-def run_job(run: Run, job: Job) -> JobResult:
-    """Do the job with the code that stands here."""
-    usecase = get_usecase(job.usecase)
-    if job.output is None:
-        recipe = job.recipe or recipe_of(run.settings, usecase, job.trainer, job.parameters)
-        return JobResult(model=train_and_register(run, usecase, job.dataset, recipe, job.tags, job.force))
-    if job.recipe is None:
-        raise ThroughlineError("A job with an output folder names its recipe.")
-    fit(run, job.dataset, job.recipe, Path(job.output))
-    modules = {recipe.module for recipe in (job.recipe, *job.recipe.members)}
-    return JobResult(code={module: code_of(module) for module in sorted(modules)})
+def train_here(run: Run, request: TrainingRequest, dataset: DatasetRecord, tags: Mapping[str, str]) -> ModelRecord:
+    """Train and register with the code of this checkout; of the request its trainer, parameters and `force` count."""
+    usecase = get_usecase(request.usecase)
+    recipe = recipe_of(run.settings, usecase, request.trainer, request.parameters)
+    return train_and_register(run, usecase, dataset, recipe, tags, request.force)
 
 
-def run_job_at(run: Run, job: Job, revision: str) -> JobResult:
-    """Do the job with a revision's code, in a clean worktree that is gone afterwards.
+def train_at(
+    run: Run, commit: str, request: TrainingRequest, dataset: DatasetRecord, tags: Mapping[str, str]
+) -> ModelRecord:
+    """Train and register with the code of a commit."""
+    return ModelRecord.model_validate_json(
+        _run_at(run, commit, Training(request=request, dataset=dataset, tags=dict(tags)))
+    )
 
-    Its packages are those of this environment. Raises when the revision is older than jobs are.
+
+def rebuild_at(run: Run, commit: str, recipe: Recipe, dataset: DatasetRecord, output: Path) -> dict[str, str]:
+    """Fit a recipe with the code of a commit: leaves model.onnx and report.json in `output`.
+
+    Returns the fingerprint of each trainer module's code at that commit.
     """
-    with worktree(PROJECT_ROOT, revision) as code, tempfile.TemporaryDirectory(prefix="throughline-") as folder:
+    work = Rebuild(recipe=recipe, dataset=dataset, output=str(output))
+    return Code.model_validate_json(_run_at(run, commit, work)).modules
+
+
+def _run_at(run: Run, commit: str, work: Training | Rebuild) -> str:
+    """The result's JSON. Packages are those of this environment. Raises for a commit without this module."""
+    with worktree(PROJECT_ROOT, commit) as code, tempfile.TemporaryDirectory(prefix="throughline-") as folder:
         if not (code / "platform" / "throughline" / "experiment" / "job.py").exists():
-            raise ThroughlineError(f"Revision {revision} is older than `throughline train`: take a newer one.")
+            raise ThroughlineError(f"Commit {commit} is older than `throughline train`: take a newer one.")
         file, result = Path(folder) / "job.json", Path(folder) / "result.json"
         settings = run.settings.model_dump(mode="json", exclude=set(SECRETS), exclude_none=True)
-        file.write_text(_File(job=job, settings=settings, result=str(result)).model_dump_json())
+        file.write_text(_File(work=work, settings=settings, result=str(result)).model_dump_json())
         spec = LaunchSpec(
             module=MODULE,
             parameters=file,
@@ -86,22 +101,30 @@ def run_job_at(run: Run, job: Job, revision: str) -> JobResult:
             env={"PYTHONPATH": os.pathsep.join([str(code / "platform"), str(code)])},
         )
         run.launchers["single"].run(spec, run.on_event, run.cancelled)
-        return JobResult.model_validate_json(result.read_text())
+        return result.read_text()
+
+
+def _do(run: Run, work: Training | Rebuild) -> ModelRecord | Code:
+    if isinstance(work, Training):
+        return train_here(run, work.request, work.dataset, work.tags)
+    fit(run, work.dataset, work.recipe, Path(work.output))
+    modules = {recipe.module for recipe in (work.recipe, *work.recipe.members)}
+    return Code(modules={module: code_of(module) for module in sorted(modules)})
 
 
 def main(arguments: list[str]) -> int:
-    """The process boundary: events on standard output, one line for what went wrong."""
+    """The process boundary: events on standard output, one line for a failure."""
 
     def emit(event: dict[str, Any]) -> None:
         sys.stdout.write(json.dumps(event, default=str) + "\n")
         sys.stdout.flush()
 
     try:
-        asked = _File.model_validate_json(Path(arguments[0]).read_text())
-        run = Run(load_settings(**asked.settings), on_event=emit)
-        Path(asked.result).write_text(run_job(run, asked.job).model_dump_json())
+        file = _File.model_validate_json(Path(arguments[0]).read_text())
+        run = Run(load_settings(**file.settings), on_event=emit)
+        Path(file.result).write_text(_do(run, file.work).model_dump_json())
     except ValidationError as error:
-        emit({"event": "error", "message": f"This revision does not understand the job: {error.errors()[0]['msg']}"})
+        emit({"event": "error", "message": f"This commit cannot read the job: {error.errors()[0]['msg']}"})
         return 1
     except ThroughlineError as error:
         emit({"event": "error", "message": str(error), "reason": getattr(error, "reason", "bad_data")})

@@ -1,12 +1,12 @@
-"""Preparing a training dataset: which of its rows are trained on, and what is learned from them once for all workers.
+"""Preparing a training dataset, once for all workers: training and validation rows, and the preprocessing.
 
-Owns: the time rule, the validation rows, the name under which prepared rows are kept.
+Owns: the time rule, the validation rows, the name of the folder.
 Does not own: how the dataset was made (`featurestore/dataset.py`), the files' format (`prepared.py`).
 
-Trained on are rows whose prediction time *and* label time are before the holdout begins: what could have been trained
-on at that instant, and no row's label shares hours with the holdout. Validation is whole UTC days drawn by seed, one
-in twenty: it shows whether the fit goes well and is no forecast of quality, because days around it are trained on. A
-search, which must choose by later weeks, names an instant instead, from which on all rows are validation.
+Training rows have their prediction time *and* their label time before the holdout: what could have been trained on at
+that instant, and no label shares hours with the holdout. Validation rows are whole UTC days drawn by seed, one in
+twenty: they show whether the fit goes well and are no forecast of quality, because the days around them are trained
+on. A search chooses by later weeks: it names an instant, and all rows from it on are validation.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ VALIDATION_ONE_DAY_IN = 20
 
 
 def prepare(root: Path, dataset: DatasetRecord, seed: int, validation_from: datetime | None = None) -> Path:
-    """The folder under `root` with the dataset's prepared rows, made if it is not there; several may ask at once.
+    """The folder under `root` with the dataset's prepared rows, made if it is not there; safe for concurrent callers.
 
     Raises `ThroughlineError` when there is nothing to learn from.
     """
@@ -51,7 +51,7 @@ def prepare(root: Path, dataset: DatasetRecord, seed: int, validation_from: date
         try:
             draft.rename(folder)
         except OSError:
-            if not (folder / FACTS).exists():  # otherwise somebody else was faster with the same content
+            if not (folder / FACTS).exists():  # otherwise a concurrent caller made the same content
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -81,7 +81,7 @@ def split_rows(
         train, validation = usable.filter(early), usable.filter(pl.col("prediction_time") >= validation_from)
     if train["label"].n_unique() < 2:
         found = f"all {train.height} training rows have the label {train['label'][0]}" if train.height else "no row"
-        raise ThroughlineError(f"{where}: {found}: there is nothing to tell apart; take more days.")
+        raise ThroughlineError(f"{where}: {found}: there is nothing to learn; take more days.")
     return train, validation
 
 

@@ -1,6 +1,6 @@
-"""A recipe: all that decides what comes out of a training, beside its rows. Pure but for reading our own source.
+"""A recipe: everything but the rows that decides the model. Pure but for reading our own source.
 
-Owns: which values may be overridden, what counts for identity. Does not own: running it (`train.py`).
+Owns: which values may be overridden, what is in the fingerprint. Does not own: running it (`train.py`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import platform
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -21,14 +21,14 @@ from throughline.foundation.settings import Settings
 from throughline.records import Record
 from throughline.usecase import Trainer, UseCase
 
-# What decides which rows a trainer is given, beside its own code.
+# Decides which rows a trainer is given.
 _PREPARATION = "throughline.experiment.prepare"
 OUR_PLATFORM = "throughline"
 
 
 class Recipe(Record):
-    """Two trainings of one recipe on the same rows give the same model, bit by bit on CPUs (not: elastic ones whose
-    number of workers changed)."""
+    """Trainings of one recipe on the same rows give the same model; on CPUs bit by bit, unless an elastic one changed
+    its number of workers."""
 
     trainer: str = Field(description="Its name in the declaration.")
     module: str
@@ -36,7 +36,7 @@ class Recipe(Record):
     processes: int
     min_processes: int | None = None
     threads: int
-    precision: str
+    precision: Literal["float32", "bfloat16"]
     parameters: dict[str, Any] = Field(description="All of them, defaults included.")
     code: str = Field(description="Fingerprint of the module and of all it imports from us.")
     preparation: str = Field(description="Fingerprint of what chooses and orders the rows.")
@@ -52,7 +52,7 @@ class Recipe(Record):
         return combine(self.model_dump_json(exclude={"trainer"}))
 
     def on(self, dataset_fingerprint: str) -> str:
-        """Fingerprint of this recipe applied to a dataset."""
+        """Fingerprint of a training: this recipe on a dataset."""
         return combine(dataset_fingerprint, self.fingerprint)
 
 
@@ -61,7 +61,7 @@ def recipe_of(
 ) -> Recipe:
     """The declared trainer with `overrides`: a parameter's name, or MEMBER.NAME for one of a member's.
 
-    Raises one line for a trainer nobody declared, an unknown parameter, a value out of range.
+    Raises one line for an undeclared trainer, an unknown parameter, a value out of range.
     """
     name = trainer or usecase.trainer
     if name not in usecase.trainers:

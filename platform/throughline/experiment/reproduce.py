@@ -1,4 +1,4 @@
-"""Rebuilding a model version from its number alone, and saying how alike it came out.
+"""Rebuilding a model version from its number alone, and comparing the two.
 
 Owns: what is compared, and when two models count as the same. Does not own: training (`train.py`), worktrees.
 """
@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from pydantic import Field
 
-from throughline.experiment.commit import committed, lock_of
-from throughline.experiment.job import Job, JobResult, run_job_at
+from throughline.experiment.commit import lock_of, require_committed
+from throughline.experiment.job import rebuild_at
 from throughline.experiment.recipe import Recipe
 from throughline.experiment.spec import MODEL_FILE, REPORT_FILE, TrainingReport
 from throughline.experiment.train import DATASET_FILE, RECIPE_FILE, Run
@@ -44,15 +44,15 @@ class Reproduction(Record):
     digest: str = Field(description="SHA-256 of the rebuilt ONNX file.")
     registered_digest: str
     metrics: dict[str, Compared]
-    revision: str
+    commit: str
     lock: str = Field(description="same, or differs: the packages installed here against those of the version.")
     notes: list[str] = Field(default_factory=list)
 
 
 def reproduce(run: Run, model: ModelReference) -> Reproduction:
-    """Rebuild a version in a clean worktree of its revision, from the registry's record alone; registers nothing.
+    """Rebuild a version in a clean worktree of its commit, from the registry's record alone; registers nothing.
 
-    Raises one line when the record is not enough: data gone or changed, code never committed or changed.
+    Raises one line when the record is not enough: data gone or changed, code not committed or changed.
     """
     record = models.get(run.settings, model)
     tags = models.provenance_of(run.settings, record).tags
@@ -61,16 +61,15 @@ def reproduce(run: Run, model: ModelReference) -> Reproduction:
         dataset = _kept(run, record.run_id, DATASET_FILE, DatasetRecord, work)
         recipe = _kept(run, record.run_id, RECIPE_FILE, Recipe, work)
         before = _kept(run, record.run_id, REPORT_FILE, TrainingReport, work)
-        revision = committed(tags.get("throughline.revision", "unknown"))
+        commit = require_committed(tags.get("throughline.commit", "unknown"))
         if (found := fingerprint_at_version(dataset)) != record.dataset_fingerprint:
             raise ThroughlineError(
                 f"{dataset.table} has fingerprint {found[:12]}, {record.reference} was trained on "
                 f"{record.dataset_fingerprint[:12]}: the table was changed; build that dataset again."
             )
-        run.tell("reproduce", model=str(record.reference), revision=revision[:12], trainer=recipe.trainer)
+        run.report("reproduce", model=str(record.reference), commit=commit[:12], trainer=recipe.trainer)
         output = work / "rebuilt" / "output"
-        job = Job(usecase=model.name, dataset=dataset, recipe=recipe, output=str(output))
-        _require_same_code(recipe, run_job_at(run, job, revision), record.reference)
+        _require_same_code(recipe, rebuild_at(run, commit, recipe, dataset, output), record.reference)
         after = TrainingReport.model_validate_json((output / REPORT_FILE).read_text())
         digest = sha256_of(output / MODEL_FILE)
     changed_size = bool(before.interruptions)
@@ -88,18 +87,18 @@ def reproduce(run: Run, model: ModelReference) -> Reproduction:
             key: Compared(registered=getattr(before, key), rebuilt=getattr(after, key))
             for key in ("validation_log_loss", "validation_auc")
         },
-        revision=revision,
+        commit=commit,
         lock="same" if same_lock else "differs",
         notes=notes,
     )
 
 
-def _require_same_code(recipe: Recipe, found: JobResult, reference: ModelReference) -> None:
-    changed = [part.module for part in (recipe, *recipe.members) if found.code.get(part.module) != part.code]
+def _require_same_code(recipe: Recipe, found: dict[str, str], reference: ModelReference) -> None:
+    changed = [part.module for part in (recipe, *recipe.members) if found.get(part.module) != part.code]
     if changed:
         raise ThroughlineError(
-            f"{', '.join(changed)} at the revision of {reference} is not the code it was trained with: "
-            "files that git ignores, or a revision that was rewritten."
+            f"{', '.join(changed)} at the commit of {reference} is not the code it was trained with: "
+            "git ignored a file of it, or history was rewritten."
         )
 
 
@@ -108,7 +107,7 @@ def _close(one: float | None, other: float | None) -> bool:
 
 
 def _kept(run: Run, run_id: str, name: str, kind: type[R], folder: Path) -> R:
-    """A file that was kept with the version's run."""
+    """A file of the version's MLflow run."""
     if not artifacts.kept(run.settings, run_id, f"training/{name}"):
         raise ThroughlineError(
             f"Run {run_id} has no training/{name}: the version was registered before this could be rebuilt."

@@ -1,6 +1,7 @@
-"""What a person asks of a training, in their own words, and which rows that means.
+"""A training request: one type from the command line, Python or the launchpad to the worktree of a commit.
 
-Owns: the words, what is refused before anything starts. Does not own: training (`train.py`), how a request travels.
+Owns: its fields, and what is refused before anything starts. Does not own: carrying it out (`submitted.py`). The
+graph's run config and the options' help are made from these fields; a new one is added here.
 """
 
 from __future__ import annotations
@@ -11,77 +12,68 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from throughline.experiment.recipe import recipe_of
-from throughline.featurestore.dataset import LAYER, TABLE, build_dataset, find_dataset
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
-from throughline.records import DatasetRecord, FeatureStoreRecord, Record
+from throughline.records import Record
 from throughline.usecase import UseCase
 
 AUTO = "auto"
 
 
 class SearchRequest(Record):
-    """A search for parameters: how many trials, chosen how, ended early how, how many at once."""
+    """A search for parameters before the training."""
 
-    trials: int = Field(ge=1, le=10_000)
-    sampler: Literal["tpe", "random", "grid", "cmaes"] = "tpe"
-    pruner: Literal["median", "hyperband", "asha", "none"] = "median"
-    parallel: int = Field(1, ge=1)
+    trials: int = Field(ge=1, le=10_000, description="How many trials.")
+    sampler: Literal["tpe", "random", "grid", "cmaes"] = Field("tpe", description="tpe, random, grid or cmaes.")
+    pruner: Literal["median", "hyperband", "asha", "none"] = Field(
+        "median", description="What ends a trial early: median, hyperband, asha or none."
+    )
+    parallel: int = Field(1, ge=1, description="Trials at once, within the machine's cores.")
     select_features: bool = Field(False, description="First leave out features that later weeks do not need.")
 
 
 class TrainingRequest(Record):
-    """At most one of `as_of`, `dataset` and `table` says which rows; none of them: all that is known now."""
+    """At most one of `as_of`, `dataset` and `table` names the rows; none of them: all that is known now."""
 
-    usecase: str
-    trainer: str | None = Field(None, description="A declared one; with a search also `auto`: all of them compete.")
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    as_of: str | None = Field(None, description="A local day (its beginning) or an instant with its zone.")
+    usecase: str = Field(description="A declared use case: a name under usecases/.")
+    trainer: str | None = Field(None, description="A declared trainer; with a search also `auto`: all compete.")
+    parameters: dict[str, Any] = Field(
+        default_factory=dict, description="Over the declared ones; MEMBER.NAME for a parameter of an ensemble's member."
+    )
+    as_of: str | None = Field(None, description="Train on what was known then: a local day, or an instant with zone.")
     dataset: str | None = Field(None, description="Fingerprint of an earlier dataset, or how it begins.")
     table: str | None = Field(None, description="USECASE/training/dataset@VERSION.")
-    revision: str | None = Field(None, description="Train with the code of this git revision.")
+    commit: str | None = Field(None, description="Train with the code of this git commit.")
     force: bool = Field(False, description="Train also when the same recipe was trained on the same rows.")
-    search: SearchRequest | None = None
+    search: SearchRequest | None = Field(None, description="Search for parameters first.")
 
     @model_validator(mode="after")
-    def _one_way_to_name_rows(self) -> TrainingRequest:
+    def _consistent(self) -> TrainingRequest:
         if sum(value is not None for value in (self.as_of, self.dataset, self.table)) > 1:
             raise ValueError("give one of as_of, dataset and table")
         if self.trainer == AUTO and self.search is None:
-            raise ValueError("trainer auto is for a search: say how many trials")
+            raise ValueError("trainer auto is for a search: give the number of trials")
         if self.trainer == AUTO and self.parameters:
             raise ValueError("trainer auto chooses among trainers, each with parameters of its own: set none of them")
-        if self.search and self.revision:
-            raise ValueError("a search runs the code that stands here: search first, then train at the revision")
+        if self.search and self.commit:
+            raise ValueError("a search runs the code of this checkout: search first, then train at the commit")
         return self
 
 
 def check(settings: Settings, usecase: UseCase, request: TrainingRequest, now: datetime) -> None:
-    """Raises one line for what can be known to be wrong before anything is started. `now`: the data clock's."""
+    """Raises one line for what is known to be wrong before anything is started. `now`: the data clock's."""
     if request.as_of is not None:
         as_of_instant(usecase, request.as_of, now)
     if request.table is not None:
-        _table_version(usecase, request.table)
-    # of another revision's parameters this one knows nothing
-    if request.revision is None and request.trainer != AUTO:
+        dataset_version(usecase, request.table)
+    # The parameters of another commit are not known here.
+    if request.commit is None and request.trainer != AUTO:
         recipe_of(settings, usecase, request.trainer, request.parameters)
 
 
-def dataset_for(
-    settings: Settings, usecase: UseCase, request: TrainingRequest, store: FeatureStoreRecord, now: datetime
-) -> DatasetRecord:
-    """The rows a request means; made when it names none that are there."""
-    if request.dataset is not None:
-        return find_dataset(settings, usecase, fingerprint=request.dataset)
-    if request.table is not None:
-        return find_dataset(settings, usecase, version=_table_version(usecase, request.table))
-    as_of = now if request.as_of is None else as_of_instant(usecase, request.as_of, now)
-    return build_dataset(settings, usecase, store, as_of)
-
-
 def as_of_instant(usecase: UseCase, text: str, now: datetime) -> datetime:
-    """The instant (UTC) a person means. Raises for one that is no time, has no zone, or has not come yet."""
+    """The instant (UTC) of a local day or of an instant with its zone. Raises for any other text and for the future."""
     try:
         instant = usecase.day_start(date.fromisoformat(text)) if len(text) <= 10 else datetime.fromisoformat(text)
     except ValueError as error:
@@ -97,8 +89,9 @@ def as_of_instant(usecase: UseCase, text: str, now: datetime) -> datetime:
     return instant
 
 
-def _table_version(usecase: UseCase, text: str) -> int:
-    named, datasets = TableReference.parse(text), f"{usecase.name}/{LAYER}/{TABLE}"
+def dataset_version(usecase: UseCase, text: str) -> int:
+    """The version in USECASE/training/dataset@VERSION. Raises for any other table."""
+    named, datasets = TableReference.parse(text), f"{usecase.name}/training/dataset"
     if named.table != datasets:
         raise ThroughlineError(f"Table {text} is no version of a training dataset: write {datasets}@VERSION.")
     return named.version

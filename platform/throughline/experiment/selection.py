@@ -1,14 +1,13 @@
 """Leaving out features that later weeks do not need, by permutation importance.
 
 Owns: importance and which features are kept. Does not own: training, the weeks (a search names them).
-Importance of a feature: by how much the log loss on the later weeks rises when the feature's values are shuffled among
-their rows (Breiman 2001, section 10); the mean of some shuffles. What does not rise is left out, and the smaller set
-is taken only when a training on it is no worse on those weeks.
+Importance of a feature: the rise of the log loss on the later weeks when the feature's values are shuffled among the
+rows (Breiman 2001, section 10), as the mean of several shuffles. Features without a rise are left out, and the smaller
+set is taken only when a training on it is no worse on those weeks.
 """
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable
 from datetime import datetime
@@ -48,7 +47,7 @@ def importances(
 
 
 def needed(rises: dict[str, float]) -> set[str]:
-    """Features whose loss makes the model worse; the best of them when there is none."""
+    """Features without which the model is worse; the best one when there is none."""
     return {name for name, rise in rises.items() if rise > 0} or {max(rises, key=rises.__getitem__)}
 
 
@@ -56,8 +55,8 @@ def select_features(
     run: Run, recipe: Recipe, dataset: DatasetRecord, validation_from: datetime, run_id: str
 ) -> set[str]:
     """The features that are needed, or all when fewer do worse on rows from `validation_from`."""
-    folder = Path(tempfile.mkdtemp(prefix="throughline-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="throughline-") as scratch:
+        folder = Path(scratch)
         report = fit(run, dataset, recipe, folder / "all", validation_from=validation_from)
         model = ServedModel.load(folder / "all" / MODEL_FILE, report.sha256)
         later = pl.col("prediction_time").is_between(validation_from, dataset.holdout_from, closed="left")
@@ -66,18 +65,12 @@ def select_features(
         rises = importances(model.score, rows, [*dataset.numeric, *dataset.categorical], recipe.seed)
         kept = needed(rises)
         again = fit(run, with_features(dataset, kept), recipe, folder / "fewer", validation_from=validation_from)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    client = client_of(run.settings)
-    client.log_dict(run_id, dict(sorted(rises.items(), key=lambda item: -item[1])), "search/importances.json")
-    better = again.validation_log_loss <= report.validation_log_loss + NO_WORSE
-    run.tell(
-        "selection",
-        kept=len(kept),
-        of=len(rises),
-        log_loss_all=report.validation_log_loss,
-        log_loss_kept=again.validation_log_loss,
-        taken=better,
+    by_rise = dict(sorted(rises.items(), key=lambda item: -item[1]))
+    client_of(run.settings).log_dict(run_id, by_rise, "search/importances.json")
+    with_all, with_fewer = report.validation_log_loss, again.validation_log_loss
+    better = with_all is not None and with_fewer is not None and with_fewer <= with_all + NO_WORSE
+    run.report(
+        "selection", kept=len(kept), of=len(rises), log_loss_all=with_all, log_loss_kept=with_fewer, taken=better
     )
     return kept if better else set(rises)
 

@@ -1,6 +1,6 @@
-"""What a training is told and what it reports: the JSON files between the platform and a trainer.
+"""The JSON files between the platform and a worker: what to train, and the report of it.
 
-Owns: their words. Does not own: how workers are started (`launch/`) or what they do (`training/`).
+Owns: their fields. Does not own: how workers are started (`launch/`) or what they do (`training/`).
 """
 
 from __future__ import annotations
@@ -83,4 +83,4 @@ class TrainingReport(Record):
     device: str = "cpu"
     resumed_at: float | None = Field(None, description="Epochs already done when a checkpoint was taken up.")
     interruptions: list[Interruption] = Field(default_factory=list)
-    notes: dict[str, Any] = Field(default_factory=dict, description="What the trainer itself found worth telling.")
+    notes: dict[str, Any] = Field(default_factory=dict, description="Figures of the trainer's own.")

@@ -1,4 +1,4 @@
-"""Carrying out what somebody submitted: a training, a search and then a training, here or at another revision.
+"""Carrying out a training request: its rows, then a training here, a search and a training, or a training at a commit.
 
 Owns: which of these a request means. Does not own: any of them.
 """
@@ -6,40 +6,39 @@ Owns: which of these a request means. Does not own: any of them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 
-from throughline.experiment.job import Job, run_job, run_job_at
-from throughline.experiment.request import AUTO, TrainingRequest
+from throughline.experiment.job import train_at, train_here
+from throughline.experiment.request import AUTO, TrainingRequest, as_of_instant, dataset_version
 from throughline.experiment.search import search
-from throughline.experiment.train import Run
-from throughline.records import DatasetRecord, ModelRecord
+from throughline.experiment.train import Run, train_and_register
+from throughline.featurestore.dataset import build_dataset, find_dataset
+from throughline.foundation.settings import Settings
+from throughline.records import DatasetRecord, FeatureStoreRecord, ModelRecord
 from throughline.usecase import UseCase
+
+
+def dataset_for(
+    settings: Settings, usecase: UseCase, request: TrainingRequest, store: FeatureStoreRecord, now: datetime
+) -> DatasetRecord:
+    """The rows that a request names; built when it names none that exist. `now`: the data clock's."""
+    if request.dataset is not None:
+        return find_dataset(settings, usecase, fingerprint=request.dataset)
+    if request.table is not None:
+        return find_dataset(settings, usecase, version=dataset_version(usecase, request.table))
+    as_of = now if request.as_of is None else as_of_instant(usecase, request.as_of, now)
+    return build_dataset(settings, usecase, store, as_of)
 
 
 def carry_out(
     run: Run, usecase: UseCase, request: TrainingRequest, dataset: DatasetRecord, tags: Mapping[str, str]
 ) -> ModelRecord:
     """The registered version. A search's best parameters are trained again on all rows before the holdout."""
-    trainer, parameters = request.trainer, request.parameters
-    told = dict(tags)
-    if request.search:
-        names = list(usecase.trainers) if trainer == AUTO else [trainer or usecase.trainer]
-        found = search(run, usecase, names, dataset, request.search, parameters)
-        dataset, recipe = found.dataset, found.recipe
-        told["throughline.search"] = found.run_id
-        job = Job(usecase=usecase.name, dataset=dataset, recipe=recipe, force=request.force, tags=told)
-        return _model(run_job(run, job).model)
-    job = Job(
-        usecase=usecase.name,
-        dataset=dataset,
-        trainer=trainer,
-        parameters=parameters,
-        force=request.force,
-        tags=told,
-    )
-    done = run_job(run, job) if request.revision is None else run_job_at(run, job, request.revision)
-    return _model(done.model)
-
-
-def _model(record: ModelRecord | None) -> ModelRecord:
-    assert record is not None, "a job without an output folder registers"
-    return record
+    if request.commit:
+        return train_at(run, request.commit, request, dataset, tags)
+    if request.search is None:
+        return train_here(run, request, dataset, tags)
+    names = list(usecase.trainers) if request.trainer == AUTO else [request.trainer or usecase.trainer]
+    found = search(run, usecase, names, dataset, request.search, request.parameters)
+    tags = {**tags, "throughline.search": found.run_id}
+    return train_and_register(run, usecase, found.dataset, found.recipe, tags, request.force)

@@ -1,6 +1,6 @@
 """From a training dataset to a registered model version: prepare, launch, register; once for the same recipe and rows.
 
-Owns: the order of these steps, what is tried again, and what is recorded about them. Does not own: any one of them.
+Owns: the order of these steps, retries, and what is recorded about them. Does not own: any one of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from throughline.experiment.commit import Revision, current_revision
+from throughline.experiment.commit import Commit, current_commit
 from throughline.experiment.prepare import prepare
 from throughline.experiment.recipe import Recipe, flat
 from throughline.experiment.spec import (
@@ -47,7 +47,7 @@ DATASET_FILE, RECIPE_FILE = "dataset.json", "recipe.json"
 
 @dataclass(frozen=True)
 class Run:
-    """What a training meets on its way: where workers run, who is told, who may stop it."""
+    """Where trainings run, where their events go, and what may cancel them."""
 
     settings: Settings
     on_event: OnEvent | None = None
@@ -55,7 +55,7 @@ class Run:
     launchers: Mapping[str, Launcher] = field(default_factory=lambda: LAUNCHERS)
     checkpoint_s: float = 5.0
 
-    def tell(self, event: str, **values: Any) -> None:
+    def report(self, event: str, **values: Any) -> None:
         if self.on_event:
             self.on_event({"event": event, **values})
 
@@ -75,15 +75,15 @@ def train_and_register(
     """Train and register the result, or return the version that the same recipe on the same rows already gave.
 
     `tags` go to run and version (the cause of a retraining, the orchestrator's run id); no secrets. Raises
-    `LaunchFailed` when a worker fails for good, with the run FAILED and nothing registered.
+    `LaunchFailed` when the retries are used up; the run is then FAILED and nothing is registered.
     """
     client = client_of(run.settings)
-    identity = recipe.on(dataset.fingerprint)
-    with exclusive(run, identity):
-        if not force and (known := models.with_tag(run.settings, usecase.name, RECIPE_TAG, identity)):
-            run.tell("reused", model=str(known.reference), note="same data, code and parameters; --force trains again")
+    fingerprint = recipe.on(dataset.fingerprint)
+    with exclusive(run, fingerprint):
+        if not force and (known := models.with_tag(run.settings, usecase.name, RECIPE_TAG, fingerprint)):
+            run.report("reused", model=str(known.reference), note="same data, code and parameters; --force trains again")
             return known
-        return _train(run, client, usecase, dataset, recipe, identity, tags or {})
+        return _train(run, client, usecase, dataset, recipe, tags or {})
 
 
 def _train(
@@ -92,26 +92,25 @@ def _train(
     usecase: UseCase,
     dataset: DatasetRecord,
     recipe: Recipe,
-    identity: str,
     tags: Mapping[str, str],
 ) -> ModelRecord:
-    revision = current_revision(PROJECT_ROOT)
-    described = {
+    commit = current_commit(PROJECT_ROOT)
+    tags = {
         **tags,
         "throughline.usecase": usecase.name,
         "throughline.dataset_fingerprint": dataset.fingerprint,
         "throughline.dataset_table": str(dataset.table),
         "throughline.code_fingerprint": recipe.code,
-        "throughline.revision": str(revision),
-        "throughline.lock": revision.lock,
+        "throughline.commit": str(commit),
+        "throughline.lock": commit.lock,
         "throughline.trainer": recipe.trainer,
-        RECIPE_TAG: identity,
+        RECIPE_TAG: recipe.on(dataset.fingerprint),
     }
-    with tracked_run(client, usecase.name, described, flat(recipe)) as run_id:
+    with tracked_run(client, usecase.name, tags, flat(recipe)) as run_id:
         work = run.folder / "runs" / run_id
         work.mkdir(parents=True)
         try:
-            _record(client, run_id, work, dataset, recipe, revision)
+            _keep_inputs(client, run_id, work, dataset, recipe, commit)
             try:
                 report = fit(run, dataset, recipe, work / "output", run_id=run_id)
             finally:
@@ -127,7 +126,7 @@ def _train(
                 trained_until=report.trained_until,
                 trainer=recipe.trainer,
                 parameters=recipe.parameters,
-                tags={**described, "throughline.base_rate": repr(report.base_rate)},
+                tags={**tags, "throughline.base_rate": repr(report.base_rate)},
             )
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -145,23 +144,23 @@ def fit(
 ) -> TrainingReport:
     """Train without registering: leaves model.onnx and report.json in `output`.
 
-    `run_id`: the MLflow run that is told of metrics. `validation_from`: see `prepare.py`. A training that loses a
-    worker is started again and goes on from its last checkpoint.
+    `run_id`: the MLflow run that gets the metrics. `validation_from`: see `prepare.py`. `name`: of a member. A training
+    that loses a worker is started again from its last checkpoint.
     """
     members = []
     for member in recipe.members:
         place = output.with_name(f"{output.name}-{member.trainer}")
-        told = replace(run, on_event=_named(run.on_event, member.trainer))
-        fit(told, dataset, member, place, run_id=run_id, validation_from=validation_from, name=member.trainer)
+        part = replace(run, on_event=_with_member(run.on_event, member.trainer))
+        fit(part, dataset, member, place, run_id=run_id, validation_from=validation_from, name=member.trainer)
         members.append(Member(name=member.trainer, output=str(place)))
     data = prepare(run.folder / "prepared", dataset, recipe.seed, validation_from)
-    _forget_oldest(run.folder / "prepared", data)
+    _remove_oldest(run.folder / "prepared", data)
     checkpoint = run.folder / "checkpoints" / f"{recipe.on(dataset.fingerprint)[:32]}-{data.name}"
-    spec = output.with_name(f"{output.name}-{SPEC_FILE}")
+    file = output.with_name(f"{output.name}-{SPEC_FILE}")
     output.parent.mkdir(parents=True, exist_ok=True)
     # Members share the run's metrics; under one name they would overwrite each other's.
     tracking = Tracking(uri=run.settings.url("mlflow"), run_id=run_id) if run_id and not name else None
-    told = TrainingSpec(
+    spec = TrainingSpec(
         data=str(data),
         parameters=recipe.parameters,
         output=str(output),
@@ -172,11 +171,11 @@ def fit(
         precision=recipe.precision,
         members=members,
     )
-    spec.write_text(told.model_dump_json(indent=2))
+    file.write_text(spec.model_dump_json(indent=2))
     suffix = "-".join(part for part in (run_id or output.parent.name, name) if part)
     launch = LaunchSpec(
         module=recipe.module,
-        parameters=spec,
+        parameters=file,
         processes=recipe.processes,
         min_processes=recipe.min_processes,
         timeout_s=run.settings.step_timeout_s,
@@ -185,7 +184,7 @@ def fit(
     )
     _launch(run, recipe, launch)
     shutil.rmtree(checkpoint, ignore_errors=True)
-    return _report(output)
+    return _load_report(output)
 
 
 def _launch(run: Run, recipe: Recipe, launch: LaunchSpec) -> None:
@@ -197,10 +196,10 @@ def _launch(run: Run, recipe: Recipe, launch: LaunchSpec) -> None:
         except LaunchFailed as failure:
             if failure.reason not in RETRIED or attempt == ATTEMPTS:
                 raise
-            run.tell("retry", attempt=attempt + 1, of=ATTEMPTS, reason=failure.reason)
+            run.report("retry", attempt=attempt + 1, of=ATTEMPTS, reason=failure.reason)
 
 
-def _named(on_event: OnEvent | None, name: str) -> OnEvent | None:
+def _with_member(on_event: OnEvent | None, name: str) -> OnEvent | None:
     return on_event and (lambda event: on_event({"event": event["event"], "member": name, **event}))
 
 
@@ -213,34 +212,34 @@ def exclusive(run: Run, fingerprint: str) -> AbstractContextManager[None]:
         if run.cancelled is not None and run.cancelled():
             raise ThroughlineError("Cancelled while an identical training was running.")
         if not reported:
-            run.tell("waiting", note="an identical training is already running on this machine")
+            run.report("waiting", note="an identical training is already running on this machine")
         reported = True
 
     return locked(run.folder / "locks" / fingerprint, waiting)
 
 
-def _forget_oldest(folder: Path, used: Path) -> None:
-    """Prepared rows can be made again; what was used last stays."""
+def _remove_oldest(folder: Path, used: Path) -> None:
+    """Prepared rows are made again when needed; those used last stay."""
     used.touch()
     by_age = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
     for path in by_age[:-PREPARED_KEPT]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _record(
-    client: MlflowClient, run_id: str, work: Path, dataset: DatasetRecord, recipe: Recipe, revision: Revision
+def _keep_inputs(
+    client: MlflowClient, run_id: str, work: Path, dataset: DatasetRecord, recipe: Recipe, commit: Commit
 ) -> None:
-    """What a version is rebuilt from (`reproduce.py`), kept with the run before anything is started."""
+    """Store with the run what a version is rebuilt from (`reproduce.py`), before anything is started."""
     for name, content in ((DATASET_FILE, dataset), (RECIPE_FILE, recipe)):
         (work / name).write_text(content.model_dump_json(indent=2))
         client.log_artifact(run_id, str(work / name), "training")
-    client.set_tag(run_id, "mlflow.source.git.commit", revision.commit or "unknown")
+    client.set_tag(run_id, "mlflow.source.git.commit", commit.digest or "unknown")
 
 
-def _report(output: Path) -> TrainingReport:
+def _load_report(output: Path) -> TrainingReport:
     try:
         return TrainingReport.model_validate(json.loads((output / REPORT_FILE).read_text()))
     except (OSError, ValueError) as error:
         raise ThroughlineError(
-            f"The trainer ended well but left no valid {REPORT_FILE}: `training.worker` shows what a trainer writes."
+            f"The trainer ended without a valid {output / REPORT_FILE}: end it with `task.write` (training/worker.py)."
         ) from error

@@ -1,11 +1,11 @@
-"""Submitting trainings from Python, without a word of the orchestrator.
+"""Submitting training requests from Python, without knowledge of the orchestrator.
 
-    from throughline.jobs import TrainingRequest, submit
+    from throughline.graph.jobs import TrainingRequest, submit
     job = submit(TrainingRequest(usecase="returns", trainer="lightgbm", parameters={"lr": 0.1}))
     print(job.wait().results["model"])
 
-Owns: how a request travels to the graph and what comes back. Does not own: its words (`experiment/request.py`), what
-is done (`assets/experiments.py`). The command line says the same in options (`cli/train.py`).
+Owns: how a request travels to the graph and what comes back. Does not own: its fields (`experiment/request.py`),
+carrying it out (`assets/experiments.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from throughline.experiment.request import SearchRequest, TrainingRequest, check
 from throughline.foundation.clock import data_clock
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings, load_settings
-from throughline.graph.client import Graph, JobRun, RunEvent
+from throughline.graph.client import Graph, JobRun, RunEvent, RunOutcome
 from throughline.usecase import get_usecase, load_usecases
 
 __all__ = ["Job", "JobRun", "SearchRequest", "TrainingRequest", "jobs", "submit"]
@@ -34,11 +34,14 @@ class Job:
         return self.graph.job(self.run_id)
 
     def wait(self, on_event: Callable[[RunEvent], None] = lambda event: None, timeout_s: float = 86_400) -> JobRun:
-        """Until it has ended, telling each event once. Raises `ThroughlineError` with the cause when it failed."""
-        outcome = self.graph.follow(self.run_id, on_event, timeout_s)
+        """Blocks until it has ended; `on_event` gets each event once. Raises `ThroughlineError` when it failed."""
+        return self.succeeded(self.graph.follow(self.run_id, on_event, timeout_s))
+
+    def succeeded(self, outcome: RunOutcome) -> JobRun:
+        """The results of a run that has ended. Raises `ThroughlineError` with the cause when it failed."""
         if not outcome.succeeded:
-            cause = outcome.errors[0] if outcome.errors else f"it ended as {outcome.status}"
-            raise ThroughlineError(f"Training {self.run_id} did not succeed: {cause}")
+            cause = outcome.errors[0] if outcome.errors else f"the run ended as {outcome.status}"
+            raise ThroughlineError(f"Training failed: {cause} (`throughline jobs logs {self.run_id}`).")
         return self.state()
 
     def cancel(self) -> None:
@@ -46,16 +49,14 @@ class Job:
 
 
 def submit(request: TrainingRequest, settings: Settings | None = None) -> Job:
-    """Start a training. What can be known to be wrong with it is refused at once, before anything is started."""
+    """Start a training. Raises for what is known to be wrong before anything is started."""
     settings = settings or load_settings()
     usecase = get_usecase(request.usecase)
     check(settings, usecase, request, data_clock(settings, usecase.clock_start(settings)).now())
-    said = request.model_dump(exclude={"usecase", "search"}, exclude_none=True)
-    if request.search:
-        said |= request.search.model_dump()
     graph = Graph(settings)
-    config = {"ops": {f"{usecase.name}__experiments__model": {"config": said}}}
-    return Job(graph, graph.launch(job=f"{usecase.name}_train", config=config))
+    config = request.model_dump(mode="json", exclude={"usecase"}, exclude_none=True)
+    ops = {f"{usecase.name}__experiments__model": {"config": config}}
+    return Job(graph, graph.launch(job=f"{usecase.name}_train", config={"ops": ops}))
 
 
 def jobs(settings: Settings | None = None, limit: int = 20) -> list[JobRun]:

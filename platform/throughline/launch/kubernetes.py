@@ -243,6 +243,6 @@ def _resources(given: Resources) -> dict[str, dict[str, str]]:
 
     A CPU limit would hold back a rank that is ahead for a moment, and all others wait for the slowest.
     """
-    cpu = f"{given.cpu:g}" if given.cpu.is_integer() else f"{round(given.cpu * 1000)}m"
+    cpu = f"{given.cpu:g}" if given.cpu % 1 == 0 else f"{round(given.cpu * 1000)}m"
     limits = {"memory": given.memory, **({"nvidia.com/gpu": str(given.gpu)} if given.gpu else {})}
     return {"requests": {"cpu": cpu, **limits}, "limits": limits}

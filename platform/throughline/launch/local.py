@@ -197,13 +197,14 @@ def _run(
             env=_environment(spec),
             start_new_session=True,  # Ctrl-C reaches us, and we end the workers in order
         )
+        stream: IO[bytes] = process.stdout  # ty: ignore[invalid-assignment]  # a pipe was asked for
         try:
-            _follow(process, output, spec, started, cancelled, elastic)
+            _follow(process, stream, output, spec, started, cancelled, elastic)
         finally:
             # Reached on success, failure, deadline, KeyboardInterrupt and whatever a callback raises.
             process.send_signal(signal.SIGTERM)
             process.wait()
-            process.stdout.close()
+            stream.close()
         output.close()
     if process.returncode != 0:
         exits = output.exits or [(0, process.returncode)]
@@ -213,6 +214,7 @@ def _run(
 
 def _follow(
     process: subprocess.Popen,
+    stream: IO[bytes],
     output: _Output,
     spec: LaunchSpec,
     started: float,
@@ -221,7 +223,7 @@ def _follow(
 ) -> None:
     """Read until everybody has closed the output, which is when the guard and all below it have ended."""
     with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
+        selector.register(stream, selectors.EVENT_READ)
         while True:
             if time.monotonic() - started > spec.timeout_s:
                 raise LaunchFailed(
@@ -236,7 +238,7 @@ def _follow(
                 return  # Horovod would start another one in its place, for ever
             if not selector.select(_TICK_S):
                 continue
-            chunk = os.read(process.stdout.fileno(), 65536)
+            chunk = os.read(stream.fileno(), 65536)
             if not chunk:
                 process.wait()
                 return

@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol, get_args
 from throughline.foundation.errors import ThroughlineError
 
 Reason = Literal["lost_worker", "out_of_memory", "bad_data", "bad_parameters", "bad_code", "timeout", "cancelled"]
+_REASONS: Mapping[str, Reason] = {reason: reason for reason in get_args(Reason)}
 # Only what may end otherwise next time is tried again; a machine without memory will have none next time, either.
 RETRIED: frozenset[Reason] = frozenset({"lost_worker"})
 OnEvent = Callable[[dict[str, Any]], None]
@@ -129,8 +130,8 @@ def explain(
         told = errors[0]
     if told:
         worker, text, reason = told
-        known = reason if reason in get_args(Reason) else "bad_code"
-        return LaunchFailed(f"{spec.module}: {text.rstrip('.')} (log: {spec.log}).", known, spec.log, worker)
+        message = f"{spec.module}: {text.rstrip('.')} (log: {spec.log})."
+        return LaunchFailed(message, _REASONS.get(reason, "bad_code"), spec.log, worker)
     if code > 128:
         name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else f"signal {code - 128}"
         if memory_kills and code == 128 + signal.SIGKILL:

@@ -281,10 +281,10 @@ def _dataset(dataset: DatasetRecord | str, version: Registered | str) -> Step:
 def _code(version: Registered | str) -> Step:
     if isinstance(version, str):
         return Step(kind="code", missing=version)
-    revision = version.said.get("revision")
-    missing = None if revision else "the version does not say of which revision its code was"
+    commit = version.said.get("commit")
+    missing = None if commit else "the version does not name the commit of its code"
     facts = {"trainer": version.said.get("trainer"), "lock": version.said.get("lock")}
-    return Step(kind="code", id=revision, version=version.said.get("code_fingerprint"), missing=missing, facts=facts)
+    return Step(kind="code", id=commit, version=version.said.get("code_fingerprint"), missing=missing, facts=facts)
 
 
 def _span(days: set[date]) -> dict[str, Any] | None:

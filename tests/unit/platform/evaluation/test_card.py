@@ -41,7 +41,7 @@ STATEMENT: dict[str, Any] = {
     "sign_off": [{"name": "Ada", "role": "owner", "signed": date(2024, 11, 1)}],
 }
 TAGS = {
-    "throughline.revision": "c0ffee" * 6, "throughline.lock": "10c", "throughline.code_fingerprint": "c0de",
+    "throughline.commit": "c0ffee" * 6, "throughline.lock": "10c", "throughline.code_fingerprint": "c0de",
     "throughline.feature_definitions": "def1", "dagster_run_id": "run-of-dagster", "cause": "drift",
 }  # fmt: skip
 
@@ -224,7 +224,7 @@ def test_what_was_not_had_is_left_out_and_the_card_is_whole(usecase: UseCase, ch
     made = card(usecase, evaluation=evaluation(**changes), events=[], tags={})
     assert render_html(made).rstrip().endswith("</html>")
     assert render_markdown(made).rstrip().endswith("Nothing yet.")
-    assert made.lineage.revision == "unknown"
+    assert made.lineage.commit == "unknown"
 
 
 def test_every_table_in_markdown_has_a_head_and_rows_of_its_width(usecase: UseCase) -> None:

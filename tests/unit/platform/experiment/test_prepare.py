@@ -110,7 +110,7 @@ def test_validation_from_an_instant_is_later_than_anything_known_in_training(bef
     try:
         train, validation = split_rows(table, DATASET, seed, validation_from=instant)
     except ThroughlineError as refusal:
-        assert "nothing to tell apart" in str(refusal)  # noqa: PT017 - an instant before the first rows
+        assert "nothing to learn" in str(refusal)  # noqa: PT017 - an instant before the first rows
         return
     assert max(train["prediction_time"].max(), train["label_available_at"].max()) < instant
     usable = (pl.col("prediction_time") < HOLDOUT) & (pl.col("label_available_at") < HOLDOUT)
@@ -131,7 +131,7 @@ def test_the_order_of_the_table_does_not_matter():
     [
         (frame().head(0), "no row with a known label before the holdout"),
         (frame().filter(pl.col("prediction_time") >= HOLDOUT), "no row with a known label before the holdout"),
-        (frame().with_columns(label=pl.lit(1)), "nothing to tell apart"),
+        (frame().with_columns(label=pl.lit(1)), "nothing to learn"),
         (frame().with_columns(label=pl.lit(2)), "other than 0 and 1"),
         (frame().with_columns(label=pl.lit(None, dtype=pl.Int64)), "other than 0 and 1"),
         (frame().drop("x", "c"), r"lacks column\(s\) x, c"),

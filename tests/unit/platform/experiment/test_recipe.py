@@ -109,26 +109,26 @@ def test_code_is_what_a_module_imports_and_nothing_is_run_to_find_out(code: Path
     assert fingerprint_imports("ours_here.trainer", ["ours_here"]) != before
 
 
-def request(**said: object) -> TrainingRequest:
-    return TrainingRequest(usecase="flight_delay", **said)
+def request(**fields: object) -> TrainingRequest:
+    return TrainingRequest.model_validate({"usecase": "flight_delay", **fields})
 
 
 @pytest.mark.parametrize(
-    ("said", "problem"),
+    ("fields", "problem"),
     [
         ({"as_of": "2013-01-01", "dataset": "abc"}, "one of as_of, dataset and table"),
-        ({"trainer": "auto"}, "say how many trials"),
+        ({"trainer": "auto"}, "give the number of trials"),
         ({"trainer": "auto", "search": {"trials": 2}, "parameters": {"seed": 1}}, "set none of them"),
-        ({"search": SearchRequest(trials=2), "revision": "HEAD"}, "search first"),
+        ({"search": SearchRequest(trials=2), "commit": "HEAD"}, "search first"),
     ],
 )
-def test_requests_that_contradict_themselves_are_refused(said, problem):
+def test_requests_that_contradict_themselves_are_refused(fields, problem):
     with pytest.raises(ValidationError, match=problem):
-        request(**said)
+        request(**fields)
 
 
 @pytest.mark.parametrize(
-    ("said", "problem"),
+    ("fields", "problem"),
     [
         ({"as_of": "2013-04-02"}, "has not come: the data clock stands at 2013-04-01"),
         ({"as_of": "2012-12-31"}, "before the data, which begin on 2013-01-01"),
@@ -140,9 +140,9 @@ def test_requests_that_contradict_themselves_are_refused(said, problem):
         ({"trainer": "mlp", "parameters": {"layers": 3}}, "Parameter layers is unknown"),
     ],
 )
-def test_what_can_be_known_to_be_wrong_is_refused_at_once(settings: Settings, usecase: UseCase, said, problem):
+def test_what_can_be_known_to_be_wrong_is_refused_at_once(settings: Settings, usecase: UseCase, fields, problem):
     with pytest.raises(ThroughlineError, match=problem) as refusal:
-        check(settings, usecase, request(**said), NOW)
+        check(settings, usecase, request(**fields), NOW)
     assert "\n" not in str(refusal.value)
 
 
