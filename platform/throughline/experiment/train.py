@@ -81,7 +81,9 @@ def train_and_register(
     fingerprint = recipe.on(dataset.fingerprint)
     with exclusive(run, fingerprint):
         if not force and (known := models.with_tag(run.settings, usecase.name, RECIPE_TAG, fingerprint)):
-            run.report("reused", model=str(known.reference), note="same data, code and parameters; --force trains again")
+            run.report(
+                "reused", model=str(known.reference), note="same data, code and parameters; --force trains again"
+            )
             return known
         return _train(run, client, usecase, dataset, recipe, tags or {})
 
