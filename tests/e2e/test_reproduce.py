@@ -1,4 +1,4 @@
-"""A version is rebuilt from its number alone: in a repository of its own, so that revisions can be made and changed."""
+"""A version is rebuilt from its number alone: in a repository of its own, whose commits a test can make and change."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from tests.support.training_home import write_dataset
@@ -17,25 +18,31 @@ from throughline.records import DatasetRecord
 
 pytestmark = pytest.mark.e2e
 
-# What a person does, in the repository's own code: the command line needs the whole graph for it.
+# One process for all requests of the test, with the repository's own code: importing it takes seconds.
 SCRIPT = """
 import json, sys
-from throughline.experiment.job import Job, run_job, run_job_at
-from throughline.experiment.recipe import recipe_of
 from throughline.experiment.reproduce import reproduce
+from throughline.experiment.request import TrainingRequest
+from throughline.experiment.submitted import carry_out
 from throughline.experiment.train import Run
-from throughline.records import DatasetRecord
+from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import ModelReference
 from throughline.foundation.settings import load_settings
-told = json.loads(sys.argv[1])
-run = Run(load_settings(home=told["home"], port_base=told["port_base"]))
-if told["do"] == "train":
-    dataset = DatasetRecord.model_validate(told["dataset"])
-    job = Job(usecase="flight_delay", dataset=dataset, trainer=told["trainer"], parameters=told["parameters"])
-    done = run_job(run, job) if told["revision"] is None else run_job_at(run, job, told["revision"])
-    print("RESULT", done.model.model_dump_json())
-else:
-    print("RESULT", reproduce(run, ModelReference("flight_delay", told["version"])).model_dump_json())
+from throughline.records import DatasetRecord
+from throughline.usecase import get_usecase
+run = Run(load_settings(home=sys.argv[1], port_base=int(sys.argv[2])))
+for line in sys.stdin:
+    given = json.loads(line)
+    try:
+        if given["do"] == "train":
+            request = TrainingRequest.model_validate(given["request"])
+            dataset = DatasetRecord.model_validate(given["dataset"])
+            done = carry_out(run, get_usecase(request.usecase), request, dataset, {})
+        else:
+            done = reproduce(run, ModelReference("flight_delay", given["version"]))
+        print("RESULT", done.model_dump_json(), flush=True)
+    except ThroughlineError as error:
+        print("RESULT", json.dumps({"error": str(error)}), flush=True)
 """
 
 
@@ -70,46 +77,39 @@ def dataset(tmp_path_factory) -> DatasetRecord:
 
 
 @pytest.fixture(scope="module")
-def do(repository: Path, home_with_mlflow: Settings) -> Callable[..., dict]:
-    """Run the script in the repository; the result, or the one line that it ended with."""
-    home = {"home": str(home_with_mlflow.home), "port_base": home_with_mlflow.port_base}
+def do(repository: Path, home_with_mlflow: Settings, tmp_path_factory) -> Iterator[Callable[..., dict]]:
+    """Have the script do something; the result, or the one line of its failure under `error`."""
     paths = os.pathsep.join([str(repository / "platform"), str(repository)])
+    log = tmp_path_factory.mktemp("log") / "script.log"
+    with log.open("w") as errors, subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(home_with_mlflow.home), str(home_with_mlflow.port_base)],
+        cwd=repository, env={**os.environ, "PYTHONPATH": paths},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+    ) as process:  # fmt: skip
 
-    def run(do: str, **told: object) -> dict:
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, json.dumps({"do": do, **home, **told})],
-            cwd=repository, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True,
-        )  # fmt: skip
-        results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-        if not results:
-            return {"error": done.stderr.strip().splitlines()[-1]}
-        return json.loads(results[0].removeprefix("RESULT "))
+        def send(do: str, **values: object) -> dict:
+            process.stdin.write(json.dumps({"do": do, **values}) + "\n")
+            process.stdin.flush()
+            for line in process.stdout:
+                if line.startswith("RESULT "):
+                    return json.loads(line.removeprefix("RESULT "))
+            pytest.fail(f"the script ended: {log.read_text()[-2000:]}")
 
-    return run
-
-
-def train(do: Callable[..., dict], dataset: DatasetRecord, trainer: str, revision: str | None = None, **parameters):
-    return do(
-        "train",
-        dataset=dataset.model_dump(mode="json"),
-        trainer=trainer,
-        parameters=parameters,
-        revision=revision,
-    )
+        yield send
+        process.stdin.close()
 
 
-def test_versions_of_different_trainers_are_rebuilt_bit_by_bit_from_their_numbers(do, dataset, repository):
-    made = [
-        train(do, dataset, "lightgbm"),
-        train(do, dataset, "logistic", C=0.5),
-        train(do, dataset, "mlp", epochs=2),  # two workers under horovodrun
-        train(do, dataset, "ensemble", **{"mlp.epochs": 1}),
-    ]
-    # the code goes on meanwhile: a rebuilt version is of its own revision
+def train(do: Callable[..., dict], dataset: DatasetRecord, trainer: str, commit: str | None = None, **parameters):
+    request = {"usecase": "flight_delay", "trainer": trainer, "parameters": parameters, "commit": commit}
+    return do("train", dataset=dataset.model_dump(mode="json"), request=request)
+
+
+def assert_rebuilt_after_the_code_changed(do: Callable[..., dict], repository: Path, models: list[dict]) -> None:
+    """A version is rebuilt with the code of its own commit, whatever came later."""
     trainer = repository / "training" / "trainers" / "logistic.py"
-    trainer.write_text(trainer.read_text() + "\nraise RuntimeError('this revision is broken')\n")
+    trainer.write_text(trainer.read_text() + "\nraise RuntimeError('this commit is broken')\n")
     commit(repository)
-    for model in made:
+    for model in models:
         found = do("reproduce", version=model["version"])
         assert found.get("identical") is True, found
         assert found["digest"] == model["sha256"]
@@ -119,20 +119,41 @@ def test_versions_of_different_trainers_are_rebuilt_bit_by_bit_from_their_number
     git(repository, "revert", "--no-edit", "HEAD")
 
 
-def test_a_training_at_a_revision_runs_that_revisions_code_and_leaves_no_worktree(do, dataset, repository):
+def test_versions_of_different_trainers_are_rebuilt_bit_by_bit_from_their_numbers(do, dataset, repository):
+    made = [
+        train(do, dataset, "logistic", C=0.5),
+        train(
+            do, dataset, "ensemble", **{"mlp.epochs": 1, "lightgbm.n_estimators": 20}
+        ),  # two workers under horovodrun
+    ]
+    assert_rebuilt_after_the_code_changed(do, repository, made)
+
+
+@pytest.mark.drill
+def test_versions_of_every_trainer_are_rebuilt_bit_by_bit_from_their_numbers(do, dataset, repository):
+    made = [
+        train(do, dataset, "lightgbm"),
+        train(do, dataset, "logistic", C=0.5),
+        train(do, dataset, "mlp", epochs=2),  # two workers under horovodrun
+        train(do, dataset, "ensemble", **{"mlp.epochs": 1}),
+    ]
+    assert_rebuilt_after_the_code_changed(do, repository, made)
+
+
+def test_a_training_at_a_commit_runs_that_commits_code_and_leaves_no_worktree(do, dataset, repository):
     old = git(repository, "rev-parse", "HEAD")
     trainer = repository / "training" / "trainers" / "logistic.py"
     trainer.write_text(trainer.read_text() + "\nraise RuntimeError('not this one')\n")
     commit(repository)
-    model = train(do, dataset, "logistic", revision=old, C=0.25)
+    model = train(do, dataset, "logistic", commit=old, C=0.25)
     assert model["trainer"] == "logistic", model
     assert do("reproduce", version=model["version"])["identical"] is True
-    assert "unknown to git" in train(do, dataset, "logistic", revision="no-such-thing")["error"]
+    assert "unknown to git" in train(do, dataset, "logistic", commit="no-such-thing")["error"]
     assert len(git(repository, "worktree", "list").splitlines()) == 1
     git(repository, "revert", "--no-edit", "HEAD")
 
 
-def test_what_cannot_be_rebuilt_is_said_in_one_line(do, dataset, repository):
+def test_a_version_that_cannot_be_rebuilt_is_refused_in_one_line(do, dataset, repository):
     (repository / "usecases" / "note.txt").write_text("not committed")
     model = train(do, dataset, "logistic", C=0.125)
     assert "was not committed" in do("reproduce", version=model["version"])["error"]
@@ -140,8 +161,6 @@ def test_what_cannot_be_rebuilt_is_said_in_one_line(do, dataset, repository):
 
     sound = train(do, dataset, "logistic", C=2.0)
     assert do("reproduce", version=sound["version"])["identical"] is True
-    import polars as pl
-
     rows = pl.read_delta(dataset.path)
     changed = rows.with_columns(wind=pl.col("wind") + 1)
     changed.write_delta(dataset.path, mode="overwrite")  # another version: the recorded one stands

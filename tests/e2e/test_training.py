@@ -65,11 +65,12 @@ def train(
     dataset: DatasetRecord,
     on_event: OnEvent | None = None,
     force: bool = False,
+    trainer: str = "mlp",
     **overrides: Any,
 ) -> ModelRecord:
-    """Two workers under horovodrun, and the parameters declared for them."""
-    recipe = recipe_of(settings, usecase, "mlp", overrides)
-    assert (recipe.launcher, recipe.processes) == ("horovod", 2)
+    """The parameters declared for the trainer; mlp has two workers under horovodrun."""
+    recipe = recipe_of(settings, usecase, trainer, overrides)
+    assert (recipe.launcher, recipe.processes) == ("single", 1) if trainer == "logistic" else ("horovod", 2)
     return train_and_register(
         Run(settings, on_event, checkpoint_s=0), usecase, dataset, recipe, {"cause": "a test"}, force
     )
@@ -108,19 +109,19 @@ def test_the_same_seed_and_world_give_the_same_file_bit_by_bit(trained, settings
     assert again.sha256 == record.sha256
 
 
-def test_the_same_recipe_on_the_same_rows_is_not_trained_again(trained, settings, usecase, dataset):
-    record, _ = trained
+def test_the_same_recipe_on_the_same_rows_is_not_trained_again(settings, usecase, dataset):
+    record = train(settings, usecase, dataset, trainer="logistic")
     before = len(models.versions(settings, usecase.name))
-    told = []
-    again = train(settings, usecase, dataset, told.append)
+    events = []
+    again = train(settings, usecase, dataset, events.append, trainer="logistic")
     assert again.sha256 == record.sha256
-    assert [event["event"] for event in told] == ["reused"]
-    assert told[0]["model"] == str(again.reference)
+    assert [event["event"] for event in events] == ["reused"]
+    assert events[0]["model"] == str(again.reference)
     assert len(models.versions(settings, usecase.name)) == before
     # other rows, other parameters: another recipe
     other = dataset.model_copy(update={"fingerprint": "0" * 64})
-    assert train(settings, usecase, other).version == before + 1
-    assert train(settings, usecase, dataset, seed=7).version == before + 2
+    assert train(settings, usecase, other, trainer="logistic").version == before + 1
+    assert train(settings, usecase, dataset, trainer="logistic", seed=7).version == before + 2
 
 
 def test_an_evaluation_of_the_registered_file_passes_or_fails_by_its_own_numbers(trained, settings, usecase, dataset):
@@ -136,38 +137,41 @@ def test_an_evaluation_of_the_registered_file_passes_or_fails_by_its_own_numbers
 
 
 def test_a_worker_killed_half_way_costs_the_time_since_the_last_checkpoint(trained, settings, usecase, dataset):
-    """The launch is started again, goes on from the checkpoint, and ends bit by bit as if nothing had happened."""
-    told, killed = [], []
+    """The launch is started again from the checkpoint, and its model is bit by bit that of an undisturbed one."""
+    events, killed = [], []
 
     def kill_one(event: dict) -> None:
-        told.append(event)
+        events.append(event)
         if event["event"] == "checkpoint" and not killed:
             killed.extend(workers_of(usecase.trainers["mlp"].module))
             killed[-1].kill()
 
-    long = {"epochs": 12, "batch_size": 64}
+    long = {"epochs": 4, "batch_size": 64}
     interrupted = train(settings, usecase, dataset, kill_one, **long)
     assert len(killed) == 2
-    assert [event["attempt"] for event in told if event["event"] == "retry"] == [2]
-    epochs = [event["epoch"] for event in told if event["event"] == "epoch"]
-    assert epochs == sorted(epochs)  # it did not begin again
+    assert [event["attempt"] for event in events if event["event"] == "retry"] == [2]
+    epochs = [event["epoch"] for event in events if event["event"] == "epoch"]
+    assert epochs == sorted(epochs)  # it did not start from the beginning
     assert train(settings, usecase, dataset, force=True, **long).sha256 == interrupted.sha256
     assert not list((settings.home / "training" / "checkpoints").iterdir())
 
 
-def test_a_worker_that_is_killed_again_and_again_is_one_error_a_failed_run_and_no_version(
+def test_a_worker_that_is_killed_in_every_attempt_is_one_error_a_failed_run_and_no_version(
     trained, settings, usecase, dataset
 ):
+    """Two workers that wait to be killed and load no framework: what is tried again is the launch."""
     before = len(models.versions(settings, usecase.name))
-    killed = []
+    module, killed = "tests.support.waiting_trainer", []
+    waiting = usecase.trainers["mlp"].model_copy(update={"module": module, "parameters": {}})
+    usecase = usecase.model_copy(update={"trainers": {**usecase.trainers, "mlp": waiting}})
 
     def kill_one(event: dict) -> None:
         if event["event"] == "start":
-            killed.extend(workers_of(usecase.trainers["mlp"].module))
+            killed.extend(workers_of(module))
             killed[-1].kill()
 
     with pytest.raises(LaunchFailed, match="SIGKILL") as failure:
-        train(settings, usecase, dataset, kill_one, epochs=500, batch_size=16)
+        train(settings, usecase, dataset, kill_one)
     assert failure.value.reason == "lost_worker"
     assert len(killed) == 2 * ATTEMPTS
     assert not any(p.is_running() for p in killed)
@@ -178,8 +182,8 @@ def test_a_worker_that_is_killed_again_and_again_is_one_error_a_failed_run_and_n
 
 
 def workers_of(module: str) -> list[psutil.Process]:
-    told = [p for p in psutil.Process().children(recursive=True) if module in _command(p)]
-    return [p for p in told if "guard" not in _command(p) and "horovodrun" not in _command(p)]
+    found = [p for p in psutil.Process().children(recursive=True) if module in _command(p)]
+    return [p for p in found if "guard" not in _command(p) and "horovodrun" not in _command(p)]
 
 
 def _command(process: psutil.Process) -> str:
@@ -189,7 +193,7 @@ def _command(process: psutil.Process) -> str:
         return ""
 
 
-def test_a_parameter_nobody_declared_is_refused_before_anything_starts(settings, usecase, dataset):
+def test_an_unknown_parameter_is_refused_before_anything_starts(settings, usecase, dataset):
     with pytest.raises(ThroughlineError, match=r"layers is unknown; known are seed, epochs"):
         train(settings, usecase, dataset, layers=3)
 

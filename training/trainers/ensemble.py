@@ -22,6 +22,7 @@ from throughline.experiment.prepared import Arrays
 from throughline.experiment.spec import MODEL_FILE, REPORT_FILE, Epoch, Member, TrainingReport
 from throughline.foundation.errors import ThroughlineError
 from throughline.launch.protocol import WorkerFailed
+from throughline.models.metrics import log_loss
 from throughline.models.onnx_graph import SCORE, Preprocessing, compose
 from throughline.models.served_model import ServedModel
 from training import worker
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 # What `compose` names its own tensors, before the core.
 _FRONT, _INPUTS = "front/", ("numbers", "codes")
-_NOTHING = 1e-4  # a share below this is one of nothing
-_LEAST = 1e-7  # how near to 0 and 1 a score may come in a loss
+_NOTHING = 1e-4  # a smaller weight is left out
+_LEAST = 1e-7  # scores in a loss keep this distance from 0 and 1
 
 
 class Parameters(CommonParameters):
@@ -75,8 +76,8 @@ def train(task: worker.Task, parameters: Parameters) -> None:
         weights = np.array([given[member.name] for member in members])
     weights = np.where(weights < _NOTHING * weights.sum(), 0, weights)
     weights = weights / weights.sum()
-    counting = np.flatnonzero(weights)  # a member that does not count need not be served
-    fitted = _Ensemble([cores[place] for place in counting], weights[counting])
+    served = np.flatnonzero(weights)
+    fitted = _Ensemble([cores[place] for place in served], weights[served])
     epoch = Epoch(
         epoch=1,
         train_loss=_log_loss(fitted.probability(rows.train), rows.train.labels),
@@ -96,7 +97,7 @@ def _check_names(members: list[Member], parameters: Parameters) -> None:
     if not names:
         raise WorkerFailed("An ensemble without members: name the trained models it is made of.", "bad_parameters")
     if len(set(names)) < len(names):
-        raise WorkerFailed(f"Members {', '.join(names)}: a name is there twice, give each its own.", "bad_parameters")
+        raise WorkerFailed(f"Members {', '.join(names)}: give each a name of its own.", "bad_parameters")
     if parameters.weights is not None and set(parameters.weights) != set(names):
         raise WorkerFailed(
             f"Parameter weights names {', '.join(sorted(parameters.weights)) or 'nobody'}, "
@@ -107,8 +108,8 @@ def _check_names(members: list[Member], parameters: Parameters) -> None:
 
 def best_weights(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Weights, none negative, with sum 1, for which the weighted mean of `scores` [rows, members] has the least
-    log loss. The loss is convex in them: whatever the search begins with, it ends there."""
-    from scipy.optimize import minimize
+    log loss. The loss is convex in them, so that there is one minimum."""
+    from scipy.optimize import minimize  # postpones scipy (0.5 s), which given weights do not need
 
     scores, count = np.asarray(scores, dtype=np.float64), scores.shape[1]
     positive = labels > 0.5
@@ -133,15 +134,14 @@ def best_weights(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _log_loss(scores: np.ndarray, labels: np.ndarray) -> float:
-    scores = np.clip(np.asarray(scores, dtype=np.float64), _LEAST, 1 - _LEAST)
-    return float(-np.mean(np.where(labels > 0.5, np.log(scores), np.log1p(-scores))))
+    return log_loss(np.clip(np.asarray(scores, dtype=np.float64), _LEAST, 1 - _LEAST), labels)
 
 
 class _Core:
     """A member's own part, behind the preprocessing: `(numbers, codes) -> score [rows]`."""
 
     def __init__(self, member: Member, learned: Preprocessing, threads: int) -> None:
-        import onnxruntime
+        import onnxruntime  # postpones onnxruntime
 
         self.model = core_of(_model_of(member), member.name, learned)
         options = onnxruntime.SessionOptions()
@@ -159,11 +159,11 @@ class _Core:
         feeds = {"numbers": rows.numbers, "codes": rows.codes.astype(np.int64)}
         wanted = [value.name for value in self.model.graph.input]
         (scores,) = self._session.run([SCORE], {name: np.ascontiguousarray(feeds[name]) for name in wanted})
-        return scores.astype(np.float64)
+        return np.asarray(scores, np.float64)
 
 
 def _model_of(member: Member) -> onnx.ModelProto:
-    """The member's model file, if it is the one its report speaks of and one that can be served."""
+    """The member's model file. Raises when it is not the file of its report, or not one that can be served."""
     import onnx
 
     folder = Path(member.output)
@@ -172,8 +172,8 @@ def _model_of(member: Member) -> onnx.ModelProto:
         ServedModel.load(folder / MODEL_FILE, report.sha256)
         return onnx.load(str(folder / MODEL_FILE))
     except (OSError, ValidationError, ThroughlineError) as error:
-        told = " ".join(str(error).split())
-        raise WorkerFailed(f"Member {member.name} cannot be used ({told}): train it first.", "bad_data") from error
+        reason = " ".join(str(error).split())
+        raise WorkerFailed(f"Member {member.name} cannot be used ({reason}): train it first.", "bad_data") from error
 
 
 def core_of(model: onnx.ModelProto, name: str, learned: Preprocessing) -> onnx.ModelProto:
@@ -207,7 +207,7 @@ def core_of(model: onnx.ModelProto, name: str, learned: Preprocessing) -> onnx.M
 
 
 def _front_of(model: onnx.ModelProto) -> tuple[list[bytes], list[bytes], list[tuple[str, str]]]:
-    """All that stands before the core, and what the model says of its features."""
+    """All that stands before the core, and the metadata about features."""
     nodes = [
         node.SerializeToString(deterministic=True)
         for node in model.graph.node
@@ -222,7 +222,7 @@ def _front_of(model: onnx.ModelProto) -> tuple[list[bytes], list[bytes], list[tu
 
 
 class _Ensemble:
-    """Members and weights as `training.output` wants them."""
+    """Members and weights as `training.output` takes them."""
 
     def __init__(self, cores: list[_Core], weights: np.ndarray) -> None:
         self._cores = cores
@@ -244,9 +244,14 @@ class _Ensemble:
             for entry in part.opset_import:
                 known = opsets.setdefault(entry.domain, entry.version)
                 if known != entry.version:
-                    told = f"Members have ONNX operators of versions {known} and {entry.version}: train them anew."
-                    raise WorkerFailed(told, "bad_data")
-            constants += [*part.graph.initializer, numpy_helper.from_array(np.float32(weight), f"weight_{place}")]
+                    raise WorkerFailed(
+                        f"Members have ONNX operators of versions {known} and {entry.version}: train them anew.",
+                        "bad_data",
+                    )
+            constants += [
+                *part.graph.initializer,
+                numpy_helper.from_array(np.array(weight, np.float32), f"weight_{place}"),
+            ]
             terms.append(f"share_{place}")
             score = part.graph.output[0].name
             nodes += [*part.graph.node, helper.make_node("Mul", [score, f"weight_{place}"], [terms[-1]])]

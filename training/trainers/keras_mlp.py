@@ -6,8 +6,8 @@ folder (`training.output`), the export of a torch module (`training.export`), wh
 Keras takes its backend when it is imported, one for the whole process. TensorFlow is an extra (docs/scope.md), and
 runs on the CPU only.
 
-What has learned is copied into a twin on the CPU in float32: that is what is validated, compared and exported, also
-after a training on a GPU or in bfloat16.
+The weights are copied into a twin on the CPU in float32, which is validated, compared and exported, also after a
+training on a GPU or in bfloat16.
 """
 
 from __future__ import annotations
@@ -42,19 +42,20 @@ class Parameters(NetworkParameters):
 
 
 def train(task: worker.Task, parameters: Parameters) -> None:
-    # Imports are where they are needed, because they take seconds, which a wrong parameter need not wait for.
     on_torch = parameters.backend == "torch"
     if not on_torch:
         _check_tensorflow(task.spec)
-    # Before all imports: Keras reads it once, when it is imported. TensorFlow imports it, too: were it told PyTorch
-    # then, by a variable of whoever started the process, that would end in a segmentation fault.
+    # Before all imports: Keras reads it once, when it is imported, and TensorFlow imports Keras. With TensorFlow in the
+    # process and PyTorch in an inherited variable that would be a segmentation fault.
     os.environ["KERAS_BACKEND"] = parameters.backend
     cuda = _prepare_torch(task.spec) if on_torch else _prepare_tensorflow(task.spec)
-    import keras
+    import keras  # postpones keras (4 s), which checking parameters does not need
 
     if keras.backend.backend() != parameters.backend:
-        told = f"Keras runs on {keras.backend.backend()} in this process already: start a process for each backend."
-        raise WorkerFailed(told, "bad_code")
+        raise WorkerFailed(
+            f"Keras runs on {keras.backend.backend()} in this process already: start a process for each backend.",
+            "bad_code",
+        )
     keras.utils.set_random_seed(parameters.seed)
     facts, rows = task.rows.facts, task.rows
     policy = "float32" if task.spec.precision == "float32" else f"mixed_{task.spec.precision}"
@@ -70,7 +71,7 @@ def train(task: worker.Task, parameters: Parameters) -> None:
             loss=keras.losses.BinaryCrossentropy(from_logits=True),
             jit_compile=False,
         )
-        teller = _teller(task)
+        reporter = _reporter(task)
         held = len(rows.validation) > 0
         model.fit(
             _inputs(rows.train, facts),
@@ -79,14 +80,14 @@ def train(task: worker.Task, parameters: Parameters) -> None:
             epochs=parameters.epochs,
             validation_data=(_inputs(rows.validation, facts), rows.validation.labels.reshape(-1, 1)) if held else None,
             validation_batch_size=8192,
-            callbacks=[teller],
+            callbacks=[reporter],
             verbose=0,
         )
     with keras.device("cpu"):
         twin = _network(facts, parameters, "float32")
         twin.set_weights(model.get_weights())
         fitted = _FittedOnTorch(twin, facts) if on_torch else _FittedOnTensorFlow(twin, facts)
-        task.write(fitted, teller.epochs, device="cuda" if cuda else "cpu")
+        task.write(fitted, reporter.epochs, device="cuda" if cuda else "cpu")
 
 
 def _prepare_torch(spec: TrainingSpec) -> bool:
@@ -101,16 +102,16 @@ def _check_tensorflow(spec: TrainingSpec) -> None:
     """Raises `WorkerFailed` when TensorFlow is not there, or is to train on a GPU, for which it has no kernels."""
     absent = [name for name in ("tensorflow", "tf2onnx") if importlib.util.find_spec(name) is None]
     if absent:
-        told = f"Parameter backend tensorflow: {' and '.join(absent)} not installed: {INSTALL}"
-        raise WorkerFailed(told, "bad_parameters")
+        message = f"Parameter backend tensorflow: {' and '.join(absent)} not installed: {INSTALL}"
+        raise WorkerFailed(message, "bad_parameters")
     if spec.device == "cuda":
-        told = "Parameter backend tensorflow: it is installed for the CPU only: train on cpu, or on torch."
-        raise WorkerFailed(told, "bad_parameters")
+        message = "Parameter backend tensorflow: it is installed for the CPU only: train on cpu, or on torch."
+        raise WorkerFailed(message, "bad_parameters")
 
 
 def _prepare_tensorflow(spec: TrainingSpec) -> bool:
     """Set TensorFlow up, before anything of it runs. Returns whether to train on a GPU, as for PyTorch: never."""
-    import tensorflow as tf
+    import tensorflow as tf  # ty: ignore[import-not-found]  # an extra
 
     # Within an operator; how operators are interleaved then has no threads to depend on.
     tf.config.threading.set_intra_op_parallelism_threads(spec.threads)
@@ -150,11 +151,11 @@ def _inputs(rows: Arrays, facts: Facts) -> list[np.ndarray]:
     return [*([rows.numbers] if learned.width else []), *([rows.codes] if learned.categorical else [])]
 
 
-def _teller(task: worker.Task) -> Any:
-    """A callback that tells the task of every epoch and keeps them in `epochs`."""
-    import keras
+def _reporter(task: worker.Task) -> Any:
+    """A callback that reports every epoch to the task and keeps them in `epochs`."""
+    import keras  # postpones keras
 
-    class Teller(keras.callbacks.Callback):
+    class Reporter(keras.callbacks.Callback):
         def __init__(self) -> None:
             super().__init__()
             self.epochs: list[Epoch] = []
@@ -163,22 +164,22 @@ def _teller(task: worker.Task) -> Any:
             self.begun = time.monotonic()
 
         def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-            seconds = time.monotonic() - self.begun  # with the validation, which Keras counts in
-            told = Epoch(
+            seconds, losses = time.monotonic() - self.begun, logs or {}  # seconds include the validation
+            report = Epoch(
                 epoch=epoch + 1,
-                train_loss=logs["loss"],
-                validation_loss=logs.get("val_loss"),
+                train_loss=losses["loss"],
+                validation_loss=losses.get("val_loss"),
                 samples_per_s=round(len(task.rows.train) / max(seconds, 1e-9), 1),
                 seconds=round(seconds, 3),
             )
-            task.epoch(told)
-            self.epochs.append(told)
+            task.epoch(report)
+            self.epochs.append(report)
 
-    return Teller()
+    return Reporter()
 
 
 class _FittedOnTorch:
-    """A Keras model `(numbers, codes) -> logits` of PyTorch, on the CPU, as `training.output` wants it."""
+    """A Keras model `(numbers, codes) -> logits` of PyTorch, on the CPU, as `training.output` takes it."""
 
     def __init__(self, model: keras.Model, facts: Facts) -> None:
         self._model = model
@@ -211,21 +212,21 @@ class _FittedOnTorch:
 
 
 class _FittedOnTensorFlow:
-    """A Keras model `(numbers, codes) -> logits` of TensorFlow, on the CPU, as `training.output` wants it."""
+    """A Keras model `(numbers, codes) -> logits` of TensorFlow, on the CPU, as `training.output` takes it."""
 
     def __init__(self, model: keras.Model, facts: Facts) -> None:
         self._model = model
         self._facts = facts
 
     def probability(self, rows: Arrays) -> np.ndarray:
-        import tensorflow as tf
+        import tensorflow as tf  # ty: ignore[import-not-found]  # an extra
 
         inputs = [tf.convert_to_tensor(values) for values in _inputs(rows, self._facts)]
         return tf.sigmoid(self._model(inputs, training=False)).numpy().squeeze(1).astype("float64")
 
     def export(self) -> onnx.ModelProto:
-        import tensorflow as tf
-        import tf2onnx
+        import tensorflow as tf  # ty: ignore[import-not-found]  # an extra
+        import tf2onnx  # ty: ignore[import-not-found]  # an extra
 
         learned = self._facts.preprocessing
         signature = []

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +59,7 @@ class Parameters(CommonParameters):
 
 
 def train(task: worker.Task, parameters: Parameters) -> None:
-    # Here, because it takes a second, which a wrong parameter need not wait for.
-    import lightgbm
+    import lightgbm  # postpones lightgbm (1 s), which checking parameters does not need
 
     rows, learned = task.rows, task.rows.facts.preprocessing
     categories = list(range(learned.width, learned.width + len(learned.categorical)))
@@ -147,14 +146,14 @@ def rounded(booster: lightgbm.Booster) -> lightgbm.Booster:
 
 
 class _FittedTrees:
-    """A booster as `training.output` wants it."""
+    """A booster as `training.output` takes it."""
 
     def __init__(self, booster: lightgbm.Booster, facts: Facts) -> None:
         self._booster = booster
         self._width, self._words = facts.preprocessing.width, len(facts.preprocessing.categorical)
 
     def probability(self, rows: Arrays) -> np.ndarray:
-        return self._booster.predict(_matrix(rows))
+        return np.asarray(self._booster.predict(_matrix(rows)))
 
     def export(self) -> onnx.ModelProto:
         import onnx
@@ -191,7 +190,7 @@ class _FittedTrees:
 
 
 @contextmanager
-def _deep_recursion() -> Iterator[None]:
+def _deep_recursion() -> Generator[None]:
     """The converter goes down a tree by recursion, and a set of categories is as deep as it has members."""
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(max(before, 1_000_000))

@@ -20,6 +20,7 @@ from throughline.experiment.parameters import CommonParameters
 from throughline.experiment.prepared import Arrays, Facts
 from throughline.experiment.spec import Epoch
 from throughline.launch.protocol import WorkerFailed
+from throughline.models.metrics import log_loss
 from throughline.models.onnx_graph import IR_VERSION, OPSET
 from training import worker
 
@@ -36,10 +37,9 @@ class Parameters(CommonParameters):
 
 
 def train(task: worker.Task, parameters: Parameters) -> None:
-    # Here, because it takes a second, which a wrong parameter need not wait for.
+    # postpones scikit-learn (1 s), which checking parameters does not need
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import log_loss
     from threadpoolctl import threadpool_limits
 
     task.start()
@@ -61,11 +61,13 @@ def train(task: worker.Task, parameters: Parameters) -> None:
     fitted = _FittedRegression(model, design)
     iterations, seconds = int(model.n_iter_[0]), time.monotonic() - begun
     task.notes["iterations"] = iterations
-    # The whole fit is one epoch: the solver tells of nothing in between.
+    # The whole fit is one epoch: the solver reports nothing in between.
     epoch = Epoch(
         epoch=1,
-        train_loss=float(log_loss(rows.train.labels, model.predict_proba(matrix)[:, 1])),
-        validation_loss=fitted.loss(rows.validation),
+        train_loss=log_loss(model.predict_proba(matrix)[:, 1], rows.train.labels),
+        validation_loss=log_loss(fitted.probability(rows.validation), rows.validation.labels)
+        if len(rows.validation)
+        else None,
         samples_per_s=round(iterations * len(rows.train) / max(seconds, 1e-9), 1),
         seconds=round(seconds, 3),
     )
@@ -94,7 +96,7 @@ class _Design:
 
 
 class _FittedRegression:
-    """A regression as `training.output` wants it."""
+    """A regression as `training.output` takes it."""
 
     def __init__(self, model: LogisticRegression, design: _Design) -> None:
         self._model = model
@@ -103,22 +105,17 @@ class _FittedRegression:
     def probability(self, rows: Arrays) -> np.ndarray:
         return self._model.predict_proba(self._design.matrix(rows))[:, 1]
 
-    def loss(self, rows: Arrays) -> float | None:
-        from sklearn.metrics import log_loss
-
-        return float(log_loss(rows.labels, self.probability(rows), labels=[0, 1])) if len(rows) else None
-
     def export(self) -> onnx.ModelProto:
         from onnx import TensorProto, helper, numpy_helper
 
-        coefficients, width = np.float32(self._model.coef_[0]), self._design.width
+        coefficients, width = np.asarray(self._model.coef_[0], np.float32), self._design.width
         nodes, inputs, constants = [], [], []
 
         def constant(name: str, value: np.ndarray) -> str:
             constants.append(numpy_helper.from_array(value, name))
             return name
 
-        terms = [constant("intercept", np.float32(self._model.intercept_))]
+        terms = [constant("intercept", np.asarray(self._model.intercept_, np.float32))]
         if width:
             inputs.append(helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["rows", width]))
             slopes = constant("slopes", coefficients[:width].reshape(-1, 1))
@@ -129,11 +126,11 @@ class _FittedRegression:
             inputs.append(helper.make_tensor_value_info("codes", TensorProto.INT64, ["rows", words]))
             # One table for all categories: a code's row is where its category's part starts, plus the code.
             table = constant("table", coefficients[width:])
-            starts = constant("starts", np.int64(self._design.starts[:-1] - width))
+            starts = constant("starts", np.asarray(self._design.starts[:-1] - width, np.int64))
             nodes += [
                 helper.make_node("Add", ["codes", starts], ["places"]),
                 helper.make_node("Gather", [table, "places"], ["of_codes"]),
-                helper.make_node("ReduceSum", ["of_codes", constant("columns", np.int64([1]))], ["by_codes"]),
+                helper.make_node("ReduceSum", ["of_codes", constant("columns", np.array([1], np.int64))], ["by_codes"]),
             ]
             terms.append("by_codes")
         nodes += [helper.make_node("Sum", terms, ["logit"]), helper.make_node("Sigmoid", ["logit"], ["probability"])]
