@@ -1,10 +1,10 @@
-"""`python -m throughline.launch.guard PARENT TELL COMMAND...`: runs a command and leaves none of its processes behind.
+"""`python -m throughline.launch.guard PARENT REPORT COMMAND...`: runs a command and leaves no process of it behind.
 
-PARENT: who must be alive, 0 for anybody. TELL: 1 for an event line with the command's exit code, as soon as it ended;
-its standard error then joins standard output.
-Owns: ending a whole tree of processes, also those that moved to a session of their own or lost their parent (as
-horovodrun's workers do), also when the caller was killed. Standard library and psutil only: it starts in 0.1 s.
-Does not own: what the command is, or what its end means. Linux only (prctl).
+PARENT: the process that must be alive, 0 for any. REPORT: 1 for an event line with the command's exit code as soon as
+it has ended; standard error then joins standard output.
+Owns: ending a whole tree of processes, also those in a session of their own or without a parent (as horovodrun's
+workers are), also when the caller was killed. Does not own: what the command is, or what its end means. Standard
+library and psutil only, so that it starts in 0.1 s. Linux only (prctl).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 GRACE_S = 2.0
 
 
-def main(command: list[str], parent: int, tell: bool) -> int:
+def main(command: list[str], parent: int, report: bool) -> int:
     """Exit code of the command; 128 + n when signal n ended it or us."""
     libc = ctypes.CDLL(None, use_errno=True)
-    # Whoever loses its parent below becomes our child, so that the tree can always be walked from here.
+    # A process below that loses its parent becomes our child, so that the whole tree can be found from here.
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -34,12 +34,12 @@ def main(command: list[str], parent: int, tell: bool) -> int:
     try:
         if parent and os.getppid() != parent:  # it died before prctl could watch it
             return 128 + signal.SIGTERM
-        # Of a worker both streams as one: torchrun brings two in any order, and the last line must be the last.
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT if tell else None)
+        # A worker's two streams as one: torchrun mixes two in any order, and the last line must stay the last.
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT if report else None)
         code = child.wait()
         code = code if code >= 0 else 128 - code
-        if tell:
-            _tell(code)
+        if report:
+            _report(code)
         return code
     except _Stopped as stop:
         return 128 + stop.number
@@ -58,17 +58,17 @@ def _stop(number: int, _frame: object) -> None:
     raise _Stopped(number)
 
 
-def _tell(code: int) -> None:
-    """Which worker ended and how, at once: those around us only tell when all have ended, and each in its own way."""
+def _report(code: int) -> None:
+    """Which worker ended and how, at once: horovodrun and torchrun report only after all have ended."""
     worker = int(os.environ.get("HOROVOD_RANK") or os.environ.get("RANK") or 0)
     try:
         os.write(1, (json.dumps({"event": "exit", "worker": worker, "code": code}) + "\n").encode())
-    except OSError:  # nobody listens any more
+    except OSError:  # the launcher is gone
         return
 
 
 def _end_descendants(child: subprocess.Popen | None) -> None:
-    """SIGTERM to all, then SIGKILL until nobody is left (new ones may appear while we look)."""
+    """SIGTERM to all, then SIGKILL until none is left, because new ones may start meanwhile."""
     me = psutil.Process()
     for process in (first := me.children(recursive=True)):
         _signal(process, signal.SIGTERM)

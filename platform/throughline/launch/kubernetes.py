@@ -45,10 +45,10 @@ def job_name(text: str) -> str:
     """A name that Kubernetes takes, for any text: the text itself where it is one, else a readable part and a hash."""
     if _is_name(text):
         return text
-    # surrogates, which a file name may hold, have a hash, too
-    told = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:10]
-    readable = re.sub(r"[^a-z0-9]+", "-", text.lower()).lstrip("-0123456789")[: LONGEST_NAME - 1 - len(told)]
-    return f"{readable.strip('-') or 'job'}-{told}"
+    # surrogatepass: a file name may hold surrogates
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+    readable = re.sub(r"[^a-z0-9]+", "-", text.lower()).lstrip("-0123456789")[: LONGEST_NAME - 1 - len(digest)]
+    return f"{readable.strip('-') or 'job'}-{digest}"
 
 
 def mpijob(
@@ -66,7 +66,7 @@ def mpijob(
     """The MPIJob of a launch: a launcher, and a worker for each process. Its Pods wait for `parameters_of` it.
 
     labels: what it belongs to; they become `throughline/NAME` of the job and its Pods.
-    interface: the network interface by which Pods reach each other; telling it spares horovodrun a search over ssh.
+    interface: the network interface by which Pods reach each other; it spares horovodrun a search over ssh.
     """
     if not _is_name(name):
         raise ThroughlineError(
@@ -79,7 +79,7 @@ def mpijob(
         raise ThroughlineError(f"Launch of {spec.module}: {image!r} is no image: give REGISTRY/NAME:TAG or a digest.")
     if not (math.isfinite(spec.timeout_s) and spec.timeout_s > 0):
         raise ThroughlineError(f"Launch of {spec.module}: a timeout of {spec.timeout_s} s: give one above 0.")
-    told = _labels(spec, name, labels or {})
+    marks = _labels(spec, name, labels or {})
     # a worker's own environment does not reach its rank
     env = [{"name": key, "value": value.replace("$", "$$")} for key, value in sorted(_env(spec).items())]
     launching = {
@@ -95,12 +95,12 @@ def mpijob(
         "metadata": {
             "name": name,
             "namespace": namespace,
-            "labels": told,
+            "labels": marks,
             "annotations": {"throughline/module": spec.module},
         },
         "spec": {
             "slotsPerWorker": 1,
-            # before, there would be nobody to reach over ssh, and the first failure is the last
+            # an earlier launcher could reach no worker over ssh, and its first failure is final
             "launcherCreationPolicy": "WaitForWorkersReady",
             "sshAuthMountPath": _SSH_FOLDER,
             "runPolicy": {
@@ -109,8 +109,8 @@ def mpijob(
                 "activeDeadlineSeconds": math.ceil(spec.timeout_s),
             },
             "mpiReplicaSpecs": {
-                "Launcher": _replica(name, 1, "launcher", image, launching, told, service_account),
-                "Worker": _replica(name, spec.processes, "worker", image, working, told, service_account),
+                "Launcher": _replica(name, 1, "launcher", image, launching, marks, service_account),
+                "Worker": _replica(name, spec.processes, "worker", image, working, marks, service_account),
             },
         },
     }
@@ -181,20 +181,20 @@ def _horovodrun(spec: LaunchSpec, interface: str) -> list[str]:
         "horovodrun", "-np", str(spec.processes), "--gloo", "--network-interfaces", interface, "--disable-cache",
         *(elastic if spec.min_processes else ["--hostfile", "/etc/mpi/hostfile"]),
         "--ssh-port", str(_SSH_PORT), "--ssh-identity-file", _KEY,
-        # over ssh only an exit code comes back whole, and a child of a dead rank would hold its output for ever
+        # over ssh only an exit code arrives whole, and a child of a dead rank would hold its output for ever
         "python", "-m", "throughline.launch.guard", "0", "1",
         "python", "-u", "-m", spec.module, f"{_PARAMETERS_FOLDER}/{_PARAMETERS}",
     ]  # fmt: skip
 
 
 def _sshd() -> list[str]:
-    """A server without root, with nothing of the image's configuration: the operator's key is the only way in."""
+    """sshd without root and without the image's configuration: only the operator's key is accepted."""
     options = {
         "Port": _SSH_PORT,
         "HostKey": _KEY,
         "AuthorizedKeysFile": f"{_SSH_FOLDER}/authorized_keys",
         "AuthenticationMethods": "publickey",
-        "StrictModes": "no",  # the folder of a Secret is everybody's, and the mount read-only
+        "StrictModes": "no",  # the folder of a Secret is readable by all, and the mount read-only
         "UsePAM": "no",
         "PidFile": "none",
     }
@@ -239,10 +239,7 @@ def _replica(
 
 
 def _resources(given: Resources) -> dict[str, dict[str, str]]:
-    """Of memory and GPUs that is all a Pod gets; idle CPUs it may use.
-
-    A CPU limit would hold back a rank that is ahead for a moment, and all others wait for the slowest.
-    """
+    """Memory and GPUs are limits. CPUs are not: a limit slows a rank now and then, and all wait for the slowest."""
     cpu = f"{given.cpu:g}" if given.cpu % 1 == 0 else f"{round(given.cpu * 1000)}m"
     limits = {"memory": given.memory, **({"nvidia.com/gpu": str(given.gpu)} if given.gpu else {})}
     return {"requests": {"cpu": cpu, **limits}, "limits": limits}

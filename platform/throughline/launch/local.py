@@ -1,7 +1,7 @@
-"""Workers on this machine: under horovodrun, fixed in number or elastic, under torchrun, or one alone.
+"""Workers on this machine: under horovodrun, fixed in number or elastic, under torchrun, or as a single process.
 
 Owns: the command line, the environment, reading the output, deadline and cancellation.
-Does not own: ending a tree of processes (`guard.py`), the words of a failure (`protocol.py`).
+Does not own: ending a tree of processes (`guard.py`), the message of a failure (`protocol.py`).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from throughline.launch.protocol import (
     parse_event,
 )
 
-# What a worker may inherit. Not the whole environment: horovodrun writes it into command lines, which anybody can read.
-# Of object storage it learns where it is and which profile to use; the profile's file has the credentials.
+# What a worker may inherit. Not the whole environment: horovodrun writes it into command lines, which every user can
+# read. Of object storage a worker gets the address and the profile's name; the profile's file has the credentials.
 _INHERITED = re.compile(
     r"PATH|HOME|USER|LANG|LC_.*|TZ|TMPDIR|PYTHONPATH|PYTHONHASHSEED|LD_LIBRARY_PATH|VIRTUAL_ENV|CUDA_VISIBLE_DEVICES"
     r"|AWS_(PROFILE|REGION|ENDPOINT_URL|ALLOW_HTTP|CONFIG_FILE|SHARED_CREDENTIALS_FILE)"
 )
-# How horovodrun and torchrun say whose line it is.
+# How horovodrun and torchrun mark a worker's line.
 _PREFIX = re.compile(r"^\[(?:default)?(\d+)\](?:<stdout>|<stderr>)?:")
 # A worker's place may be used again soon after it was lost; by default Horovod would never use it again.
 _COOL_DOWN_S = ("3", "10")
@@ -78,7 +78,7 @@ class TorchrunLauncher:
     def run(
         self, spec: LaunchSpec, on_event: OnEvent | None = None, cancelled: Callable[[], bool] | None = None
     ) -> LaunchResult:
-        # Unbuffered: it passes on what workers tell and would keep it back until there is much of it.
+        # Unbuffered: it would otherwise collect the workers' lines before it passes them on.
         torchrun = [sys.executable, "-u", "-m", "torch.distributed.run", "--no-python", "--nproc-per-node"]
         with tempfile.TemporaryDirectory(prefix="throughline-") as folder:
             # Each rendezvous at a free port of its own; every line of a worker comes with its number in front.
@@ -88,14 +88,14 @@ class TorchrunLauncher:
 
 
 class SingleProcessLauncher:
-    """One worker and nothing around it; refuses to be asked for more."""
+    """One worker without an engine; refuses more."""
 
     def run(
         self, spec: LaunchSpec, on_event: OnEvent | None = None, cancelled: Callable[[], bool] | None = None
     ) -> LaunchResult:
         if spec.processes != 1:
             raise LaunchFailed(
-                f"{spec.module}: {spec.processes} workers asked of the single-process launcher: set processes to 1.",
+                f"{spec.module}: {spec.processes} workers under the single-process launcher: set processes to 1.",
                 "bad_parameters",
                 spec.log,
             )
@@ -119,11 +119,11 @@ def _horovodrun(spec: LaunchSpec, *options: str) -> list[str]:
 
 def _worker(spec: LaunchSpec) -> list[str]:
     # A guard around each worker: horovodrun waits for ever while a child of a dead worker holds its output.
-    return _guarded([sys.executable, "-u", "-m", spec.module, str(spec.parameters)], parent=0, tell=True)
+    return _guarded([sys.executable, "-u", "-m", spec.module, str(spec.parameters)], parent=0, report=True)
 
 
-def _guarded(command: list[str], parent: int, tell: bool = False) -> list[str]:
-    return [sys.executable, "-m", "throughline.launch.guard", str(parent), str(int(tell)), *command]
+def _guarded(command: list[str], parent: int, report: bool = False) -> list[str]:
+    return [sys.executable, "-m", "throughline.launch.guard", str(parent), str(int(report)), *command]
 
 
 def _environment(spec: LaunchSpec) -> dict[str, str]:
@@ -133,7 +133,7 @@ def _environment(spec: LaunchSpec) -> dict[str, str]:
 
 
 class _Output:
-    """Takes the workers' output apart: everything to the log, events to the caller, ends and errors remembered."""
+    """Sorts the workers' output: all of it to the log, events to the caller, exits and errors kept for the end."""
 
     def __init__(self, log: IO[str], on_event: OnEvent | None) -> None:
         self._log, self._on_event, self._rest = log, on_event, b""
@@ -154,7 +154,7 @@ class _Output:
 
     @property
     def hopeless(self) -> bool:
-        """Whether a worker has ended for a reason that another in its place would have, too."""
+        """Whether a worker has ended for a reason that its replacement would end for, too."""
         return any(0 < code <= 128 and code != EXIT_LOST_PEER for _, code in self.exits)
 
     def _line(self, line: str) -> None:
@@ -164,7 +164,7 @@ class _Output:
         worker, text = (int(prefix[1]), line[prefix.end() :]) if prefix else (0, line)
         event = parse_event(text.lstrip())
         if event is None:
-            if text.strip() and not (self.exits and prefix is None):  # not the epilogue of whatever runs the workers
+            if text.strip() and not (self.exits and prefix is None):  # not the last lines of horovodrun or torchrun
                 self.last_lines[worker] = text.strip()
         elif event["event"] == "exit":
             self.exits.append((int(event["worker"]), int(event["code"])))
@@ -221,7 +221,7 @@ def _follow(
     cancelled: Callable[[], bool] | None,
     elastic: bool,
 ) -> None:
-    """Read until everybody has closed the output, which is when the guard and all below it have ended."""
+    """Read until all have closed the output: the guard and all processes below it have then ended."""
     with selectors.DefaultSelector() as selector:
         selector.register(stream, selectors.EVENT_READ)
         while True:
@@ -235,7 +235,7 @@ def _follow(
             if cancelled is not None and cancelled():
                 raise LaunchFailed(f"{spec.module}: cancelled (log: {spec.log}).", "cancelled", spec.log)
             if elastic and output.hopeless:
-                return  # Horovod would start another one in its place, for ever
+                return  # Horovod would replace it for ever
             if not selector.select(_TICK_S):
                 continue
             chunk = os.read(stream.fileno(), 65536)
@@ -246,7 +246,7 @@ def _follow(
 
 
 def _memory_kills() -> int:
-    """How many processes of this control group the kernel has ended for want of memory; 0 where it does not tell."""
+    """How many processes of this control group the kernel has ended for lack of memory; 0 where it does not count."""
     try:
         counters = Path("/sys/fs/cgroup/memory.events").read_text().split()
     except OSError:

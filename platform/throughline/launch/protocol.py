@@ -1,11 +1,11 @@
-"""What it means to launch workers, whatever carries them: what goes in, what comes out, how it fails.
+"""Launching workers, on whatever machine: the spec, the result, the failure.
 
-Owns: the protocol, the wire format of events, how an end is told apart from a failure.
+Owns: the protocol, the wire format of events, which failure the exits of workers mean.
 Does not own: processes (`local.py`), what the workers do.
 
 A worker is `python -m MODULE PARAMETERS.json`. A line of its output that is a JSON object with a key `event` is an
-event, anything else is log. `{"event": "error", "message": ..., "reason": ...}` says in one line why the worker gives
-up; `{"event": "exit", "worker": ..., "code": ...}` comes from the guard around it, whatever the end was.
+event, any other line is log. `{"event": "error", "message": ..., "reason": ...}` gives in one line the reason why the
+worker fails; `{"event": "exit", "worker": ..., "code": ...}` is written by the guard around it, however it ended.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from throughline.foundation.errors import ThroughlineError
 
 Reason = Literal["lost_worker", "out_of_memory", "bad_data", "bad_parameters", "bad_code", "timeout", "cancelled"]
 _REASONS: Mapping[str, Reason] = {reason: reason for reason in get_args(Reason)}
-# Only what may end otherwise next time is tried again; a machine without memory will have none next time, either.
+# Only a reason that may be gone next time is tried again; memory that is lacking will be lacking next time, too.
 RETRIED: frozenset[Reason] = frozenset({"lost_worker"})
 OnEvent = Callable[[dict[str, Any]], None]
-# A worker that stops only because a peer is gone leaves with this code (sysexits' "temporary failure"): the peer's
-# end is the news, not its own.
+# The exit code (sysexits' "temporary failure") of a worker that stops only because a peer is gone: the peer's exit is
+# the cause.
 EXIT_LOST_PEER = 75
 
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE", re.IGNORECASE)
@@ -43,7 +43,7 @@ class LaunchSpec:
     log: Path
     workdir: Path
     env: Mapping[str, str] = field(default_factory=dict)
-    # Of an elastic launch: with how many workers it goes on, and how often workers may be lost or come back.
+    # Of an elastic launch: the fewest workers it continues with, and how often workers may be lost or return.
     min_processes: int | None = None
     changes: int = 20
 
@@ -64,7 +64,7 @@ class LaunchSpec:
 
 @dataclass(frozen=True)
 class LaunchResult:
-    """A launch whose workers all ended well."""
+    """A launch whose workers all succeeded."""
 
     seconds: float
     log: Path
@@ -72,7 +72,7 @@ class LaunchResult:
 
 
 class LaunchFailed(ThroughlineError):
-    """A launch that did not end well; `reason` is for code, the message for people."""
+    """A launch that failed; `reason` is for code, the message for people."""
 
     def __init__(self, message: str, reason: Reason, log: Path, worker: int | None = None) -> None:
         super().__init__(message)
@@ -82,7 +82,7 @@ class LaunchFailed(ThroughlineError):
 
 
 class WorkerFailed(ThroughlineError):
-    """Why a worker gives up, in its own words."""
+    """Raised in a worker: the reason and message of its failure."""
 
     def __init__(self, message: str, reason: Reason) -> None:
         super().__init__(message)
@@ -90,7 +90,7 @@ class WorkerFailed(ThroughlineError):
 
 
 class Launcher(Protocol):
-    """Runs workers to their end. Afterwards, however `run` is left, none of their processes is alive."""
+    """Runs workers to their end. However `run` is left, none of their processes is alive afterwards."""
 
     def run(
         self, spec: LaunchSpec, on_event: OnEvent | None = None, cancelled: Callable[[], bool] | None = None
@@ -119,23 +119,23 @@ def explain(
 ) -> LaunchFailed:
     """The one error of a failed launch.
 
-    `exits`: (worker, exit code) in the order they ended, 128 + n for signal n. `errors`: (worker, message, reason) as
-    the workers told; `last_lines`: what each wrote last. `memory_kills`: processes the kernel ended for want of memory
-    meanwhile.
+    `exits`: (worker, exit code) in the order they ended, 128 + n for signal n. `errors`: (worker, message, reason) of
+    the workers' error events. `last_lines`: each worker's last line. `memory_kills`: processes that the kernel ended
+    for lack of memory meanwhile.
     """
     worker, code = next(((w, c) for w, c in exits if c not in (0, EXIT_LOST_PEER)), (0, EXIT_LOST_PEER if exits else 1))
     where = f"worker {worker} of {spec.processes}"
-    told = next((error for error in errors if error[0] == worker), None)
-    if code <= 128 and told is None and errors:
-        told = errors[0]
-    if told:
-        worker, text, reason = told
+    error = next((error for error in errors if error[0] == worker), None)
+    if code <= 128 and error is None and errors:
+        error = errors[0]
+    if error:
+        worker, text, reason = error
         message = f"{spec.module}: {text.rstrip('.')} (log: {spec.log})."
         return LaunchFailed(message, _REASONS.get(reason, "bad_code"), spec.log, worker)
     if code > 128:
         name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else f"signal {code - 128}"
         if memory_kills and code == 128 + signal.SIGKILL:
-            message = f"{spec.module}: {where} was killed for want of memory: lower the batch size or the processes"
+            message = f"{spec.module}: {where} was killed for lack of memory: lower the batch size or the processes"
             return LaunchFailed(f"{message} (log: {spec.log}).", "out_of_memory", spec.log, worker)
         message = f"{spec.module}: {where} was killed ({name}): start it again, with more memory if that repeats"
         return LaunchFailed(f"{message} (log: {spec.log}).", "lost_worker", spec.log, worker)
