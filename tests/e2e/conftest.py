@@ -11,17 +11,23 @@ from contextlib import contextmanager
 import pytest
 
 from tests.support import servers
-from tests.support.mlflow_server import mlflow_server
+from tests.support.mlflow_server import EmptiedMlflow, mlflow_server
 from throughline.foundation.settings import PROJECT_ROOT, Settings
 
 MODEL_SERVER = PROJECT_ROOT / "tests" / "support" / "serving_bench_server.py"
 
 
+@pytest.fixture(scope="session")
+def session_mlflow(tmp_path_factory) -> Iterator[EmptiedMlflow]:
+    """One MLflow server for all files of this process: a start costs many seconds."""
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as settings:
+        yield EmptiedMlflow(settings)
+
+
 @pytest.fixture(scope="module")
-def home_with_mlflow(tmp_path_factory) -> Iterator[Settings]:
-    """A home of its own with an MLflow server in it."""
-    with mlflow_server(tmp_path_factory.mktemp("home")) as settings:
-        yield settings
+def home_with_mlflow(tmp_path_factory, session_mlflow: EmptiedMlflow) -> Settings:
+    """A home of its own, in which the session's MLflow server knows no run and no model yet."""
+    return session_mlflow.home(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")

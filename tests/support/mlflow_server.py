@@ -1,16 +1,18 @@
-"""A real MLflow server for tests, in a home of its own.
+"""A real MLflow server for tests, in a home of its own or for one home after another.
 
-Owns: starting and ending it. Does not own: how the platform starts its own (`services/declared.py`).
+Owns: starting, emptying and ending it. Does not own: how the platform starts its own (`services/declared.py`).
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from tests.support.servers import get_ok, wait_until_ready
@@ -47,3 +49,27 @@ def mlflow_server(home: Path, artifacts: Path | None = None) -> Iterator[Setting
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
+
+
+class EmptiedMlflow:
+    """A running server that is given to one home after another, each time as empty as it was when it started."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._database = settings.mlflow_home / "mlflow.db"
+        self._empty = settings.home / "empty.db"
+        _copy_database(self._database, self._empty)
+
+    def home(self, folder: Path) -> Settings:
+        """The settings of a home in `folder` with this server's stores, now empty. Ports are the server's."""
+        _copy_database(self._empty, self._database)
+        shutil.rmtree(self._settings.mlflow_home / "artifacts", ignore_errors=True)
+        settings = load_settings(home=folder, port_base=self._settings.port_base)
+        settings.mlflow_home.symlink_to(self._settings.mlflow_home)
+        return settings
+
+
+def _copy_database(source: Path, target: Path) -> None:
+    """Page by page under SQLite's own locks: a server that has the target open reads the new content from then on."""
+    with closing(sqlite3.connect(source)) as read, closing(sqlite3.connect(target)) as write:
+        read.backup(write)
