@@ -19,12 +19,13 @@ run: env ## from raw data to a live endpoint: services up, graph materialised, o
 	@.venv/bin/throughline run $(ARGS)
 
 .PHONY: test
-test: env ## all tests but the drills, a file of them at a time on each of two processes (ARGS="-n 0": one after another)
-	@$(python) -m pytest -q -m "not drill" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: env ## all tests but the drills, on two processes (ARGS="-n 0": one after another)
+	@$(python) -m pytest -q -m "not drill" -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
+# One after another: a drill has the machine for itself. MINUTES ends the series early; what has begun is finished.
 .PHONY: drill
-drill: env ## the long tests: replay, soak, kill series (one of them: ARGS="-k soak")
-	@$(python) -m pytest -q -m drill $(ARGS)
+drill: env ## the long tests, each with its own name (one of them: ARGS="-k soak"; MINUTES=40: as far as that goes)
+	@$(python) -m pytest -q -m drill $(if $(MINUTES),--drill-minutes=$(MINUTES)) $(ARGS)
 
 .PHONY: lint
 lint: env ## style, formatting, import contracts, types
@@ -48,7 +49,7 @@ stop: ## stop the local services
 # State elsewhere (THROUGHLINE_HOME) is not removed: a wrong value there would cost someone's folder.
 .PHONY: clean
 clean: stop ## stop, then remove .throughline and the caches in this checkout
-	@rm -rf .throughline .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf .throughline .mutation .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	@rm -rf features/*/target features/*/logs features/*/dbt_packages spark-warehouse metastore_db derby.log
 	@find . -path ./.venv -prune -o -path ./.git -prune -o -type d -name __pycache__ -print0 | xargs -0 rm -rf
 

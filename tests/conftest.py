@@ -1,35 +1,92 @@
-"""What all tests share: homes of their own, ports of their own, and skips that name the missing part."""
+"""What all tests share: homes and ports of their own, who runs what, and skips that name the missing part."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
-from throughline.foundation.settings import Settings, load_settings
+from throughline.foundation.settings import PROJECT_ROOT, Settings, load_settings
 from throughline.services.ports import take_ports
 
-LONGEST = {"test_thread.py", "test_incremental_features.py"}
+# What of two processes the first two begin with, longest first (measured: docs/testing.md), so that none of it is left
+# for the end. "spark": every file whose tests share the Spark server, which one process then starts once.
+LONGEST = (
+    "e2e/test_thread.py",
+    "spark",
+    "e2e/test_reproduce.py",
+    "e2e/test_elastic.py",
+    "e2e/test_training.py",
+    "contract/test_registry_stores.py",
+    "e2e/test_search.py",
+    "contract/test_launchers.py",
+    "e2e/test_approve.py",
+    "e2e/test_release.py",
+    "contract/test_trainers.py",
+    "e2e/test_services.py",
+)
+STARTED = time.monotonic()
+DRILLS_BEGUN = pytest.StashKey[dict[str, bool]]()
 PARTS = {"java": "Java", "redis-server": "Redis", "chromium": "Chromium", "softhsm2-util": "SoftHSM"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tests must not see the settings of whoever runs them, and none may fail because a machine is busy."""
+    """Removes the settings of whoever runs the tests; no test fails because a machine is busy."""
     hypothesis.settings.register_profile("throughline", deadline=None)
     hypothesis.settings.load_profile("throughline")
     for name in [name for name in os.environ if name.startswith("THROUGHLINE_")]:
         del os.environ[name]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several processes one begins with what takes longest, so that it is not left for the end."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: item.path.name not in LONGEST)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--drill-minutes", type=float, help="skip drills that would not end within so many minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Groups that one process runs (files; all that share the Spark server), the longest first; short drills first."""
+    if config.getoption("--drill-minutes"):
+        items.sort(key=drill_minutes)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    rank = {group: place for place, group in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(group_of(item), len(rank)))
+
+
+def group_of(item: pytest.Item) -> str:
+    """The name of the group of tests that must run in one process."""
+    if "spark_server" in getattr(item, "fixturenames", ()):
+        return "spark"
+    return item.path.relative_to(PROJECT_ROOT / "tests").as_posix()
+
+
+def drill_minutes(item: pytest.Item) -> float:
+    """How long a drill takes: of the whole file where the file is marked."""
+    marker = item.get_closest_marker("drill")
+    return marker.kwargs.get("minutes", 2) if marker else 0
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a drill that would end after --drill-minutes. A file that is one drill is begun or skipped whole."""
+    limit = item.config.getoption("--drill-minutes")
+    if limit is None or item.get_closest_marker("drill") is None:
+        return
+    module = item.getparent(pytest.Module)
+    whole_file = module is not None and any(marker.name == "drill" for marker in module.own_markers)
+    key = str(item.path) if whole_file else item.nodeid
+    begun = item.config.stash.setdefault(DRILLS_BEGUN, {})
+    if key not in begun:
+        passed = (time.monotonic() - STARTED) / 60
+        begun[key] = passed + drill_minutes(item) <= limit
+    if not begun[key]:
+        pytest.skip(f"not reached: it takes {drill_minutes(item):g} minutes, and {limit:g} are the limit for all")
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from tests.e2e import test_thread as small
 from tests.support.thread import ThreadHome
 from throughline.foundation.settings import DEFAULT_PORTS, Settings
 
-pytestmark = [pytest.mark.drill, pytest.mark.e2e, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.drill(minutes=25), pytest.mark.e2e, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")

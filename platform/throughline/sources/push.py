@@ -128,7 +128,7 @@ def _push_table(settings: Settings, usecase: UseCase, table: SourceTable, feed: 
         name: NotRequired[kinds[column.type] | None] if column.nulls else kinds[column.type]
         for name, column in columns.items()
     }
-    row = with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))(TypedDict("Row", fields))  # type: ignore[operator]
+    row = with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))(TypedDict("Row", fields))
     return _PushTable(
         usecase, feed, tuple(columns), TypeAdapter(row), data_clock(settings, usecase.clock_start(settings))
     )

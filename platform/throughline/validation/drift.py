@@ -78,7 +78,7 @@ def _binned(reference: pl.DataFrame, newest: pl.DataFrame) -> tuple[np.ndarray, 
         rows = [
             np.bincount(np.searchsorted(edges, values), weights, minlength=len(edges) + 1) for values, weights in points
         ]
-    return tuple(np.append(np.asarray(row, float), null) for row, null in zip(rows, nulls, strict=True))  # type: ignore[return-value]
+    return tuple(np.append(np.asarray(row, float), null) for row, null in zip(rows, nulls, strict=True))
 
 
 def _categories(side: pl.DataFrame) -> dict[str | None, int]:
