@@ -49,6 +49,8 @@ def _evaluation(usecase: UseCase) -> AssetsDefinition:
         context: AssetExecutionContext, settings: ResourceParam[Settings], dataset: DatasetRecord, model: ModelRecord
     ) -> Output[EvaluationRecord]:
         record = evaluate_candidate(settings, usecase, dataset, model)
+        if record.comparison:
+            context.log.warning(record.comparison)
         report = MetadataValue.url(publish(settings, model, record))
         return Output(record, metadata={"model": str(record.model), "report": report, **told_of_evaluation(record)})
 
@@ -62,7 +64,7 @@ def told_of_evaluation(record: EvaluationRecord) -> dict[str, Any]:
         "brier": record.candidate.brier,
         "ece": record.candidate.ece,
         "constant_log_loss": record.constant.log_loss,
-        "champion": str(record.champion_model or "none yet"),
+        "champion": record.comparison or str(record.champion_model or "none yet"),
         "held_out_rows": record.candidate.rows,
         "slices": len(record.slices),
     }

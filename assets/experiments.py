@@ -69,6 +69,8 @@ def _model(usecase: UseCase) -> AssetsDefinition:
         run = Run(settings, log_events(context), launchers=launchers)
         record = carry_out(run, usecase, request, dataset, run_tags(context))
         evaluation = evaluate_candidate(settings, usecase, dataset, record)
+        if evaluation.comparison:
+            context.log.warning(evaluation.comparison)
         report = {"report": MetadataValue.url(publish(settings, record, evaluation))}
         describe_version(settings, usecase, record, dataset, evaluation, decision=None)
         found = {**dataset_metadata(dataset), **model_metadata(settings, record), **told_of_evaluation(evaluation)}

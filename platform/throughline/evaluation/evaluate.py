@@ -7,10 +7,11 @@ the reading and recording around it. Does not own: the metrics' definitions (`me
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
@@ -94,24 +95,35 @@ def evaluate(
     now: datetime,
     champion: tuple[ServedModel, ModelRecord] | None = None,
 ) -> EvaluationRecord:
-    """Score the same rows by everyone. A champion that cannot score them (other features) has NaN metrics, on which a
-    gate cannot say yes. Raises when nothing was held out."""
-    holdout = rows.holdout
+    """Score the held-out rows that the candidate learned nothing from; constant and rule learn from earlier rows only.
+
+    The champion is compared on rows after all that it learned from, or not at all when too few days of them are left.
+    One that cannot score the rows (other features) has NaN metrics. The gate cannot pass on either. Raises when no row
+    is left for the candidate.
+    """
+    holdout = rows.holdout.filter(pl.col("prediction_time") > record.trained_until)
+    rows = replace(rows, holdout=holdout)
     if holdout.is_empty():
         raise ThroughlineError(
-            f"Dataset {dataset.table} has no row at or after {dataset.holdout_from.isoformat()}: "
-            "nothing was held out; build the dataset with a later as-of."
+            f"Dataset {dataset.table} has no row at or after {dataset.holdout_from.isoformat()} that "
+            f"{record.reference} did not learn from: nothing was held out; build the dataset with a later as-of."
         )
     require_columns(usecase, dataset)
     labels = labels_of(holdout)
     scores = {"candidate": model.score(holdout), "constant": np.full(len(labels), rows.base_rate)}
-    if champion is not None:
-        scores["champion"] = _champion_scores(champion[0], holdout)
-    if usecase.evaluation.simple_rule is not None:
-        scores["simple_rule"] = _simple_rule_scores(usecase, rows)
-    metrics = {who: metrics_of(given, labels) for who, given in scores.items()}
     days = holdout["prediction_time"].dt.convert_time_zone(usecase.timezone).dt.date().to_numpy()
     draws = Draws.of(days)
+    everywhere = np.full(len(labels), fill_value=True)
+    compared, seen_until = everywhere, None
+    if champion is not None:
+        compared = (holdout["prediction_time"] > champion[1].trained_until).to_numpy()
+        seen_until = None if compared.all() else champion[1].trained_until
+        if seen_until is None or draws.among(compared).enough:
+            scores["champion"] = _champion_scores(champion[0], holdout, compared)
+    if usecase.evaluation.simple_rule is not None:
+        scores["simple_rule"] = _simple_rule_scores(usecase, rows)
+    judged_on = {**dict.fromkeys(scores, everywhere), "champion": compared}
+    metrics = {who: metrics_of(given[judged_on[who]], labels[judged_on[who]]) for who, given in scores.items()}
     sound = {who: given for who, given in scores.items() if math.isfinite(metrics[who].log_loss)}
     declared = usecase.evaluation.slices
     judged = []
@@ -136,8 +148,14 @@ def evaluate(
         simple_rule=metrics.get("simple_rule"),
         champion=metrics.get("champion"),
         champion_model=None if champion is None else champion[1].reference,
-        intervals=_intervals(sound, labels, draws),
-        reliability={who: _bins(sound[who], labels) for who in ("candidate", "champion") if who in sound},
+        champion_trained_until=seen_until,
+        beside_champion=metrics_of(scores["candidate"][compared], labels[compared]) if "champion" in scores else None,
+        intervals=_intervals(sound, labels, draws, compared),
+        reliability={
+            who: _bins(sound[who][judged_on[who]], labels[judged_on[who]])
+            for who in ("candidate", "champion")
+            if who in sound
+        },
         training=_training(model, rows.before),
         slices=judged,
         disparity={column: disparity(judged, column) for column in declared.protected},
@@ -175,11 +193,12 @@ def labels_of(rows: pl.DataFrame) -> np.ndarray:
     return rows["label"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
 
 
-def _champion_scores(model: ServedModel, holdout: pl.DataFrame) -> np.ndarray:
-    try:
-        return model.score(holdout)
-    except ThroughlineError:
-        return np.full(holdout.height, np.nan)
+def _champion_scores(model: ServedModel, holdout: pl.DataFrame, compared: np.ndarray) -> np.ndarray:
+    """float64 [rows]; NaN where it is not compared, and on all rows when it cannot score them."""
+    scores = np.full(holdout.height, np.nan)
+    with contextlib.suppress(ThroughlineError):
+        scores[compared] = model.score(holdout.filter(compared))
+    return scores
 
 
 def _simple_rule_scores(usecase: UseCase, rows: Rows) -> np.ndarray:
@@ -189,13 +208,19 @@ def _simple_rule_scores(usecase: UseCase, rows: Rows) -> np.ndarray:
     return rule.score(values[1].to_numpy())
 
 
-def _intervals(scores: Mapping[str, np.ndarray], labels: np.ndarray, draws: Draws) -> dict[str, dict[str, Interval]]:
+def _intervals(
+    scores: Mapping[str, np.ndarray], labels: np.ndarray, draws: Draws, compared: np.ndarray
+) -> dict[str, dict[str, Interval]]:
+    """`compared` bool [rows]: where the champion is compared."""
     if not draws.enough:
         return {}
-    drawn = {who: draws.metrics(given, labels) for who, given in scores.items()}
-    if "candidate" in drawn and "champion" in drawn:
-        mine, theirs = drawn["candidate"], drawn["champion"]
-        drawn["over_champion"] = {name: mine[name] - theirs[name] for name in mine}
+    drawn = {who: draws.metrics(given, labels) for who, given in scores.items() if who != "champion"}
+    if "champion" in scores:
+        shared = draws.among(compared)
+        drawn["champion"] = theirs = shared.metrics(scores["champion"][compared], labels[compared])
+        if "candidate" in scores:
+            mine = shared.metrics(scores["candidate"][compared], labels[compared])
+            drawn["over_champion"] = {name: mine[name] - theirs[name] for name in mine}
     found = {who: {name: interval(values) for name, values in by.items()} for who, by in drawn.items()}
     return {who: {name: one for name, one in by.items() if one is not None} for who, by in found.items()}
 

@@ -84,6 +84,8 @@ def _own_and_fresh(
     if champion not in ("not asked", evaluation.champion_model, model.reference):
         compared = evaluation.champion_model or "no champion"
         return verdict("fail", f"compared with {compared}, but the champion is {champion or 'nobody'} now")
+    if evaluation.champion_trained_until is not None and evaluation.champion is None:
+        return verdict("cannot_say", evaluation.comparison)
     if model.trained_until >= evaluation.holdout_from:
         return verdict("fail", f"trained until {model.trained_until.isoformat()}, into the held-out rows")
     if not timedelta(0) <= now - evaluation.evaluated_at <= max_age:
@@ -115,8 +117,11 @@ def _under(other: Metrics | None, evaluation: EvaluationRecord) -> Number:
 
 
 def _over_champion(evaluation: EvaluationRecord) -> Number:
-    theirs = evaluation.champion
-    return (None if theirs is None else evaluation.candidate.log_loss - theirs.log_loss), ""
+    """On the same rows, of which neither learned from any."""
+    mine, theirs = evaluation.beside_champion or evaluation.candidate, evaluation.champion
+    if theirs is None or mine.rows != theirs.rows:
+        return None, evaluation.comparison or "candidate and champion were not judged on the same rows"
+    return mine.log_loss - theirs.log_loss, evaluation.comparison
 
 
 def _generalisation_gap(evaluation: EvaluationRecord) -> Number:

@@ -47,15 +47,19 @@ def judge_slice(
     threshold: float,
     draws: Draws,
 ) -> SliceMetrics:
-    """Candidate against constant and champion on the slice's rows [rows of all]; intervals are paired, by day."""
+    """Candidate against constant and champion on the slice's rows [rows of all]; intervals are paired, by day.
+
+    `champion` is NaN on rows that it is not compared on.
+    """
     mask = one.mask
     mine, theirs = scores[mask], labels[mask]
     over = None
     lost = float("nan")
     if champion is not None:
-        difference = losses(mine, theirs) - losses(champion[mask], theirs)
-        lost = float(difference.mean())
-        among = draws.among(mask)
+        both = mask & ~np.isnan(champion)
+        difference = losses(scores[both], labels[both]) - losses(champion[both], labels[both])
+        lost = float(difference.mean()) if len(difference) else float("nan")
+        among = draws.among(both)
         over = interval(among.mean(difference)) if among.enough else None
     positives = theirs == 1
     return SliceMetrics(

@@ -26,10 +26,12 @@ from throughline.records import Record
 
 TRAIN, VALIDATION, SAMPLE, FACTS = "train.arrow", "validation.arrow", "sample.arrow", "facts.json"
 SAMPLE_ROWS = 2000
+TIMES = ("prediction_time", "label_available_at")
 
 
 class Facts(Record):
-    """About prepared rows; times are UTC prediction times of training rows."""
+    """About prepared rows, in UTC: from the first prediction time trained on to the last prediction or label time of any
+    row, validation included."""
 
     rows: int
     validation_rows: int
@@ -80,7 +82,7 @@ def open_prepared(folder: Path) -> PreparedRows:
 def write_prepared(
     folder: Path, train: pl.DataFrame, validation: pl.DataFrame, numeric: list[str], categorical: list[str], seed: int
 ) -> None:
-    """Write rows with `prediction_time`, `label` and the features into an existing folder."""
+    """Write rows with `TIMES`, `label` and the features into an existing folder."""
     learned = learn_preprocessing(train, numeric, categorical)
     order = np.random.default_rng(seed).permutation(train.height)
     for name, rows in ((TRAIN, train[order]), (VALIDATION, validation)):
@@ -93,12 +95,12 @@ def write_prepared(
     sample = train.gather_every(max(1, train.height // SAMPLE_ROWS)).select(*numeric, *categorical)
     # Rebuilt from values: the memory under a null depends on the table's order, and would be written.
     pl.DataFrame(sample.to_dict(as_series=False), schema=sample.schema).write_ipc(folder / SAMPLE)
-    times = train["prediction_time"].sort()
+    times = pl.concat([rows[time] for rows in (train, validation) for time in TIMES]).sort()
     facts = Facts(
         rows=train.height,
         validation_rows=validation.height,
         base_rate=float(train["label"].to_numpy().mean()),
-        trained_from=times[0],
+        trained_from=train["prediction_time"].sort()[0],
         trained_until=times[-1],
         preprocessing=learned,
     )

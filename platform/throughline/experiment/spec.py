@@ -73,7 +73,7 @@ class TrainingReport(Record):
     rows_validation: int
     base_rate: float = Field(description="Share of positive labels among the training rows.")
     trained_from: datetime
-    trained_until: datetime = Field(description="Latest prediction time among the rows trained on.")
+    trained_until: datetime = Field(description="Latest prediction or label time of any row learned from.")
     world_size: int
     epochs: list[Epoch]
     validation_log_loss: float | None = Field(description="Of the exported model; None without validation rows.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime
+from datetime import UTC, datetime
 
 from pydantic import Field, model_validator
 
@@ -80,7 +80,8 @@ class GlobalImportance(Record):
 
 
 class EvaluationRecord(ModelFileRecord):
-    """A candidate against constant, simple rule and, when there is one, champion, all on the rows held out by time."""
+    """A candidate against constant, simple rule and, when there is one, champion, on the rows held out by time: of
+    these, each only on rows after all that it learned from."""
 
     dataset_fingerprint: str
     evaluated_at: datetime
@@ -89,8 +90,15 @@ class EvaluationRecord(ModelFileRecord):
     base_rate: float = Field(math.nan, description="Of the rows that could be trained on.")
     candidate: Metrics
     constant: Metrics
-    champion: Metrics | None
+    champion: Metrics | None = Field(description="None: there is no champion, or it learned from too many of the rows.")
     champion_model: ModelReference | None
+    champion_trained_until: datetime | None = Field(
+        None,
+        description="Up to here the champion learned from held-out rows: only later ones compare. None: from none.",
+    )
+    beside_champion: Metrics | None = Field(
+        None, description="Of the candidate on the rows that the champion is compared on; None: on all of them."
+    )
     simple_rule: Metrics | None = None
     days: int = Field(0, description="Local days that the held-out rows lie on.")
     intervals: dict[str, dict[str, Interval]] = Field(
@@ -110,6 +118,17 @@ class EvaluationRecord(ModelFileRecord):
     outside_domain: float = Field(math.nan, description="Share of rows with a value the model was not trained on.")
     cost: ServingCost | None = None
     importance: GlobalImportance | None = None
+
+    @property
+    def comparison(self) -> str:
+        """What limits the comparison with the champion, for people; empty: it is on all held-out rows."""
+        if self.champion_trained_until is None:
+            return ""
+        until = f"{self.champion_trained_until.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+        learned = f"champion {self.champion_model} learned from held-out rows until {until}"
+        if self.champion is None:
+            return f"{learned}, and too few days are left: it is not compared"
+        return f"{learned}: compared on the {self.champion.rows:,} rows after that"
 
 
 class Background(Record):

@@ -43,7 +43,9 @@ class ModelOrigin(Record):
     run_id: str
     sha256: str = Field(description="Of its ONNX file.")
     dataset_fingerprint: str
-    trained_until: datetime
+    trained_until: datetime = Field(
+        description="Latest prediction or label time of any row learned from: fair to judge it on are later rows only."
+    )
     trainer: str
     parameters: dict[str, Any]
 

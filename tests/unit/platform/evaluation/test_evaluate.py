@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from throughline.evaluation.evaluate import Rows, evaluate, read_rows
+from throughline.evaluation.gate import decide
+from throughline.evaluation.report import render
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import ModelReference, TableReference
 from throughline.models.metrics import expected_calibration_error, metrics_of, reliability
 from throughline.records import DatasetRecord, EvaluationRecord, ModelRecord
-from throughline.usecase import Evaluation, get_usecase
+from throughline.usecase import Bound, Evaluation, get_usecase
 
 HOLDOUT = datetime(2013, 3, 1, tzinfo=UTC)
 
@@ -177,3 +179,90 @@ def test_a_declaration_that_looks_at_columns_the_rows_lack_is_refused_and_they_a
     rows = Rows(holdout=FRAME[3:], before=FRAME[:2], base_rate=0.3)
     with pytest.raises(ThroughlineError, match=f"names .*{declared.evaluation.simple_rule.feature}.* does not have"):
         evaluate(declared, Stub(0.5), a_model(2), rows, a_dataset(), NOW)
+
+
+# A version is judged only on rows after all that it learned from
+
+
+def long_holdout(days: int = 14) -> pl.DataFrame:
+    """A row at noon of each of so many days, every third positive; its label is known six hours later."""
+    times = [HOLDOUT + timedelta(days=day, hours=12) for day in range(days)]
+    return pl.DataFrame(
+        {
+            "prediction_time": times,
+            "label_available_at": [time + timedelta(hours=6) for time in times],
+            "label": [int(day % 3 == 0) for day in range(days)],
+        }
+    )
+
+
+def against_champion_trained_until(until: datetime, candidate: float = 0.35, champion: float = 0.3) -> EvaluationRecord:
+    """What `train --as-of` with an earlier day gives while a champion of later days serves."""
+    rival = Stub(champion), a_model(1).model_copy(update={"trained_until": until})
+    held = Rows(holdout=long_holdout(), before=FRAME[:2], base_rate=0.3)
+    return evaluate(BARE, Stub(candidate), a_model(2), held, a_dataset(), NOW, rival)
+
+
+OVER_CHAMPION = {"log_loss_over_champion": Bound(at_most=0.5)}
+
+
+@pytest.mark.parametrize("bounds", [OVER_CHAMPION, {"log_loss_under_constant": Bound(at_least=-1)}])
+def test_a_champion_that_learned_from_the_held_out_rows_is_left_out_and_the_gate_cannot_pass(bounds):
+    record = against_champion_trained_until(datetime(2013, 3, 18, tzinfo=UTC))
+    decision = decide(record, a_model(2), bounds, NOW)
+    assert decision.decision == "reject", f"released over a champion trained on these rows: {decision.reasons}"
+    assert (record.champion, record.champion_model) == (None, ModelReference("u", 1))
+    assert "learned from held-out rows until 2013-03-18 00:00 UTC" in decision.failures
+    assert "cannot say" in decision.failures
+    assert all(one.log_loss_over_champion is None for one in record.slices)
+
+
+def test_of_a_champion_that_learned_from_some_of_the_rows_the_later_ones_are_compared_with_the_candidate_on_the_same():
+    until = HOLDOUT + timedelta(days=8, hours=1)
+    record = against_champion_trained_until(until)
+    later = long_holdout().filter(pl.col("prediction_time") > until)
+    assert (later.height, record.candidate.rows, record.constant.rows) == (6, 14, 14)
+    assert (record.champion.rows, record.beside_champion.rows) == (6, 6)
+    labels = later["label"].to_numpy()
+    assert record.champion.log_loss == pytest.approx(metrics_of(np.full(6, 0.3), labels).log_loss)
+    decision = decide(record, a_model(2), OVER_CHAMPION, NOW)
+    (rule,) = [rule for rule in decision.rules if rule.rule == "log_loss_over_champion"]
+    ours = metrics_of(np.full(6, 0.35), labels).log_loss
+    assert (rule.verdict, rule.value) == ("pass", pytest.approx(ours - record.champion.log_loss))
+    assert "compared on the 6 rows after that" in rule.where
+    assert set(record.intervals) >= {"candidate", "champion", "over_champion"}
+
+
+@pytest.mark.parametrize(("left", "compared"), [(5, True), (4, False)])
+def test_days_of_too_small_a_number_compare_nobody(left, compared):
+    record = against_champion_trained_until(HOLDOUT + timedelta(days=13 - left, hours=13))
+    assert (record.champion is not None) == compared
+    assert (decide(record, a_model(2), OVER_CHAMPION, NOW).decision == "release") == compared
+
+
+def test_a_row_at_the_very_instant_up_to_which_the_champion_learned_does_not_compare():
+    record = against_champion_trained_until(HOLDOUT + timedelta(days=3, hours=12))
+    assert record.champion.rows == 10
+
+
+def test_a_champion_of_earlier_rows_is_compared_on_all_of_them():
+    record = against_champion_trained_until(HOLDOUT - timedelta(hours=1))
+    assert (record.champion.rows, record.comparison) == (14, "")
+
+
+def test_a_candidate_is_judged_on_rows_after_all_that_it_learned_from_and_refused_when_it_learned_from_held_out_ones():
+    candidate = a_model(2).model_copy(update={"trained_until": HOLDOUT + timedelta(days=2, hours=12)})
+    held = Rows(holdout=long_holdout(), before=FRAME[:2], base_rate=0.3)
+    record = evaluate(BARE, Stub(0.35), candidate, held, a_dataset(), NOW)
+    assert record.candidate.rows == 11
+    decision = decide(record, candidate, {"log_loss_under_constant": Bound(at_least=-1)}, NOW)
+    assert (decision.decision, "into the held-out rows" in decision.failures) == ("reject", True)
+    of_all = candidate.model_copy(update={"trained_until": HOLDOUT + timedelta(days=30)})
+    with pytest.raises(ThroughlineError, match="nothing was held out"):
+        evaluate(BARE, Stub(0.35), of_all, held, a_dataset(), NOW)
+
+
+@pytest.mark.parametrize("until", [HOLDOUT + timedelta(days=8), HOLDOUT + timedelta(days=17)])
+def test_report_says_what_limits_the_comparison(until):
+    record = against_champion_trained_until(until)
+    assert record.comparison[1:] in render(record)

@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from throughline.evaluation.gate import NO_CHAMPION, RULES, decide
-from throughline.records import EvaluationRecord, GateDecision, Metrics, ModelRecord
+from throughline.records import (
+    BehaviourCheck,
+    EvaluationRecord,
+    GateDecision,
+    Interval,
+    Metrics,
+    ModelRecord,
+    SliceMetrics,
+)
 from throughline.usecase import Bound
 
 NOW = datetime(2013, 4, 1, 12, tzinfo=UTC)
@@ -135,8 +143,51 @@ def test_a_champion_without_numbers_or_numbers_without_a_champion_reject():
     assert decide(evaluation(champion=nan), MODEL, BOUNDS, NOW).decision == "reject"
 
 
+def test_candidate_and_champion_on_different_rows_are_not_compared():
+    other = metrics(log_loss=0.46).model_copy(update={"rows": 99})
+    decision = decide(evaluation(champion=other), MODEL, BOUNDS, NOW)
+    assert verdicts(decision)["log_loss_over_champion"] == "cannot_say"
+    assert decision.decision == "reject"
+    alike = evaluation(champion=other, beside_champion=metrics().model_copy(update={"rows": 99}))
+    assert decide(alike, MODEL, BOUNDS, NOW).decision == "release"
+
+
+NAN = float("nan")
+
+
+def a_slice(value: str, gain: float = 0.1, low: float = -0.1) -> SliceMetrics:
+    return SliceMetrics(
+        column="origin", value=value, metrics=metrics(), base_rate=0.2, mean_score=0.2, log_loss_under_constant=gain,
+        log_loss_over_champion=-0.05, over_champion_interval=Interval(low=low, high=0.1), caught=0.5,
+    )  # fmt: skip
+
+
+OF_SEVERAL = {
+    "slice_log_loss_under_constant": lambda values: {"slices": [a_slice(str(i), gain=v) for i, v in enumerate(values)]},
+    "slice_log_loss_over_champion": lambda values: {"slices": [a_slice(str(i), low=-v) for i, v in enumerate(values)]},
+    "disparity_calibration": lambda values: {"disparity": {str(i): {"calibration": -v} for i, v in enumerate(values)}},
+    "broken_behaviour": lambda values: {
+        "behaviour": [BehaviourCheck(name=str(i), rows=9, broken=-v, mean_change=0) for i, v in enumerate(values)]
+    },
+    "missing_source": lambda values: {"missing": {str(i): -v for i, v in enumerate(values)}},
+}
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("rule", OF_SEVERAL)
+def test_one_of_several_numbers_that_cannot_be_had_never_releases(rule, place):
+    """max and min pass over a NaN, or not, by where it stands."""
+    bounds = {rule: Bound(at_least=0) if rule.endswith("constant") else Bound(at_most=0)}
+    values = [0.1, 0.2, 0.3]
+    assert decide(evaluation(**OF_SEVERAL[rule](values)), MODEL, bounds, NOW).decision == "release"
+    for unknown in (NAN, float("inf"), float("-inf")):
+        values[place] = unknown
+        decision = decide(evaluation(**OF_SEVERAL[rule](values)), MODEL, bounds, NOW)
+        assert (decision.decision, verdicts(decision)[rule]) == ("reject", "cannot_say")
+
+
 numbers = st.one_of(st.floats(), st.just(float("nan")), st.sampled_from([0.45, 0.76, 0.03]))
-any_metrics = st.builds(Metrics, rows=st.integers(0, 9), log_loss=numbers, auc=numbers, brier=numbers, ece=numbers)
+any_metrics = st.builds(Metrics, rows=st.just(9), log_loss=numbers, auc=numbers, brier=numbers, ece=numbers)
 
 
 @settings(max_examples=200)

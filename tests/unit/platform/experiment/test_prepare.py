@@ -90,7 +90,9 @@ def test_what_is_said_of_prepared_rows_is_said_of_those_trained_on(tmp_path):
     facts = open_prepared(prepare(tmp_path / "prepared", dataset, seed=1)).facts
     assert (facts.rows, facts.validation_rows) == (train.height, validation.height)
     assert facts.trained_from == train["prediction_time"].min()
-    assert facts.trained_until == train["prediction_time"].max() < HOLDOUT - timedelta(hours=30)
+    times = [rows[time].max() for rows in (train, validation) for time in ("prediction_time", "label_available_at")]
+    assert facts.trained_until == max(times) < HOLDOUT
+    assert facts.trained_until == train["prediction_time"].max() + timedelta(hours=30)  # its label was learned, too
     assert facts.base_rate == train["label"].mean()
 
 
