@@ -30,8 +30,8 @@ TIMES = ("prediction_time", "label_available_at")
 
 
 class Facts(Record):
-    """About prepared rows, in UTC: from the first prediction time trained on to the last prediction or label time of any
-    row, validation included."""
+    """About prepared rows, in UTC: from the first prediction time trained on to the last prediction or label time of
+    any row, validation included."""
 
     rows: int
     validation_rows: int
