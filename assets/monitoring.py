@@ -13,6 +13,7 @@ from dagster import (
     asset_check,
 )
 
+from assets.code import code_version
 from assets.deployment import GROUP as DEPLOYMENT
 from assets.features import GROUP as FEATURES
 from assets.raw import GROUP as RAW
@@ -48,7 +49,7 @@ def _inference_log(usecase: UseCase) -> AssetsDefinition:
         kinds={"deltalake", "cloudevents"},
         deps=[AssetKey([usecase.name, DEPLOYMENT, "endpoint"])],
         description="Every prediction, written by the collector; this pins the version it had and what was counted.",
-        code_version="1",
+        code_version=code_version(("assets.monitoring", "throughline.events.client")),
     )
     def inference_log(context: AssetExecutionContext, settings: ResourceParam[Settings]) -> Output[InferenceLogRecord]:
         record = snapshot(settings, usecase)
@@ -73,7 +74,7 @@ def _outcomes(usecase: UseCase) -> AssetsDefinition:
         kinds={"deltalake", "polars"},
         deps=[AssetKey([usecase.name, FEATURES, spine])],
         description="Predictions and what became of them; those that never get a label are counted, not scored.",
-        code_version="1",
+        code_version=code_version(("assets.monitoring", "throughline.monitoring.outcomes")),
         ins={"inference_log": record_of(usecase, GROUP, "inference_log")},
     )
     def outcomes(
@@ -99,7 +100,7 @@ def _calibration(usecase: UseCase) -> AssetsDefinition:
         key=[usecase.name, GROUP, "calibration"],
         group_name=GROUP,
         description="Mean score against outcome rate of the serving version; what the drift sensor reads.",
-        code_version="1",
+        code_version=code_version(("assets.monitoring", "throughline.monitoring.calibration")),
         ins={"outcomes": record_of(usecase, GROUP, "outcomes")},
     )
     def calibration(
@@ -112,7 +113,7 @@ def _calibration(usecase: UseCase) -> AssetsDefinition:
             usecase.monitoring.calibration,
             outcomes.as_of,
             outcomes.log_complete,
-        )
+        ).model_copy(update={"run_id": context.run.run_id, "trained_until": serving.trained_until if serving else None})
         context.log.info(f"{record.verdict}: {record.reason}")
         return Output(
             record,
@@ -120,8 +121,6 @@ def _calibration(usecase: UseCase) -> AssetsDefinition:
                 "verdict": record.verdict,
                 "reason": record.reason,
                 "outcomes": record.outcomes,
-                "record": record.model_dump_json(),
-                "trained_until": serving.trained_until.isoformat() if serving else "",
                 **({"gap": record.gap} if record.gap is not None else {}),
             },
         )

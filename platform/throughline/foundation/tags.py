@@ -2,6 +2,7 @@
 
 ARRIVAL = "throughline/arrival"  # the request of an arrivals sensor that a run ingests, and the attempt
 AS_OF = "throughline/as_of"  # the instant up to which the run may know anything
+CODE = "throughline/code"  # fingerprint of the code that the graph was loaded from
 CAUSE = "throughline/cause"  # why a retraining was requested
 CLOCK = "throughline/data_clock"  # what the data clock showed then
 LATE_ROWS = "throughline/late_rows"  # the source versions whose late rows a run builds, the same for all attempts

@@ -36,15 +36,13 @@ class Verdict:
     run_key: str = ""
 
 
-def decide_retraining(
-    calibration: CalibrationRecord,
-    trained_until: datetime | None,
-    history: list[Retraining],
-    policy: Monitoring,
-) -> Verdict:
-    """Retrain on drift or old age, unless one is running or the cool-down of the last one has not passed."""
+def decide_retraining(calibration: CalibrationRecord, history: list[Retraining], policy: Monitoring) -> Verdict:
+    """Retrain on drift or old age, unless one is running or the cool-down of the last one has not passed.
+
+    What the evidence alone does not ask for (`history` empty) is asked for with no history.
+    """
     now = calibration.window_until
-    age = now - trained_until if trained_until else None
+    age = now - calibration.trained_until if calibration.trained_until else None
     if calibration.verdict == "drift":
         cause = f"drift: {calibration.reason}"
     elif age is not None and age > policy.max_model_age:

@@ -31,7 +31,10 @@ class OutcomesRecord(Record):
 
 
 class CalibrationRecord(Record):
-    """Mean score against outcome rate of the serving model version, over a window on the data clock."""
+    """Mean score against outcome rate of the serving model version, over a window on the data clock.
+
+    `run_id`: of the run that judged, None outside of one. `trained_until`: of the serving version, when one serves.
+    """
 
     model: ModelReference | None
     window_from: datetime
@@ -41,6 +44,8 @@ class CalibrationRecord(Record):
     outcome_rate: float | None
     verdict: Literal["ok", "drift", "cannot_say"]
     reason: str
+    run_id: str | None = None
+    trained_until: datetime | None = None
 
     @property
     def gap(self) -> float | None:

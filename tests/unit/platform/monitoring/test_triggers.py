@@ -20,7 +20,7 @@ POLICY = Monitoring(
 )
 
 
-def observed(verdict: str = "drift", now: datetime = NOW) -> CalibrationRecord:
+def observed(verdict: str, now: datetime, trained_until: datetime | None) -> CalibrationRecord:
     return CalibrationRecord(
         model="m/1",
         window_from=now - 14 * DAY,
@@ -30,6 +30,7 @@ def observed(verdict: str = "drift", now: datetime = NOW) -> CalibrationRecord:
         outcome_rate=0.2,
         verdict=verdict,  # type: ignore[arg-type]
         reason="gap +0.1000 is beyond 0.05",
+        trained_until=trained_until,
     )
 
 
@@ -39,7 +40,7 @@ def decide(
     history: list[Retraining] | None = None,
     trained_until: datetime | None = NOW - DAY,
 ) -> Verdict:
-    return decide_retraining(observed(verdict, now), trained_until, history or [], POLICY)
+    return decide_retraining(observed(verdict, now, trained_until), history or [], POLICY)
 
 
 def past(state: str, at: datetime = NOW, window: str = "w") -> Retraining:

@@ -1,0 +1,16 @@
+"""Code versions: the code, and the parts of a declaration, that decide what an asset holds.
+
+Owns: how a code version is made; none is counted by hand. Each asset names its modules: those without which it would
+hold something else, not all that they import, so that an unrelated change materialises nothing again.
+"""
+
+from collections.abc import Iterable
+
+from pydantic import BaseModel
+
+from throughline.foundation.fingerprint import combine, fingerprint_code
+
+
+def code_version(modules: Iterable[str], *declared: BaseModel | str) -> str:
+    """Of modules by their names, and of what was declared: who changes either has the asset materialised again."""
+    return combine(fingerprint_code(modules), *(d if isinstance(d, str) else d.model_dump_json() for d in declared))
