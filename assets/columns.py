@@ -5,6 +5,7 @@ Owns: the form of both in Dagster's metadata. Does not own: reading lineage off 
 pages of Dagster's open edition do not show it, so a column's description says it, too.
 """
 
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from dagster import AssetKey, TableColumn, TableColumnConstraints, TableColumnDe
 from throughline.featurestore.incremental import models_of
 from throughline.featurestore.lineage import Upstream, column_lineage, raw_columns
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.files import write_atomic
+from throughline.foundation.fingerprint import combine, fingerprint_code
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.spark import schema_name
@@ -25,14 +28,29 @@ RAW = "raw"
 Columns = Mapping[str, Sequence[Upstream]]
 
 
-def model_lineage(usecase: UseCase, manifest: Mapping[str, Any]) -> dict[str, Columns]:
-    """Per dbt model and column, where it comes from; a model whose SQL cannot be read is left out, with a warning."""
-    known, schema, found = raw_columns(usecase), schema_name(usecase.name, RAW), {}
-    for node in models_of(manifest, usecase).values():
+def model_lineage(settings: Settings, usecase: UseCase, manifest: Mapping[str, Any]) -> dict[str, Columns]:
+    """Per dbt model and column, where it comes from; a model whose SQL cannot be read is left out, with a warning.
+
+    Kept in the home for the processes that load the same SQL: reading it takes a second of a core, and each run loads.
+    """
+    known, schema = raw_columns(usecase), schema_name(usecase.name, RAW)
+    sql = {node["name"]: node["compiled_code"] for node in models_of(manifest, usecase).values()}
+    code = fingerprint_code(["throughline.featurestore.lineage", "sqlglot"])
+    inputs = combine(code, schema, json.dumps([known, sql], sort_keys=True))
+    kept = settings.dbt_home / "lineage" / f"{usecase.name}.json"
+    if kept.exists() and (read := json.loads(kept.read_text()))["inputs"] == inputs:
+        return {
+            model: {column: [Upstream(*source) for source in sources] for column, sources in columns.items()}
+            for model, columns in read["models"].items()
+        }
+    found = {}
+    for name, query in sql.items():
         try:
-            found[node["name"]] = column_lineage(node["compiled_code"], schema, known)
+            found[name] = column_lineage(query, schema, known)
         except ThroughlineError as error:
-            logging.getLogger(__name__).warning("%s: %s", node["name"], error)
+            logging.getLogger(__name__).warning("%s: %s", name, error)
+    if len(found) == len(sql):
+        write_atomic(kept, json.dumps({"inputs": inputs, "models": found}))
     return found
 
 

@@ -16,6 +16,7 @@ from dagster import (
     asset,
 )
 
+from assets.code import code_version
 from assets.evaluation import GROUP as EVALUATION
 from assets.features import GROUP as FEATURES
 from assets.resources import record_of
@@ -41,7 +42,7 @@ def _endpoint(usecase: UseCase) -> AssetsDefinition:
         group_name=GROUP,
         kinds={"kserve", "onnx"},
         description="The live endpoint: REST V1, V2 and gRPC. A candidate that is not released leaves it as it is.",
-        code_version="2",
+        code_version=code_version(("assets.deployment", "throughline.rollout.promotion", "throughline.rollout.local")),
         output_required=False,
         ins={
             "model": record_of(usecase, TRAINING, "model"),

@@ -3,8 +3,8 @@
 from typing import Any
 
 from dagster import AssetExecutionContext, AssetsDefinition, Definitions, MetadataValue, Output, ResourceParam, asset
-from pydantic import BaseModel
 
+from assets.code import code_version
 from assets.resources import record_of
 from assets.training import GROUP as TRAINING
 from throughline.evaluation.card import Card, render_markdown
@@ -13,7 +13,6 @@ from throughline.evaluation.evaluate import evaluate_candidate
 from throughline.evaluation.gate import decide, former_champion
 from throughline.evaluation.publish import publish
 from throughline.foundation.clock import WallClock
-from throughline.foundation.fingerprint import combine
 from throughline.foundation.settings import Settings
 from throughline.records import DatasetRecord, EvaluationRecord, GateDecision, ModelRecord
 from throughline.registry import decisions
@@ -22,15 +21,20 @@ from throughline.registry.history import events
 from throughline.usecase import UseCase
 
 GROUP = "evaluation"
+EVALUATES = (
+    "assets.evaluation",
+    "throughline.evaluation.evaluate",
+    "throughline.evaluation.slices",
+    "throughline.evaluation.bootstrap",
+    "throughline.evaluation.baseline",
+    "throughline.models.metrics",
+)
+DECIDES = ("assets.evaluation", "throughline.evaluation.gate", "throughline.registry.decisions")
+DESCRIBES = ("assets.evaluation", "throughline.evaluation.card", "throughline.evaluation.card_store")
 
 
 def evaluation_assets(usecase: UseCase) -> Definitions:
     return Definitions(assets=[_evaluation(usecase), _gate(usecase), _card(usecase)])
-
-
-def _version(code: str, *declared: BaseModel | str) -> str:
-    """Of an asset's own code and what it does as declared: who changes the declaration has it done again."""
-    return combine(code, *(part if isinstance(part, str) else part.model_dump_json() for part in declared))
 
 
 def _evaluation(usecase: UseCase) -> AssetsDefinition:
@@ -39,7 +43,7 @@ def _evaluation(usecase: UseCase) -> AssetsDefinition:
         group_name=GROUP,
         kinds={"onnx", "mlflow"},
         description="Candidate, champion, constant and simple rule on the same held-out rows, in every slice.",
-        code_version=_version("3", usecase.evaluation, usecase.prediction),
+        code_version=code_version(EVALUATES, usecase.evaluation, usecase.prediction),
         ins={
             "dataset": record_of(usecase, TRAINING, "dataset"),
             "model": record_of(usecase, TRAINING, "model"),
@@ -75,7 +79,7 @@ def _gate(usecase: UseCase) -> AssetsDefinition:
         key=[usecase.name, GROUP, "gate"],
         group_name=GROUP,
         description="Release, wait or reject, with every rule's number and bound. What cannot be said fails.",
-        code_version=_version("2", *usecase.gate.values(), usecase.release, *usecase.gate, *usecase.approvers),
+        code_version=code_version(DECIDES, *usecase.gate.values(), usecase.release, *usecase.gate, *usecase.approvers),
         ins={
             "model": record_of(usecase, TRAINING, "model"),
             "evaluation": record_of(usecase, GROUP, "evaluation"),
@@ -123,7 +127,7 @@ def _card(usecase: UseCase) -> AssetsDefinition:
         group_name=GROUP,
         kinds={"markdown", "mlflow"},
         description="The model card of the candidate, signed: facts from the graph, statements from the declaration.",
-        code_version=_version("1", usecase.card, usecase.goal, usecase.business_metric, *usecase.owners),
+        code_version=code_version(DESCRIBES, usecase.card, usecase.goal, usecase.business_metric, *usecase.owners),
         ins={
             "dataset": record_of(usecase, TRAINING, "dataset"),
             "model": record_of(usecase, TRAINING, "model"),

@@ -16,6 +16,7 @@ from dagster import (
     define_asset_job,
 )
 
+from assets.code import code_version
 from assets.evaluation import told_of_evaluation
 from assets.features import GROUP as FEATURES
 from assets.resources import Launchers, clock_now, record_of
@@ -25,7 +26,6 @@ from throughline.evaluation.publish import publish
 from throughline.experiment.request import TrainingRequest, check
 from throughline.experiment.submitted import carry_out, dataset_for
 from throughline.experiment.train import Run
-from throughline.foundation.fingerprint import fingerprint_code
 from throughline.foundation.settings import Settings
 from throughline.models.description import describe_version
 from throughline.records import FeatureStoreRecord, ModelRecord
@@ -51,7 +51,7 @@ def _model(usecase: UseCase) -> AssetsDefinition:
         kinds={"optuna", "onnx", "mlflow"},
         description="The newest model version that was submitted. Nothing is released by it.",
         owners=[f"team:{owner}" for owner in usecase.owners],
-        code_version=fingerprint_code(["throughline.experiment.submitted"]),
+        code_version=code_version(("assets.experiments", "throughline.experiment.submitted")),
         ins={"feature_store": record_of(usecase, FEATURES, "feature_store")},
     )
     def model(

@@ -49,7 +49,7 @@ def feature_assets(usecase: UseCase, settings: Settings) -> Definitions:
     nodes = models_of(manifest, usecase).values()
     models = {node["name"]: node["description"] for node in nodes}
     seen_within = {node["name"]: timedelta(hours=node["config"]["meta"]["seen_within_hours"]) for node in nodes}
-    lineage = model_lineage(usecase, manifest)
+    lineage = model_lineage(settings, usecase, manifest)
     feature_store = _feature_store(usecase, models, lineage, seen_within)
     return Definitions(assets=[_dbt_models(usecase, manifest, lineage), feature_store])
 

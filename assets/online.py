@@ -19,6 +19,7 @@ from dagster import (
     multi_asset_check,
 )
 
+from assets.code import code_version
 from assets.features import GROUP
 from assets.resources import clock_now, record_of
 from throughline.featurestore.materialise import bring_online, view_states
@@ -47,7 +48,7 @@ def _online_store(usecase: UseCase) -> AssetsDefinition:
         kinds={"feast"},
         description="The newest row of every entity, for requests.",
         ins={"feature_store": record_of(usecase, GROUP, "feature_store")},
-        code_version="2",
+        code_version=code_version(("assets.online", "throughline.featurestore.materialise")),
     )
     def online_store(
         context: AssetExecutionContext, settings: ResourceParam[Settings], feature_store: FeatureStoreRecord

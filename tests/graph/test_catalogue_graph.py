@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -10,6 +11,7 @@ from dagster import AssetKey, AssetSpec, Definitions, TableColumnLineage, TableS
 from feast import FeatureView
 
 from assets import catalogue as catalogue_assets
+from assets import columns
 from assets.columns import held_columns, lineage_metadata, model_lineage
 from assets.definitions import throughline as build
 from assets.features import feature_assets
@@ -98,16 +100,32 @@ def test_a_raw_column_says_what_is_expected_of_it(definitions: Definitions) -> N
     assert wind.constraints.other == ["at most 10% null", "≥ 0", "≤ 250"]
 
 
-def test_a_model_that_cannot_be_read_does_not_stop_the_graph(usecase: UseCase) -> None:
-    def node(name: str, sql: str) -> dict:
-        return {"name": name, "resource_type": "model", "fqn": ["p", usecase.name, name], "compiled_code": sql}
+GOOD = "select temp as t from flight_delay_raw.weather VERSION AS OF 0"
+LINEAGE_OF_GOOD = {"a": {"t": [Upstream("weather", "temp")]}}
 
-    good = "select temp as t from flight_delay_raw.weather VERSION AS OF 0"
-    manifest = {
-        "nodes": {"model.a": node("a", good), "model.b": node("b", "select nope from flight_delay_raw.weather")}
-    }
-    assert model_lineage(usecase, manifest) == {"a": {"t": [Upstream("weather", "temp")]}}
+
+def manifest_of(usecase: UseCase, **models: str) -> dict:
+    nodes = [
+        {"name": name, "resource_type": "model", "fqn": ["p", usecase.name, name], "compiled_code": sql}
+        for name, sql in models.items()
+    ]
+    return {"nodes": {f"model.{node['name']}": node for node in nodes}}
+
+
+def test_a_model_that_cannot_be_read_does_not_stop_the_graph(usecase: UseCase, tmp_path: Path) -> None:
+    manifest = manifest_of(usecase, a=GOOD, b="select nope from flight_delay_raw.weather")
+    assert model_lineage(load_settings(home=tmp_path), usecase, manifest) == LINEAGE_OF_GOOD
     assert lineage_metadata(usecase, {})[LINEAGE].deps_by_column == {}
+
+
+def test_sql_that_was_read_before_is_not_read_again(usecase: UseCase, tmp_path: Path, monkeypatch) -> None:
+    settings = load_settings(home=tmp_path)
+    assert model_lineage(settings, usecase, manifest_of(usecase, a=GOOD)) == LINEAGE_OF_GOOD
+    with monkeypatch.context() as patch:
+        patch.setattr(columns, "column_lineage", lambda *_: pytest.fail("the SQL was read again"))
+        assert model_lineage(settings, usecase, manifest_of(usecase, a=GOOD)) == LINEAGE_OF_GOOD
+    other = manifest_of(usecase, a=GOOD.replace("temp as", "wind_speed as"))
+    assert model_lineage(settings, usecase, other) == {"a": {"t": [Upstream("weather", "wind_speed")]}}
 
 
 def test_columns_are_shown_as_they_stand_with_where_they_come_from(settings: Settings) -> None:
