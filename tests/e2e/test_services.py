@@ -148,6 +148,6 @@ def test_down_leaves_no_process_and_no_port_even_when_the_supervisor_was_killed(
     services.down(settings)
     services.down(settings)
     assert strangers.ours(supervisor.url) == []
-    assert strangers.holders(set(range(settings.port_base, settings.port_base + 6)), supervisor.url) == {}
+    assert strangers.holders(set(range(settings.port_base, settings.port_base + 7)), supervisor.url) == {}
     assert not Path(supervisor.socket).exists()
     assert {one.state for one in services.status(settings)} == {"stopped"}

@@ -25,11 +25,11 @@ def mlflow_server(home: Path, artifacts: Path | None = None) -> Iterator[Setting
     """`artifacts`: a folder that only the server knows, given and taken over HTTP; unset: one in the home, directly."""
     settings = load_settings(home=home, port_base=take_ports())
     settings.mlflow_home.mkdir(parents=True)
-    place = ["--default-artifact-root", str(settings.mlflow_home / "artifacts"), "--no-serve-artifacts"]
+    place = ["--default-artifact-root", str(settings.mlflow_home / "artifacts")]
     if artifacts is not None:
-        place = ["--artifacts-destination", str(artifacts), "--serve-artifacts"]
+        place = ["--artifacts-destination", str(artifacts)]
     command = [
-        *(str(Path(sys.executable).with_name("mlflow")), "server", "--workers", "1"),
+        *(sys.executable, "-m", "throughline.services.mlflow_server"),
         *("--host", "127.0.0.1", "--port", str(settings.port("mlflow"))),
         *("--backend-store-uri", f"sqlite:///{settings.mlflow_home / 'mlflow.db'}", *place),
     ]

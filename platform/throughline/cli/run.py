@@ -13,8 +13,9 @@ from throughline.cli.output import console, emit, follow_run, out
 from throughline.cli.services import require_all
 from throughline.foundation.clock import data_clock
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.settings import PROJECT_ROOT, Settings, load_settings
+from throughline.foundation.settings import Settings, load_settings
 from throughline.graph.client import Graph
+from throughline.graph.code import fingerprint_graph
 from throughline.graph.plan import plan_run
 from throughline.records import DatasetRecord, EndpointRecord, EvaluationRecord, FeatureStoreRecord, GateDecision
 from throughline.records.store import find_record
@@ -38,7 +39,7 @@ def run(as_json: bool = typer.Option(False, "--json", help="Print the result as 
 def _run_usecase(settings: Settings, usecase: UseCase) -> dict[str, Any]:
     now = data_clock(settings, usecase.clock_start(settings)).now()
     graph = Graph(settings)
-    graph.reload_if_older(newest_change())
+    graph.reload_if_changed(fingerprint_graph())
     states = [state for state in graph.states() if state.key[0] == usecase.name]
     features = find_record(settings, (usecase.name, "features", "feature_store"), FeatureStoreRecord)
     late = features is not None and usecase.local_day(features.as_of) < usecase.local_day(now)
@@ -86,13 +87,6 @@ def _run_usecase(settings: Settings, usecase: UseCase) -> dict[str, Any]:
         "endpoint": f"{settings.url('model_http')}/v1/models/{usecase.name}:predict",
         "prediction": prediction,
     }
-
-
-def newest_change() -> float:
-    """When a file of the code that the graph is made of last changed (Unix time)."""
-    folders = ("assets", "features", "training", "platform", "usecases")
-    files = (path for folder in folders for path in (PROJECT_ROOT / folder).rglob("*"))
-    return max(path.stat().st_mtime for path in files if path.suffix in {".py", ".sql", ".yml", ".yaml"})
 
 
 def _table(settings: Settings, result: dict[str, Any]) -> None:

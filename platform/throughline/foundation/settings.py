@@ -34,6 +34,7 @@ DEFAULT_PORTS = {
     "dagster": 3000,
     "mlflow": 5000,
     "spark": 15002,
+    "graph": 4000,
 }
 
 # Services that listen on `bind` and demand the token there; the others listen on loopback only.
@@ -62,7 +63,7 @@ class Settings(BaseSettings):
         14, ge=7, description="Table versions that nothing pins, and folders of past runs, are kept this long."
     )
     port_base: int | None = Field(
-        None, ge=1024, le=65000, description="First of six consecutive ports; unset means the well-known ports."
+        None, ge=1024, le=65000, description="First of seven consecutive ports; unset means the well-known ports."
     )
     bind: str = Field("127.0.0.1", description="Address the services listen on.")
     token: SecretStr | None = Field(None, description="Bearer token; demanded when `bind` is not a loopback address.")
@@ -219,6 +220,11 @@ class Settings(BaseSettings):
     @property
     def dagster_home(self) -> Path:
         return self.home / "dagster"
+
+    @property
+    def workspace(self) -> Path:
+        """Dagster's workspace file: it names the port of this home's code location."""
+        return self.dagster_home / "workspace.yaml"
 
     @property
     def dbt_home(self) -> Path:

@@ -20,9 +20,10 @@ import httpx
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.security.principal import current_principal
 from throughline.foundation.settings import Settings
-from throughline.foundation.tags import RANGE_END, RANGE_START, REQUEST, SUBMITTER
+from throughline.foundation.tags import CODE, RANGE_END, RANGE_START, REQUEST, SUBMITTER
+from throughline.services.declared import LOCATION
 
-LOCATION, REPOSITORY, IMPLICIT_JOB = "throughline", "__repository__", "__ASSET_JOB"
+REPOSITORY, IMPLICIT_JOB = "__repository__", "__ASSET_JOB"
 
 Key = tuple[str, ...]
 
@@ -89,6 +90,9 @@ ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
 ANSWER_S, ATTEMPTS = 60.0, 5  # a busy machine's webserver takes its time; one that is down says so at once
 
 
+LOAD_S = 300.0  # importing the graph took 60 s on a machine with 20 processes per core
+
+
 class NoAnswerYet(ThroughlineError):
     """The webserver took the question and did not answer in time: what was asked for may be done or not."""
 
@@ -121,10 +125,11 @@ class Graph:
             for node in answer["assetNodes"]
         ]
 
-    def reload_if_older(self, changed_at: float) -> None:
-        """Have the webserver load the code anew when it loaded it before `changed_at` (Unix time)."""
-        (entry,) = self._ask(_LOADED)["workspaceOrError"]["locationEntries"]
-        if entry["updatedTimestamp"] < changed_at:
+    def reload_if_changed(self, fingerprint: str) -> None:
+        """Have the code location load the code again unless `fingerprint` is that of what it loaded."""
+        selector = {"repositoryLocationName": LOCATION, "repositoryName": REPOSITORY}
+        jobs = self._ask(_LOADED, selector=selector)["repositoryOrError"].get("jobs", [])
+        if fingerprint not in {tag["value"] for job in jobs for tag in job["tags"] if tag["key"] == CODE}:
             self._ask(_RELOAD, name=LOCATION)
 
     def _outdated(self, nodes: Sequence[Mapping[str, Any]]) -> set[Key]:
@@ -252,7 +257,9 @@ class Graph:
         asked = {"query": query, "variables": variables}
         for left in reversed(range(1 if query.lstrip().startswith("mutation") else ATTEMPTS)):
             try:
-                content = self._client.post(f"{self._url}/graphql", json=asked).raise_for_status().json()
+                limit = LOAD_S if query is _RELOAD else self._answer_s
+                answer = self._client.post(f"{self._url}/graphql", json=asked, timeout=limit)
+                content = answer.raise_for_status().json()
                 break
             except (httpx.HTTPError, ValueError) as error:
                 late = isinstance(error, httpx.ReadTimeout)
@@ -336,7 +343,11 @@ def _first_line(message: str) -> str:
     return next((line.strip() for line in message.splitlines() if line.strip()), "unknown error")
 
 
-_LOADED = "query { workspaceOrError { ... on Workspace { locationEntries { updatedTimestamp } } } }"
+_LOADED = """
+query($selector: RepositorySelector!) { repositoryOrError(repositorySelector: $selector) {
+  ... on Repository { jobs { tags { key value } } }
+} }
+"""
 
 _RELOAD = """
 mutation($name: String!) { reloadRepositoryLocation(repositoryLocationName: $name) { __typename } }

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 from throughline.foundation.errors import ThroughlineError
@@ -21,11 +22,12 @@ from throughline.foundation.settings import SECRETS, Settings
 from throughline.services import health, strangers
 from throughline.services.conf import log_path, render
 from throughline.services.daemon import Process, Supervisor
-from throughline.services.declared import SHARED, Service, declare, secret_env, select
+from throughline.services.declared import SHARED, Service, declare, render_workspace, secret_env, select
 
 _POLL_S = 0.25
 _TAIL_LINES = 40  # a Java stack trace is long, and its first line is the one that matters
 
+Holders = Callable[[], dict[int, strangers.Holder]]
 Report = Callable[[str, str, float], None]  # service, its state, seconds since the command began
 
 
@@ -105,7 +107,7 @@ def status(settings: Settings) -> list[ServiceStatus]:
             for one in services
         ]
     with ThreadPoolExecutor(len(services)) as pool:
-        return list(pool.map(lambda service: _judge(settings, service, processes), services))
+        return list(pool.map(partial(_judge, settings, processes, _port_holders(services, supervisor)), services))
 
 
 def casualty(settings: Settings) -> ServiceFailed | None:
@@ -138,6 +140,7 @@ def _prepare(settings: Settings, supervisor: Supervisor) -> None:
     for folder in (settings.logs, settings.catalog.parent, settings.mlflow_home, settings.dagster_home):
         folder.mkdir(parents=True, exist_ok=True)
     write_atomic(settings.dagster_home / "dagster.yaml", (SHARED / "dagster.yaml").read_text())
+    write_atomic(settings.workspace, render_workspace(settings))
     write_atomic(supervisor.conf, render(declare(settings), settings.home, supervisor.socket))
     pid = supervisor.pid()
     if pid is not None and not _has_secrets(pid, settings):
@@ -182,7 +185,8 @@ def _await(
     with ThreadPoolExecutor(max(1, len(services))) as pool:
         while waiting:
             processes = supervisor.processes()
-            judged = list(pool.map(_judge, [settings] * len(waiting), waiting, [processes] * len(waiting)))
+            holders = _port_holders(waiting, supervisor)
+            judged = list(pool.map(partial(_judge, settings, processes, holders), waiting))
             seconds = time.monotonic() - begun
             for service, now in zip(tuple(waiting), judged, strict=True):
                 report(service.name, now.state, seconds)
@@ -209,14 +213,27 @@ def _failure(settings: Settings, failed: list[ServiceStatus]) -> ServiceFailed:
     return ServiceFailed(f"{first.name} {how}{also}: see {log}; {then}.", log_tail(log))
 
 
-def _judge(settings: Settings, service: Service, processes: dict[str, Process]) -> ServiceStatus:
+def _port_holders(services: list[Service], supervisor: Supervisor) -> Holders:
+    """Who listens on the services' ports, looked up once, when the first of them answers (0.03 s)."""
+    ports = {port for service in services for port in service.ports}
+    return cache(lambda: strangers.holders(ports, supervisor.url))
+
+
+def _judge(settings: Settings, processes: dict[str, Process], holders: Holders, service: Service) -> ServiceStatus:
     process = processes.get(service.name)
     answer = None
     now = time.time()
     if process is not None and process.state in ("RUNNING", "STARTING"):
-        answer = health.problem(service.health, settings, process.started, now)
+        answer = health.problem(service.health, settings, process.started, now) or _foreign(service, holders())
     state, detail = state_of(process, answer, now, service.deadline_s)
     return ServiceStatus(service.name, state, service.address, detail)
+
+
+def _foreign(service: Service, holders: dict[int, strangers.Holder]) -> str | None:
+    """Why an answer is not the service's own: a process outside this home listens on its port."""
+    found = ((port, holders.get(port)) for port in service.ports)
+    others = [f"port {port} is held by {holder}" for port, holder in found if holder and not holder.ours]
+    return ", ".join(others) or None
 
 
 def state_of(process: Process | None, problem: str | None, now: float, deadline_s: float) -> tuple[str, str]:

@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import PROJECT_ROOT, SECRETS, Settings, in_bucket, is_loopback
 
@@ -34,6 +36,7 @@ S3_CONF = {
     "spark.hadoop.fs.s3a.path.style.access": "true",
 }
 SHARED = PROJECT_ROOT / "deploy" / "local"
+LOCATION = "throughline"  # of the graph, in Dagster
 
 # Read in the installed sources: mlflow.telemetry.utils, dbt.cli.flags (both know DO_NOT_TRACK, mlflow only as "true").
 # Dagster's switch is in dagster.yaml; feast 0.67 has none to turn off.
@@ -60,6 +63,12 @@ def declare(settings: Settings) -> list[Service]:
     """The services of this home, in the order in which they are shown and started."""
     services = [] if settings.spark_remote else [_spark(settings)]
     return [*services, _mlflow(settings), _model_server(settings), _collector(settings), *_dagster(settings)]
+
+
+def render_workspace(settings: Settings) -> str:
+    """Dagster's workspace file of this home: the graph is what the code location serves."""
+    server = {"host": "127.0.0.1", "port": settings.port("graph"), "location_name": LOCATION}
+    return yaml.safe_dump({"load_from": [{"grpc_server": server}]})
 
 
 def select(services: list[Service], names: list[str] | None) -> list[Service]:
@@ -164,19 +173,19 @@ def _spark(settings: Settings) -> Service:
 
 def _mlflow(settings: Settings) -> Service:
     home, port = settings.mlflow_home, settings.port("mlflow")
-    if settings.mlflow_store is None:
-        server = (_executable("mlflow"), "server", "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}")
-    else:
-        server = (sys.executable, "-m", "throughline.services.mlflow_server")
+    store = ("--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}") if settings.mlflow_store is None else ()
     if settings.mlflow_artifacts is None:
         # Artifacts go straight to the folder: no copy through the server, and a URI that is a path on this machine.
-        artifacts = ("--default-artifact-root", str(home / "artifacts"), "--no-serve-artifacts")
+        artifacts = ("--default-artifact-root", str(home / "artifacts"))
     else:
         # Through the server, which alone needs credentials of the bucket: AWS_* or a profile, from its environment.
-        artifacts = ("--artifacts-destination", settings.mlflow_artifacts, "--serve-artifacts")
+        artifacts = ("--artifacts-destination", settings.mlflow_artifacts)
     return Service(
         name="mlflow",
-        command=(*server, "--host", _host(settings), "--port", str(port), "--workers", "1", *artifacts),
+        command=(
+            *(sys.executable, "-m", "throughline.services.mlflow_server"),
+            *("--host", _host(settings), "--port", str(port), *store, *artifacts),
+        ),
         address=settings.url("mlflow"),
         ports=(port,),
         health=f"{settings.url('mlflow')}/health",
@@ -217,32 +226,45 @@ def _collector(settings: Settings) -> Service:
 
 
 def _dagster(settings: Settings) -> list[Service]:
-    env = {**settings_env(settings), **NO_TELEMETRY, "DAGSTER_HOME": str(settings.dagster_home)}
-    workspace = ("-w", str(PROJECT_ROOT / "workspace.yaml"))
-    url, port = settings.url("dagster"), settings.port("dagster")
+    env = {**NO_TELEMETRY, "DAGSTER_HOME": str(settings.dagster_home)}
+    workspace = ("-w", str(settings.workspace))
+    url, port, code_port = settings.url("dagster"), settings.port("dagster"), settings.port("graph")
     return [
+        Service(
+            name="code-location",
+            command=(
+                *(_executable("dagster"), "code-server", "start", "--module-name", "assets.definitions"),
+                *("--host", "127.0.0.1", "--port", str(code_port), "--location-name", LOCATION),
+                *("--startup-timeout", "300", "--log-level", "warning"),
+            ),
+            address=None,
+            ports=(code_port,),
+            health=f"tcp://127.0.0.1:{code_port}",  # it listens when the graph is loaded
+            deadline_s=300,
+            env={**env, **settings_env(settings)},
+        ),
         Service(
             name="dagster-webserver",
             command=(
                 _executable("dagster-webserver"),
                 *workspace,
                 *("--host", _host(settings), "--port", str(port)),
-                *("--code-server-log-level", "warning"),
             ),
             address=url,
             ports=(port,),
             health=f"{url}/server_info",
             deadline_s=300,
             env=env,
+            needs=("code-location",),
         ),
         Service(
             name="dagster-daemon",
-            command=(_executable("dagster-daemon"), "run", *workspace, "--code-server-log-level", "warning"),
+            command=(_executable("dagster-daemon"), "run", *workspace),
             address=None,
             ports=(),
             health=f"daemon+{url}/graphql",
             deadline_s=300,
             env=env,
-            needs=("dagster-webserver",),  # who is asked about its heartbeats
+            needs=("code-location", "dagster-webserver"),  # the webserver reports its heartbeats
         ),
     ]

@@ -4,19 +4,23 @@ import os
 import re
 import shlex
 import socket
+import time
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
+import yaml
 from supervisor.options import ServerOptions
 
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.settings import Settings, load_settings
+from throughline.foundation.settings import DEFAULT_PORTS, Settings, load_settings
 from throughline.services import control, health, strangers
 from throughline.services.conf import render
-from throughline.services.daemon import Process, check_private, inherited_env, socket_path
-from throughline.services.declared import declare, select
+from throughline.services.daemon import Process, Supervisor, check_private, inherited_env, socket_path
+from throughline.services.declared import declare, render_workspace, select
 
-NAMES = ["spark", "mlflow", "model-server", "collector", "dagster-webserver", "dagster-daemon"]
+NAMES = ["spark", "mlflow", "model-server", "collector", "code-location", "dagster-webserver", "dagster-daemon"]
 
 
 def settings(home: Path, **values: object) -> Settings:
@@ -101,7 +105,7 @@ def test_what_asks_for_no_token_stays_on_loopback_whatever_bind_says(home: Path)
 def test_two_homes_with_two_port_bases_share_neither_port_nor_socket(tmp_path: Path) -> None:
     one, two = settings(tmp_path / "1", port_base=20000), settings(tmp_path / "2", port_base=20010)
     ports = [{port for service in declare(each) for port in service.ports} for each in (one, two)]
-    assert len(ports[0]) == len(ports[1]) == 6
+    assert len(ports[0]) == len(ports[1]) == len(DEFAULT_PORTS)
     assert not ports[0] & ports[1]
     assert socket_path(one.home) != socket_path(two.home)
 
@@ -138,14 +142,15 @@ def test_a_spark_server_elsewhere_means_none_of_our_own(home: Path) -> None:
 
 def test_a_training_setting_restarts_neither_spark_nor_what_serves(home: Path) -> None:
     before, after = ({one.name: one for one in declare(settings(home, **v))} for v in ({}, {"training_epochs": 2}))
-    assert {name for name in NAMES if before[name] != after[name]} == {"dagster-webserver", "dagster-daemon"}
+    assert {name for name in NAMES if before[name] != after[name]} == {"code-location"}
 
 
 def test_services_are_chosen_by_name_and_an_unknown_one_is_refused(home: Path) -> None:
     services = declare(settings(home))
     assert [one.name for one in select(services, ["mlflow", "spark"])] == ["spark", "mlflow"]
-    # whether the daemon is well is asked of the webserver
-    assert [one.name for one in select(services, ["dagster-daemon"])] == ["dagster-webserver", "dagster-daemon"]
+    # the webserver reports whether the daemon is well, and both read the graph from the code location
+    dagster = ["code-location", "dagster-webserver", "dagster-daemon"]
+    assert [one.name for one in select(services, ["dagster-daemon"])] == dagster
     with pytest.raises(ThroughlineError, match=r"sprak.*spark, mlflow"):
         select(services, ["sprak"])
 
@@ -251,8 +256,6 @@ def test_status_of_a_home_where_nothing_was_ever_started_is_stopped_and_leaves_n
 
 
 def test_a_signal_is_named_from_supervisors_log(home: Path) -> None:
-    from throughline.services.daemon import Supervisor
-
     (home / "logs" / "supervisord.log").write_text(
         "WARN exited: spark (terminated by SIGTERM; not expected)\n"
         "WARN exited: mlflow (exit status 2; not expected)\nWARN exited: spark (terminated by SIGKILL; not expected)\n"
@@ -260,3 +263,34 @@ def test_a_signal_is_named_from_supervisors_log(home: Path) -> None:
     row = {"name": "spark", "exitstatus": -1}
     assert Supervisor(settings(home))._exit(row) == "terminated by SIGKILL"
     assert Supervisor(settings(home))._exit(row | {"exitstatus": 2}) == "exit status 2"
+
+
+def test_another_process_that_answers_on_the_port_is_not_taken_for_the_service(home: Path) -> None:
+    """Its own server could not bind and ends soon; until then supervisor calls it running, and something answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        service = replace(declare(settings(home))[0], ports=(port,), health=f"tcp://127.0.0.1:{port}")
+        processes = {service.name: Process(service.name, "RUNNING", os.getpid(), time.time(), "")}
+        holders = control._port_holders([service], Supervisor(settings(home)))
+        found = control._judge(settings(home), processes, holders, service)
+    assert found.state == "starting"
+    assert found.detail == f"port {port} is held by {strangers.Holder(os.getpid(), command_line(), False)}"
+
+
+def command_line() -> str:
+    text = " ".join(psutil.Process().cmdline())
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def test_the_services_find_the_graph_where_this_home_serves_it(home: Path) -> None:
+    chosen = settings(home, port_base=20000)
+    (entry,) = yaml.safe_load(render_workspace(chosen))["load_from"]
+    (code,) = [one for one in declare(chosen) if one.name == "code-location"]
+    assert entry["grpc_server"]["port"] == code.ports[0] == chosen.port("graph")
+    assert entry["grpc_server"]["location_name"] == code.command[code.command.index("--location-name") + 1]
+    for name in ("dagster-webserver", "dagster-daemon"):
+        (command,) = [one.command for one in declare(chosen) if one.name == name]
+        assert command[command.index("-w") + 1] == str(chosen.workspace)
+        assert "assets.definitions" not in command
