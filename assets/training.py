@@ -19,18 +19,20 @@ from dagster import (
     ResourceParam,
     asset,
 )
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel, Field, create_model
 
 from assets.features import GROUP as FEATURES
 from assets.resources import Launchers, clock_now, record_of
 from throughline.evaluation.evaluate import require_columns
 from throughline.experiment.job import train_here
 from throughline.experiment.recipe import pipeline_code
-from throughline.experiment.request import TrainingRequest
+from throughline.experiment.request import TrainingRequest, dataset_version
 from throughline.experiment.train import Run
-from throughline.featurestore.dataset import build_dataset
+from throughline.featurestore.dataset import build_dataset, find_dataset
 from throughline.foundation import tags
+from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.fingerprint import fingerprint_code
+from throughline.foundation.references import ModelReference
 from throughline.foundation.security.principal import GRAPH
 from throughline.foundation.settings import PROJECT_ROOT, Settings
 from throughline.records import DatasetRecord, FeatureStoreRecord, ModelRecord
@@ -77,6 +79,14 @@ class RequestConfig(config_of(TrainingRequest, _REQUESTED)):  # ty: ignore[unsup
 class OverrideConfig(config_of(TrainingRequest, _OVERRIDDEN)):  # ty: ignore[unsupported-base]  # made from the request
     """What a run of the pipeline may train otherwise than declared."""
 
+    candidate: str | None = Field(None, description="NAME/VERSION to take as it is registered; nothing is trained.")
+
+
+class DatasetConfig(Config):
+    """Which rows a run of the pipeline takes."""
+
+    table: str | None = Field(None, description="USECASE/training/dataset@VERSION; unset: built as of the data clock.")
+
 
 def _dataset(usecase: UseCase) -> AssetsDefinition:
     request_features = usecase.features.request_features.partition(":")[0].replace(".", "/")
@@ -90,9 +100,15 @@ def _dataset(usecase: UseCase) -> AssetsDefinition:
         ins={"feature_store": record_of(usecase, FEATURES, "feature_store")},
     )
     def dataset(
-        context: AssetExecutionContext, settings: ResourceParam[Settings], feature_store: FeatureStoreRecord
+        context: AssetExecutionContext,
+        config: DatasetConfig,
+        settings: ResourceParam[Settings],
+        feature_store: FeatureStoreRecord,
     ) -> Output[DatasetRecord]:
-        record = build_dataset(settings, usecase, feature_store, clock_now(settings, usecase))
+        if config.table is None:
+            record = build_dataset(settings, usecase, feature_store, clock_now(settings, usecase))
+        else:
+            record = find_dataset(settings, usecase, version=dataset_version(usecase, config.table))
         require_columns(usecase, record)
         return Output(record, data_version=DataVersion(record.fingerprint), metadata=dataset_metadata(record))
 
@@ -116,12 +132,28 @@ def _model(usecase: UseCase) -> AssetsDefinition:
         launchers: ResourceParam[Launchers],
         dataset: DatasetRecord,
     ) -> Output[ModelRecord]:
-        request = TrainingRequest(usecase=usecase.name, **config.model_dump())
-        run = Run(settings, log_events(context), launchers=launchers)
-        record = train_here(run, request, dataset, run_tags(context))
+        if config.candidate is None:
+            request = TrainingRequest(usecase=usecase.name, **config.model_dump(exclude={"candidate"}))
+            run = Run(settings, log_events(context), launchers=launchers)
+            record = train_here(run, request, dataset, run_tags(context))
+        else:
+            record = _registered(settings, usecase, ModelReference.parse(config.candidate), dataset)
         return Output(record, data_version=DataVersion(record.sha256), metadata=model_metadata(settings, record))
 
     return model
+
+
+def _registered(settings: Settings, usecase: UseCase, candidate: ModelReference, dataset: DatasetRecord) -> ModelRecord:
+    """Raises for a version of another use case, or that was trained on other rows than `dataset`."""
+    if candidate.name != usecase.name:
+        raise ThroughlineError(f"{candidate} is no model of {usecase.name}: propose it for its own use case.")
+    record = models.get(settings, candidate)
+    if record.dataset_fingerprint != dataset.fingerprint:
+        raise ThroughlineError(
+            f"{candidate} was trained on dataset {record.dataset_fingerprint[:12]}, the run's is {dataset.table} with "
+            f"fingerprint {dataset.fingerprint[:12]}: `throughline propose {candidate}` takes the version's own."
+        )
+    return record
 
 
 def run_tags(context: AssetExecutionContext) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`throughline approve | promote | rollback | history | note`: who lets what go live, and what was done.
+"""`throughline propose | approve | promote | rollback | history | note`: who lets what go live, and what was done.
 
 Owns: words, tables, JSON. Does not own: who may do what (`registry/approval.py`), what happens then
 (`rollout/promotion.py`), the history (`registry/history.py`).
@@ -16,6 +16,7 @@ from throughline.cli.arguments import Model, parse_model
 from throughline.cli.output import emit, follow_run, out
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings, load_settings
+from throughline.foundation.tags import CAUSE
 from throughline.usecase import UseCase, get_usecase, load_usecases
 
 if TYPE_CHECKING:
@@ -24,6 +25,41 @@ if TYPE_CHECKING:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Reason = Annotated[str, typer.Option(help="Why; it stands in the history.")]
+
+
+def propose(model: Model, as_json: AsJson = False) -> None:
+    """Evaluate a registered version, let the gate decide, and release it when every rule passes."""
+    from throughline.graph.client import Graph
+    from throughline.records import GateDecision
+    from throughline.records.store import find_record
+    from throughline.registry import versions as models
+
+    settings = load_settings()
+    usecase, _ = _registered(settings, model)
+    dataset = models.dataset_tables(settings, model.name)[model]
+    graph = Graph(settings)
+    rooms = ("training/dataset", "training/model", "evaluation/evaluation", "evaluation/gate", "evaluation/card")
+    assets = [(usecase.name, *key.split("/")) for key in (*rooms, "deployment/endpoint")]
+    ops = {
+        f"{usecase.name}__training__dataset": {"config": {"table": str(dataset)}},
+        f"{usecase.name}__training__model": {"config": {"candidate": str(model)}},
+    }
+    run_id = graph.launch(assets, config={"ops": ops}, tags={CAUSE: f"{model} was proposed"})
+    outcome = follow_run(graph, settings, run_id, quiet=as_json)
+    if not outcome.succeeded:
+        why = outcome.errors[0] if outcome.errors else outcome.status
+        raise ThroughlineError(f"{model} was not decided about: {why}")
+    gate = find_record(settings, (usecase.name, "evaluation", "gate"), GateDecision)
+    if gate is None or gate.model != model or gate.decision == "reject":
+        raise ThroughlineError(f"{model} is not released: {gate.failures if gate else 'there is no decision'}.")
+    result = {
+        "model": str(model),
+        "run": run_id,
+        "decision": gate.decision,
+        "rules": gate.model_dump(mode="json")["rules"],
+    }
+    waits = f", it waits for approval: throughline approve {model} --reason TEXT" if gate.decision == "wait" else ""
+    emit(as_json, result, lambda: out().print(f"[bold]{model}[/]: {gate.decision}{waits}"))
 
 
 def approve(

@@ -35,6 +35,7 @@ COMMANDS = {
     "jobs": "jobs",
     "reproduce": "reproduce",
     "models": "models",
+    "propose": "govern",
     "approve": "govern",
     "promote": "govern",
     "rollback": "govern",
