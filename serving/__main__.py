@@ -6,7 +6,11 @@ import logging
 import sys
 import warnings
 
+from serving.kserve_package import import_server_modules
+from throughline.featurestore.online import open_reader
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import load_settings
+from throughline.usecase import load_usecases
 
 
 def main() -> int:
@@ -14,10 +18,8 @@ def main() -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     # KServe's endpoints answer with a class that FastAPI deprecates: nothing to be done here, once per endpoint.
     warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")
-    from serving.server import Server
-    from throughline.featurestore.online import open_reader
-    from throughline.foundation.settings import load_settings
-    from throughline.usecase import load_usecases
+    import_server_modules()
+    from serving.server import Server  # after it: this imports KServe, too
 
     try:
         Server(load_settings(), load_usecases(), open_reader).start()

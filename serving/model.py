@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import polars as pl
 from anyio import CapacityLimiter, to_thread
-from kserve import InferRequest, InferResponse, Model
 from kserve.errors import InvalidInput
+from kserve.model import Model
+from kserve.protocol.infer_type import InferRequest, InferResponse
 
 from serving.lane import Lane
 from serving.predictor import Job, Predictor, Unavailable

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kserve import InferOutput, InferRequest, InferResponse
-from kserve.protocol.infer_type import InferInput
+from kserve.protocol.infer_type import InferInput, InferOutput, InferRequest, InferResponse
 
 from throughline.usecase import UseCase
 from throughline.usecase.requests import MAX_INSTANCES, BadRequest

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import grpc
 import uvicorn
 from fastapi import FastAPI, Response
-from kserve import ModelServer
+from kserve.model_server import ModelServer
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc
 from kserve.protocol.grpc.servicer import InferenceServicer
 from kserve.protocol.rest.v1_endpoints import register_v1_endpoints

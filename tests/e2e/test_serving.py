@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,11 +21,15 @@ from urllib.parse import urlsplit
 
 import grpc
 import httpx
+import numpy as np
 import polars as pl
+import psutil
 import pytest
+from kserve import InferInput, InferRequest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
+from benchmarks.serving_home import make_home
 from tests.support import servers
 from tests.support.sealed import seal_model
 from throughline.events.client import drain
@@ -69,12 +74,14 @@ class Place:
         process, port = self.processes[name], urlsplit(address).port
         servers.wait_until_ready(process, port, lambda: servers.get_ok(address), log)
 
-    def start_server(self) -> None:
-        self.start("model-server", [sys.executable, str(SERVER)], f"{self.url}/v2/health/ready")
+    def start_server(self, *arguments: str) -> None:
+        """Python's arguments; unless given, the server whose features are a double's."""
+        command = [sys.executable, *(arguments or [str(SERVER)])]
+        self.start("model-server", command, f"{self.url}/v2/health/ready")
 
-    def start_collector(self) -> None:
-        module = [sys.executable, "-m", "throughline.events.collector"]
-        self.start("collector", module, f"{self.settings.url('collector')}/health")
+    def start_collector(self, *arguments: str) -> None:
+        command = [sys.executable, *arguments, "-m", "throughline.events.collector"]
+        self.start("collector", command, f"{self.settings.url('collector')}/health")
 
     def end(self, name: str, how: int = signal.SIGTERM) -> int:
         process = self.processes.pop(name)
@@ -395,12 +402,8 @@ def test_curl_without_a_content_type_and_binary_tensors_are_understood(served, i
     )
     assert answer.status_code == 200, answer.text
 
-    from kserve import InferInput, InferRequest
-
     inputs = []
     for each in tensors([instance]):
-        import numpy as np
-
         data = np.array(each["data"], dtype=np.int64 if each["datatype"] == "INT64" else np.object_).reshape(1, 1)
         tensor = InferInput(each["name"], [1, 1], each["datatype"])
         tensor.set_data_from_numpy(data)
@@ -532,6 +535,27 @@ def test_beyond_loopback_a_token_is_demanded_and_without_a_revision_the_server_s
             at, pb.ModelInferRequest(model_name="other"), metadata=[("authorization", "Bearer s3cret")]
         )
         assert (accepted, "other" in error) == (False, True)
+
+
+def test_server_and_collector_import_no_more_than_they_use(tmp_path, usecase):
+    """Both as `up` starts them, on a home with real features, after a prediction and its event."""
+    both = {"torch", "feast", "mlflow", "pyspark", "pandas", "dagster", "sklearn", "matplotlib", "scipy", "kubernetes"}
+    with place(tmp_path / "home") as at:
+        instances = make_home(at.settings, usecase)
+        at.start_collector("-X", "importtime")
+        at.start_server("-X", "importtime", "-m", "serving")
+        assert call_v1(at, instances[:2])[0]
+        assert flush(at)["written"] == 2
+        held = {name: psutil.Process(each.pid).memory_info().rss / 1e6 for name, each in at.processes.items()}
+        for name, absent in {
+            "model-server": both | {"deltalake", "pyarrow"},
+            "collector": both | {"kserve", "onnxruntime", "duckdb"},
+        }.items():
+            imported = set(re.findall(r"^import time:.*\| +(\w+)$", at.log_text(name), re.MULTILINE))
+            assert {"polars", "uvicorn"} <= imported
+            assert not imported & absent, name
+        assert held["model-server"] < 300, held
+        assert held["collector"] < 250, held
 
 
 def test_a_port_in_use_is_one_clear_line(served, tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
+from serving.kserve_package import import_server_modules
 from tests.support.sealed import seal_model
 from throughline.featurestore.online import FeatureRead
 from throughline.foundation.settings import Settings, load_settings
@@ -102,7 +103,8 @@ def put_revision(settings: Settings, version: int = 1, bias: float = 0.0, **chan
 
 
 def main(home: Path | None = None) -> None:
-    from serving.server import Server
+    import_server_modules()
+    from serving.server import Server  # after it: this imports KServe, too
 
     Server(load_settings(**({"home": home} if home else {})), load_usecases(), FakeFeatureReader).start()
 

@@ -345,7 +345,7 @@ def _predictions(
     """How many predictions each model version made, and with which features: all of a version's use the same."""
     import polars as pl
 
-    from throughline.events.table import LAYER, TABLE
+    from throughline.events.schema import LAYER, TABLE, log_table
     from throughline.lakehouse.table import current_version, scan
 
     location = settings.table_path(usecase.name, LAYER, TABLE)
@@ -359,4 +359,4 @@ def _predictions(
         mine = [pl.col(name) == value for name, value in zip(model, which, strict=True)]
         sample: Any = json.loads(rows.filter(mine).select("features").head(1).collect().item())
         groups.append((count, frozenset(sample)))
-    return groups, TableReference(f"{usecase.name}/{LAYER}/{TABLE}", version)
+    return groups, log_table(usecase.name, version)

@@ -6,14 +6,12 @@ import time
 
 import httpx
 
+from throughline.events.schema import log_table
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.references import TableReference
 from throughline.foundation.security.tokens import auth_headers
 from throughline.foundation.settings import Settings
 from throughline.records import InferenceLogRecord
 from throughline.usecase import UseCase
-
-LAYER, TABLE = "monitoring", "inference_log"
 
 
 def drain(settings: Settings, url: str, timeout_s: float = 60) -> None:
@@ -48,7 +46,7 @@ def snapshot(settings: Settings, usecase: UseCase) -> InferenceLogRecord:
         ) from error
     version = flushed["version"].get(usecase.name)
     return InferenceLogRecord(
-        table=TableReference(f"{usecase.name}/{LAYER}/{TABLE}", version) if version is not None else None,
+        table=log_table(usecase.name, version) if version is not None else None,
         received=counted["received"],
         written=counted["written"],
         lost=counted["lost"],

@@ -17,22 +17,15 @@ from uuid import UUID
 import numpy as np
 import polars as pl
 
-from throughline.events.table import LAYER, TABLE
+from throughline.events.schema import JSON_COLUMNS, LAYER, LOG_SCHEMA, TABLE, log_table
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.settings import Settings, in_bucket
 from throughline.lakehouse.delta import find, storage_options
 
-_COLUMNS = ["id", "source", "sequence", "time", "wall_time", "model_name", "model_version", "revision", "role"]
-_HOURS = {
-    "hour": pl.Datetime("us", "UTC"),
-    "model_name": pl.String,
-    "model_version": pl.Int64,
-    "revision": pl.String,
-    "role": pl.String,
-    "predictions": pl.Int64,
-}
-_SOURCES = {"source": pl.String, "events": pl.Int64, "highest": pl.Int64}
+_MADE_BY = ("model_name", "model_version", "revision", "role")
+_HOURS = {"hour": LOG_SCHEMA["time"], **{name: LOG_SCHEMA[name] for name in _MADE_BY}, "predictions": pl.Int64}
+_SOURCES = {"source": LOG_SCHEMA["source"], "events": pl.Int64, "highest": LOG_SCHEMA["sequence"]}
 
 
 @dataclass(frozen=True)
@@ -68,8 +61,7 @@ class PredictionLog:
     @property
     def table(self) -> TableReference | None:
         """The version that was looked at; None before the first prediction."""
-        name = f"{self.usecase}/{LAYER}/{TABLE}"
-        return None if self.version is None else TableReference(name, self.version)
+        return None if self.version is None else log_table(self.usecase, self.version)
 
     @property
     def predictions(self) -> int:
@@ -136,7 +128,11 @@ class PredictionLog:
     def _take(self, files: list[str]) -> None:
         if not files:
             return
-        rows = self._scan(files, include_file_paths="file").select(*_COLUMNS, "file").collect()
+        rows = (
+            self._scan(files, include_file_paths="file")
+            .select("id", "source", "sequence", "time", "wall_time", *_MADE_BY, "file")
+            .collect()
+        )
         places = {file: number for number, file in enumerate(files, len(self._files))}
         rows = rows.with_columns(
             place=pl.col("file").replace_strict(places, return_dtype=pl.UInt32),
@@ -163,7 +159,7 @@ class PredictionLog:
             stored = self._scan([self._files[self._file[place]]]).slice(int(self._row[place]), 1).collect()
             if stored["id"][0] == wanted:
                 (row,) = stored.to_dicts()
-                return {**row, **{name: json.loads(row[name]) for name in ("request", "features", "feature_times")}}
+                return {**row, **{name: json.loads(row[name]) for name in JSON_COLUMNS}}
             place += 1
         return None
 

@@ -1,6 +1,7 @@
 """One prediction as an event: the typed record and its CloudEvents 1.0 form (HTTP binary mode).
 
-Owns: names and types of what is logged, on the wire and in the table. Does not own: sending, storing.
+Owns: names and types of what is logged; wire format, table schema and readers follow from `InferenceEvent`.
+Does not own: sending, storing.
 """
 
 from __future__ import annotations
@@ -8,40 +9,33 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 from uuid import UUID
 
 import polars as pl
 from pydantic import AwareDatetime, Field, ValidationError
 
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
 from throughline.records import Record
 
 EVENT_TYPE = "throughline.prediction.v1"
 
+LAYER, TABLE = "monitoring", "inference_log"
+
+_COLUMN_TYPES: dict[Any, Any] = {
+    UUID: pl.String,
+    str: pl.String,
+    Literal: pl.String,
+    dict: pl.String,
+    list: pl.List(pl.String),
+    AwareDatetime: pl.Datetime("us", "UTC"),
+    int: pl.Int64,
+    float: pl.Float64,
+}
+
 # Attributes of the CloudEvent; all other fields of the record are its data.
 _ATTRIBUTES = ("id", "source", "subject", "time", "sequence")
-
-TABLE_SCHEMA: dict[str, Any] = {
-    "id": pl.String,
-    "time": pl.Datetime("us", "UTC"),
-    "wall_time": pl.Datetime("us", "UTC"),
-    "source": pl.String,
-    "sequence": pl.Int64,
-    "model_name": pl.String,
-    "model_version": pl.Int64,
-    "revision": pl.String,
-    "role": pl.String,
-    "row_key": pl.String,
-    "request": pl.String,
-    "features": pl.String,
-    "feature_times": pl.String,
-    "flags": pl.List(pl.String),
-    "score": pl.Float64,
-    "decision": pl.String,
-    "latency_ms": pl.Float64,
-    "day": pl.Date,
-}
 
 
 class BadEvent(ThroughlineError):
@@ -49,14 +43,15 @@ class BadEvent(ThroughlineError):
 
 
 class InferenceEvent(Record):
-    """A prediction. `time` is the data clock's, `wall_time` the wall clock's; `sequence` counts from 1 per `source`."""
+    """A prediction, and by its fields a row of the inference log. `time` is the data clock's, `wall_time` the wall
+    clock's; `sequence` counts from 1 per `source`."""
 
     id: UUID
-    source: str = Field(min_length=1, max_length=200)
-    subject: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="The use case.")
+    subject: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="The use case; each has a table of its own.")
     time: AwareDatetime
-    sequence: int = Field(ge=1, lt=2**63)
     wall_time: AwareDatetime
+    source: str = Field(min_length=1, max_length=200)
+    sequence: int = Field(ge=1, lt=2**63)
     model_name: str
     model_version: int
     revision: str
@@ -74,6 +69,21 @@ class InferenceEvent(Record):
     def day(self) -> date:
         """The partition: the UTC date of `time`."""
         return self.time.astimezone(UTC).date()
+
+
+# A column per field and the partition. What is a mapping is JSON text: its keys differ between use cases and versions.
+_FIELD_TYPES = {
+    name: get_origin(field.annotation) or field.annotation
+    for name, field in InferenceEvent.model_fields.items()
+    if name != "subject"
+}
+JSON_COLUMNS = [name for name, kind in _FIELD_TYPES.items() if kind is dict]
+LOG_SCHEMA: dict[str, Any] = {name: _COLUMN_TYPES[kind] for name, kind in _FIELD_TYPES.items()} | {"day": pl.Date}
+
+
+def log_table(usecase: str, version: int) -> TableReference:
+    """The inference log of a use case at a version."""
+    return TableReference(f"{usecase}/{LAYER}/{TABLE}", version)
 
 
 def to_binary(event: InferenceEvent) -> tuple[dict[str, str], bytes]:
@@ -115,22 +125,20 @@ def from_binary(headers: Mapping[str, str], body: bytes) -> InferenceEvent:
 
 
 def to_rows(events: Iterable[InferenceEvent]) -> pl.DataFrame:
-    """Rows of the table, in the given order; `day` is the UTC date of `time`."""
+    """Rows of the table, in the given order."""
     rows = [
         {
-            **event.model_dump(include=_PLAIN),
+            **event.model_dump(exclude={"id", "subject", *JSON_COLUMNS}),
             "id": str(event.id),
-            "request": _compact(event.request),
-            "features": _compact(event.features),
-            "feature_times": _compact(event.model_dump(mode="json", include={"feature_times"})["feature_times"]),
+            **{
+                name: _compact(value)
+                for name, value in event.model_dump(mode="json", include=set(JSON_COLUMNS)).items()
+            },
             "day": event.day,
         }
         for event in events
     ]
-    return pl.DataFrame(rows, schema=TABLE_SCHEMA)
-
-
-_PLAIN = set(TABLE_SCHEMA) - {"id", "request", "features", "feature_times", "day"}
+    return pl.DataFrame(rows, schema=LOG_SCHEMA)
 
 
 def iso(instant: datetime | None) -> str | None:

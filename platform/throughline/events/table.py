@@ -11,11 +11,9 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from throughline.events.schema import InferenceEvent, to_rows
+from throughline.events.schema import LAYER, TABLE, InferenceEvent, to_rows
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.append import AppendOnce
-
-LAYER, TABLE = "monitoring", "inference_log"
 
 
 class SourceCount:

@@ -9,6 +9,7 @@ from datetime import datetime
 
 import polars as pl
 
+from throughline.events.schema import LOG_SCHEMA
 from throughline.featurestore.spine import as_known
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
@@ -19,16 +20,7 @@ from throughline.usecase.requests import row_keys
 
 LAYER, TABLE = "monitoring", "outcomes"
 
-_LOG_SCHEMA = {
-    "id": pl.String,
-    "time": pl.Datetime("us", "UTC"),
-    "row_key": pl.String,
-    "model_name": pl.String,
-    "model_version": pl.Int64,
-    "role": pl.String,
-    "score": pl.Float64,
-    "decision": pl.String,
-}
+_LOGGED = ("id", "time", "row_key", "model_name", "model_version", "role", "score", "decision")
 
 
 def join_outcomes(usecase: UseCase, predictions: pl.DataFrame, spine: pl.DataFrame, as_of: datetime) -> pl.DataFrame:
@@ -54,7 +46,7 @@ def join_outcomes(usecase: UseCase, predictions: pl.DataFrame, spine: pl.DataFra
         .otherwise(pl.lit("pending"))
     )
     return (
-        predictions.select(*_LOG_SCHEMA)
+        predictions.select(*_LOGGED)
         .filter(pl.col("time") <= as_of)
         .unique("id", keep="first", maintain_order=True)
         .join(outcomes, on="row_key", how="left", maintain_order="left")
@@ -66,7 +58,7 @@ def write_outcomes(
     settings: Settings, usecase: UseCase, log: InferenceLogRecord, spine: TableReference, as_of: datetime
 ) -> OutcomesRecord:
     """Join the pinned log with the pinned spine and write `monitoring/outcomes`."""
-    predictions = read(settings, log.table).collect() if log.table else pl.DataFrame(schema=_LOG_SCHEMA)
+    predictions = read(settings, log.table).collect() if log.table else pl.DataFrame(schema=LOG_SCHEMA)
     outcomes = join_outcomes(usecase, predictions, read(settings, spine).collect(), as_of)
     version = replace_all(settings.table_path(usecase.name, LAYER, TABLE), outcomes)
     states = dict(outcomes.group_by("state").len().iter_rows())

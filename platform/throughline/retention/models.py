@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from throughline.events.table import LAYER, TABLE
+from throughline.events.schema import LAYER, TABLE
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import ModelReference
 from throughline.foundation.security.principal import GRAPH

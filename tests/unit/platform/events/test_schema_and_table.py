@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from throughline.events.collector import Collector, create_app
-from throughline.events.schema import BadEvent, InferenceEvent, from_binary, to_binary
+from throughline.events.schema import JSON_COLUMNS, LOG_SCHEMA, BadEvent, InferenceEvent, from_binary, to_binary
 from throughline.events.table import LogTable
 from throughline.foundation.settings import Settings
 
@@ -63,6 +63,15 @@ def test_an_event_comes_back_as_it_was_sent():
     assert headers["ce-subject"] == "flight_delay"
     assert headers["ce-time"].startswith("2013-04-01T04:00:00")
     assert from_binary(headers, body) == sent
+
+
+def test_the_table_has_a_column_per_field_of_the_event_and_the_day(settings):
+    LogTable(settings, "flight_delay").append([event()])
+    fields = set(InferenceEvent.model_fields) - {"subject"}
+    (row,) = logged(settings).to_dicts()
+    assert set(row) == set(LOG_SCHEMA) == fields | {"day"}
+    assert dict(logged(settings).schema) == LOG_SCHEMA
+    assert {name for name, value in event().model_dump().items() if isinstance(value, dict)} == set(JSON_COLUMNS)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from deltalake import write_deltalake
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline.events.schema import TABLE_SCHEMA
+from throughline.events.schema import LOG_SCHEMA
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
 from throughline.records import EndpointRecord, ModelRecord
@@ -87,13 +87,13 @@ def test_a_version_with_a_prediction_within_the_retention_is_pinned(settings: Se
     ages = {1: 20 * DAY, 2: 13 * DAY, 3: 1 * DAY}
     rows = [
         {
-            **dict.fromkeys(TABLE_SCHEMA), "id": str(uuid.uuid4()), "time": datetime(2013, 4, 1, tzinfo=UTC),
+            **dict.fromkeys(LOG_SCHEMA), "id": str(uuid.uuid4()), "time": datetime(2013, 4, 1, tzinfo=UTC),
             "wall_time": NOW - age, "model_name": "shop", "model_version": version, "day": datetime(2013, 4, 1).date(),
         }
         for version, age in ages.items()
     ]  # fmt: skip
     rows.append({**rows[-1], "model_name": "toys", "model_version": 9})
     table = settings.table_path("shop", "monitoring", "inference_log")
-    write_deltalake(str(table), pl.DataFrame(rows, schema=TABLE_SCHEMA).to_arrow())
+    write_deltalake(str(table), pl.DataFrame(rows, schema=LOG_SCHEMA).to_arrow())
     assert pins(settings, "shop", NOW) == dict.fromkeys([2, 3], "predicted in the last 14 days")
     assert set(pins(settings.model_copy(update={"retention_days": 30}), "shop", NOW)) == {1, 2, 3}
