@@ -1,7 +1,6 @@
-"""The catalogue in the graph: what every feature looks like, who uses it, how often it was read.
+"""The catalogue in the graph: the profile of every feature, who uses it, how often it was read.
 
-What each of that means is `throughline.catalogue.features`; here it meets the graph. It reads whole tables, so it is
-made once a night and by `throughline run`, not with every day that is brought.
+It reads whole tables, so it is materialised once a night and by `throughline run`, not with every day of data.
 """
 
 from collections.abc import Iterable
@@ -38,7 +37,7 @@ def profile_key(usecase: UseCase) -> AssetKey:
 
 
 def catalogue_assets(usecase: UseCase) -> Definitions:
-    """The profile of a use case's features, and when it is made anew."""
+    """The profile of a use case's features, and its nightly schedule."""
     job = define_asset_job(
         f"{usecase.name}_profile", AssetSelection.assets(profile_key(usecase)), description=catalogue_assets.__doc__
     )
@@ -81,7 +80,7 @@ def _rows(features: Iterable[Entry]) -> list[TableRecord]:
         TableRecord(
             {
                 "feature": entry.name,
-                "fresh": {True: "yes", False: "no", None: "nothing promised"}[entry.freshness.fresh],
+                "fresh": {True: "yes", False: "no", None: "no limit"}[entry.freshness.fresh],
                 "reads": entry.reads,
                 "models": "unknown" if entry.models is None else ", ".join(map(str, entry.models)) or "none",
                 "description": f"deprecated: {entry.deprecated}" if entry.deprecated else entry.description,

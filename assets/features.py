@@ -1,4 +1,4 @@
-"""Features: hourly ticks by dbt on Spark, then the feature store pinned to them."""
+"""Feature tables (hourly ticks, by dbt on Spark), then the feature store pinned to them."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -28,9 +28,10 @@ from assets.columns import held_columns, lineage_metadata, model_lineage
 from assets.raw import GROUP as RAW
 from assets.raw import daily, wall_clock_freshness
 from assets.resources import as_of
-from throughline.catalogue.features import Lineage, defined, deprecations, registered
-from throughline.featurestore import dbt, store
+from throughline.catalogue.features import Lineage, deprecations
+from throughline.featurestore import dbt
 from throughline.featurestore.incremental import Build, dbt_variables, describe, model_code, models_of, plan_builds
+from throughline.featurestore.layout import pin_sources
 from throughline.foundation.fingerprint import combine, fingerprint_code
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
@@ -55,7 +56,7 @@ def feature_assets(usecase: UseCase, settings: Settings) -> Definitions:
 
 
 class _Translator(DagsterDbtTranslator):
-    """dbt's names in the house's: sources are the raw assets, models the features of their use case."""
+    """dbt's sources are the raw assets, its models the feature tables of their use case."""
 
     def __init__(self, usecase: UseCase, manifest: Mapping[str, Any]) -> None:
         super().__init__()
@@ -78,12 +79,12 @@ class _Translator(DagsterDbtTranslator):
     def get_partition_mapping(
         self, dbt_resource_props: Mapping[str, Any], dbt_parent_resource_props: Mapping[str, Any]
     ) -> PartitionMapping | None:
-        """A day's features see source rows of that day and some before; a register is seen whole."""
+        """A day's features read source rows of that day and some before, and static tables whole."""
         if dbt_parent_resource_props["resource_type"] != "source":
             return None
         if self._usecase.sources.tables[dbt_parent_resource_props["name"]].static:
             return None
-        # one mapping per source: that of the model which looks back furthest
+        # one mapping per source: that of the model with the longest look back
         return TimeWindowPartitionMapping(start_offset=-(self._seen_within_hours // 24 + 1))
 
 
@@ -108,11 +109,13 @@ def _dbt_models(usecase: UseCase, manifest: Mapping[str, Any], lineage: Lineage)
             context.log.info(f"{name}: {describe(build)}")
         variables = dbt_variables(settings, usecase, pins, builds)
         target = settings.dbt_home / "runs" / context.run.run_id
-        # which relations there are is no question here: the builds say what to replace
+        # dbt need not list the relations that exist: the builds say what to replace
         command = ["build", "--no-populate-cache", "--vars", json.dumps(variables)]
         building = dbt_cli.cli(command, context=context, target_path=target)
         with watched(settings, on_lost=building.process.kill) as lost:
-            descriptions = defined(usecase)  # while dbt starts: Feast takes seconds to import
+            from throughline.catalogue.definitions import column_descriptions  # postpones feast (4 s): dbt starts
+
+            descriptions = column_descriptions(usecase)
             try:
                 for event in building.stream():
                     if isinstance(event, Output):
@@ -145,7 +148,7 @@ def _dbt_models(usecase: UseCase, manifest: Mapping[str, Any], lineage: Lineage)
 def _with_origin(
     event: Output, held: TableReference, build: Build, digests: list[str], columns: Mapping[str, Any]
 ) -> Output:
-    """The event of a built model, with the version that stands now and what its content came from."""
+    """The event of a built model, with the table's version and the origin of its content."""
     return Output(
         value=event.value,
         output_name=event.output_name,
@@ -162,7 +165,7 @@ def _with_origin(
 
 
 def _also_built(key: AssetKey, digests: Mapping[date, str]) -> Iterator[AssetMaterialization]:
-    """Days that nobody asked for, but whose inputs had changed since."""
+    """Days that were built because an input had changed, beside the requested ones."""
     for day, digest in digests.items():
         yield AssetMaterialization(
             key,
@@ -187,8 +190,11 @@ def _feature_store(
         code_version=fingerprint_code([dbt.PROJECT / usecase.name / "definitions.py"]),
     )
     def feature_store(context: AssetExecutionContext, settings: ResourceParam[Settings]) -> Output[FeatureStoreRecord]:
-        sources = store.pin_sources(settings, usecase, ticks)
-        store.register(settings, usecase, sources)
+        from throughline.catalogue.definitions import registered  # postpones feast (4 s)
+        from throughline.featurestore.store import register
+
+        sources = pin_sources(settings, usecase, ticks)
+        register(settings, usecase, sources)
         views = registered(settings, usecase, sources, lineage, models)
         record = FeatureStoreRecord(
             usecase=usecase.name,

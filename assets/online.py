@@ -1,4 +1,4 @@
-"""Online: the newest row of every entity, for requests. Is it fresh, and is it what training sees?"""
+"""The online store (the newest row of every entity, for requests), and checks of its freshness and parity."""
 
 from collections.abc import Iterator
 
@@ -22,8 +22,6 @@ from dagster import (
 from assets.code import code_version
 from assets.features import GROUP
 from assets.resources import clock_now, record_of
-from throughline.featurestore.materialise import bring_online, view_states
-from throughline.featurestore.parity import check_parity
 from throughline.foundation.settings import Settings
 from throughline.monitoring.freshness import judge_age
 from throughline.records import FeatureStoreRecord, OnlineStoreRecord
@@ -53,7 +51,9 @@ def _online_store(usecase: UseCase) -> AssetsDefinition:
     def online_store(
         context: AssetExecutionContext, settings: ResourceParam[Settings], feature_store: FeatureStoreRecord
     ) -> Output[OnlineStoreRecord]:
-        record, windows = bring_online(settings, usecase, clock_now(settings, usecase))
+        from throughline.featurestore.materialise import materialise_until  # postpones feast (4 s)
+
+        record, windows = materialise_until(settings, usecase, clock_now(settings, usecase))
         for view, window in windows.items():
             context.log.info(f"{view}: {window}")
         return Output(
@@ -77,7 +77,9 @@ def _parity(usecase: UseCase) -> AssetChecksDefinition:
         description=f"Of {sample} entities of each view, requests and training sets get the same values.",
     )
     def parity(settings: ResourceParam[Settings]) -> AssetCheckResult:
-        """Red when a value differs, and also when there was nothing to compare: that is no proof."""
+        """Fails when a value differs, and when nothing was compared."""
+        from throughline.featurestore.parity import check_parity  # postpones feast (4 s)
+
         views = check_parity(settings, usecase)
         different = [one for view in views for one in view.mismatches]
         shown = [
@@ -118,6 +120,8 @@ def _freshness(usecase: UseCase) -> AssetChecksDefinition:
 
     @multi_asset_check(specs=list(specs.values()), name=f"{usecase.name}_online_freshness")
     def fresh(settings: ResourceParam[Settings]) -> Iterator[AssetCheckResult]:
+        from throughline.featurestore.materialise import view_states  # postpones feast (4 s)
+
         now, states = clock_now(settings, usecase), view_states(settings, usecase)
         for view, limit in limits.items():
             state = states.get(view)
@@ -130,7 +134,7 @@ def _freshness(usecase: UseCase) -> AssetChecksDefinition:
                     "newest": verdict.newest,
                     "known_at": state.known.isoformat() if state and state.known else "none",
                     "until": state.until.isoformat() if state else "none",
-                    "reason": verdict.reason if state else f"no record of {view} online",
+                    "reason": verdict.reason if state else f"no state of {view} is recorded online",
                 },
             )
 

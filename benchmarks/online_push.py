@@ -101,7 +101,7 @@ def _feast(settings: Settings, usecase: UseCase, server: str | None, view: str) 
     import pandas as pd
     from feast import FeatureStore, FileSource, RepoConfig
 
-    from throughline.featurestore.store import EVENT_TIME
+    from throughline.featurestore.layout import EVENT_TIME
 
     folder = settings.home / "peer"
     folder.mkdir()

@@ -14,10 +14,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from throughline.featurestore.layout import EVENT_TIME, KNOWN
 from throughline.featurestore.materialise import EPOCH, materialise
 from throughline.featurestore.online import open_reader
-from throughline.featurestore.pushed import KNOWN
-from throughline.featurestore.store import EVENT_TIME, register
+from throughline.featurestore.store import register
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import replace_all

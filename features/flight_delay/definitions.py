@@ -1,7 +1,7 @@
-"""Feast definitions of the use case: entities, a feature view per tick table, the service the model is fed by.
+"""Feast definitions of the use case: entities, a feature view per tick table, the feature service of the models.
 
-What a feature is, its unit and its tags are said here and nowhere else; what a table is, in dbt's schema.yml.
-A feature that should not be used any more has the tags `deprecated` (why) and, where there is one, `replaced_by`.
+Owns: meaning, unit and tags of each feature. Does not own: what a table is (dbt's schema.yml). A deprecated feature has
+the tags `deprecated` (why) and, where there is a replacement, `replaced_by`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _ENTITIES = {
     "flight": ("flight", ValueType.INT64),
 }
 
-# Which windows a table has of which statistic is declared with its model; here is what a statistic says.
+# Declares the windows and statistics of each table; their meaning is below.
 _MODELS = Path(__file__).parents[1] / "models" / "flight_delay" / "schema.yml"
 
-# Per view: entities, tags, and per feature, or statistic of its grid ({span}: the window), its unit and what it says.
-# Late is more than 15 minutes; early is negative. Overdue: should have left, and has not.
+# Per view: entities, tags, and the unit and description of each feature, or statistic of its grid ({span}: the window).
+# Late is more than 15 minutes; early is negative. Overdue: should have left and has not.
 _VIEWS: dict[str, tuple[list[str], dict[str, str], dict[str, tuple[str, str]]]] = {
     "origin_ticks": (
         ["origin"],
@@ -127,23 +127,23 @@ _VIEWS: dict[str, tuple[list[str], dict[str, str], dict[str, tuple[str, str]]]] 
 }
 
 
-def _fields(said: dict[str, tuple[str, str]], grid: dict[str, Any]) -> Iterator[Field]:
+def _fields(described: dict[str, tuple[str, str]], grid: dict[str, Any]) -> Iterator[Field]:
     """A field per cell of the grid, and per further feature."""
     windows = grid.get("windows", {})
     cells = [(statistic, window) for window, statistics in windows.items() for statistic in statistics]
     for statistic, window in cells:
-        unit, description = said[statistic]
+        unit, description = described[statistic]
         span = "7 days" if window == "168h" else f"{window[:-1]} hours"
         name = f"{grid['prefix']}_{statistic}_{window}"
         yield Field(name=name, dtype=Float64, description=description.format(span=span), tags={"unit": unit})
     declared = {statistic for statistic, _ in cells}
-    for name, (unit, description) in said.items():
+    for name, (unit, description) in described.items():
         if name not in declared:
             yield Field(name=name, dtype=Float64, description=description, tags={"unit": unit})
 
 
 def build(source: Callable[[str], DataSource]) -> list[Entity | FeatureView | FeatureService]:
-    """All Feast objects of the use case. `source` gives the pinned source of a tick table by its name."""
+    """All Feast objects of the use case; `source` returns the pinned source of a tick table, by name."""
     models = yaml.safe_load(_MODELS.read_text())["models"]
     grids = {model["name"]: model.get("config", {}).get("meta", {}).get("grid", {}) for model in models}
     entities = {name: Entity(name=name, join_keys=[key], value_type=kind) for name, (key, kind) in _ENTITIES.items()}
@@ -151,11 +151,11 @@ def build(source: Callable[[str], DataSource]) -> list[Entity | FeatureView | Fe
         FeatureView(
             name=table,
             entities=[entities[name] for name in keyed_by],
-            schema=list(_fields(said, grids[table])),
+            schema=list(_fields(described, grids[table])),
             source=source(table),
             tags=tags,
             online=True,
         )
-        for table, (keyed_by, tags, said) in _VIEWS.items()
+        for table, (keyed_by, tags, described) in _VIEWS.items()
     ]
-    return [*entities.values(), *views, FeatureService(name="flight_delay_v1", features=views)]
+    return [*entities.values(), *views, FeatureService(name="flight_delay_v1", features=[*views])]

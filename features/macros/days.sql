@@ -1,15 +1,15 @@
 {#
-  Feature tables are built by the local day of knowledge, and only the days whose inputs changed are built again.
-  The caller says which: var `builds`, per model {whole, ranges: [[first, last], ...], origin}. A range is inclusive.
+  Feature tables are built by the local day of knowledge time, and only the days whose inputs changed are built again.
+  The caller names them in var `builds`, per model {whole, ranges: [[first, last], ...], origin}, ranges inclusive.
 #}
 
-{# The model's table, with its days replaced in one commit that says what they were made from (`origin`). #}
+{# Replaces days of the model's table in one commit, which keeps what they were made from (`origin`). #}
 {% materialization days, adapter='spark' %}
   {%- set build = var('builds')[model.name] -%}
   {%- set target_relation = this.incorporate(type='table') -%}
   {{ run_hooks(pre_hooks) }}
   {%- if build.ranges -%}
-    {#- said in the statement, not set for the session, which models that are built at the same time share -#}
+    {#- in the statement, because models that are built at the same time share one session -#}
     {%- set origin = build.origin | replace('\\', '\\\\') | replace("'", "\\'") -%}
     {%- call statement('main') -%}
       {%- if build.whole -%}
@@ -38,17 +38,17 @@
   )
 {%- endmacro %}
 
-{# Whether a row belongs to the days that are built now. #}
+{# Whether a row belongs to the days of this build. #}
 {% macro built_days(column='day') -%}
   {{ in_days(column, var('builds', {}).get(model.name, {}).get('ranges', [])) }}
 {%- endmacro %}
 
 {#
-  Whether a source row can be seen from a row of the days that are built now. The model's config says for how long:
-  meta.seen_within_hours, which also tells which days a changed source row makes old (featurestore/incremental.py).
+  Whether a source row is read for the days of this build: for meta.seen_within_hours of the model's config, by which
+  featurestore/incremental.py also finds the days to build again after a change.
 #}
 {% macro seen_within(column='day') -%}
-  {#- one day more: a local day has 23 or 25 hours once a year -#}
+  {#- one day more, because a local day can have 23 or 25 hours -#}
   {%- set back = modules.datetime.timedelta(days=model.config.meta.get('seen_within_hours', 0) // 24 + 1) -%}
   {%- set ranges = [] -%}
   {%- for first, last in var('builds', {}).get(model.name, {}).get('ranges', []) -%}
@@ -57,7 +57,7 @@
   {{ in_days(column, ranges) }}
 {%- endmacro %}
 
-{# Tests look at the days that were built now; the others were tested when they were. #}
+{# Tests read the days of this build only; others were tested when they were built. #}
 {% macro get_where_subquery(relation) -%}
   {%- set build = var('builds', {}).get(relation.identifier) -%}
   {%- if build -%}

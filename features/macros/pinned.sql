@@ -1,4 +1,4 @@
-{# A source at the version pinned by the caller. Compiles to VERSION AS OF; refuses to read "latest". #}
+{# A source at the version that the caller pins (VERSION AS OF); an error without one. #}
 {% macro pinned(schema, table) -%}
   {%- set relation = source(schema, table) -%}
   {%- set version = var('pins').get(schema ~ '.' ~ table) -%}
@@ -8,5 +8,5 @@
   {{ relation }} VERSION AS OF {{ version }}
 {%- endmacro %}
 
-{# The instant up to which the features may know anything, UTC. #}
+{# The instant (UTC) before which a source row must be known. #}
 {% macro as_of() -%} timestamp '{{ var('builds', {}).get(model.name, {}).get('as_of') }}' {%- endmacro %}

@@ -1,11 +1,11 @@
 {#
-  Hourly ticks. A tick at hour H knows rows with available_at < H, so it may be used by any prediction at or after H.
-  Hours are counted since the epoch (UTC), which makes windows indifferent to daylight saving.
-  A local day holds the ticks after its midnight up to and including the next: those that know nothing later.
+  Hourly ticks. A tick at hour H reads rows with available_at < H, so any prediction at or after H may use it.
+  Hours are counted since the epoch (UTC), so daylight saving does not change windows.
+  A local day has the ticks after its midnight up to and including the next midnight.
 #}
 {% macro tick_hour(instant) -%} (unix_micros({{ instant }}) div 3600000000 + 1) {%- endmacro %}
 
-{# The ticks of hours that have come, and of the days that are built now. #}
+{# The ticks up to the build's instant, in the days of this build. #}
 {% macro due_ticks(hours) -%}
   select * from (
     select
@@ -21,13 +21,13 @@
 {%- endmacro %}
 
 {#
-  One row per entity and hour in which any window's content changes: when a row enters a window, and when it leaves.
-    entity    column that identifies the entity, or a list of columns that do so together
+  One row per entity and hour in which a row enters or leaves any window.
+    entity    the entity's key: a column, or a list of columns
     events    relation or CTE with these columns, `available_at` and the measured columns
     measures  {name: SQL aggregate input}; sums are taken, `n` counts rows
     windows   hours, ascending; the result has NAME_WINDOWh per measure and n_WINDOWh
-    newest    {name: SQL input} of which the result has the value of the newest row within the longest window
-    marks     relation or CTE with the entity and `hour`: further hours that are to have a row
+    newest    {name: SQL input}; the result has the value of the newest row within the longest window
+    marks     relation or CTE with the entity and `hour`: further hours with a row
 #}
 {% macro window_ticks(entity, events, measures, windows, newest={}, marks=none) %}
   {%- set keys = entity_columns(entity) %}
@@ -87,10 +87,10 @@
 {#
   `window_ticks` over the grid that the model declares in schema.yml, meta.grid:
     entity   [columns]
-    prefix   what the features' names begin with
-    count    the statistic that counts rows; any other is the mean of the measure of its name (_share left out)
+    prefix   of the features' names
+    count    the statistic that counts rows; any other is the mean of the measure of that name (without _share)
     windows  {HOURSh: [statistics]}, ascending
-  `grid_columns` are then the features PREFIX_STATISTIC_HOURSh; their Feast fields are named from the same words.
+  `grid_columns` are the features PREFIX_STATISTIC_HOURSh, named as their Feast fields are.
 #}
 {% macro feature_grid(events, measures, newest={}, marks=none) -%}
   {%- set grid = declared_grid() -%}
@@ -115,7 +115,7 @@
   {%- endfor -%}
 {%- endmacro %}
 
-{# What schema.yml says is there when a model is compiled, but not yet when it is parsed. #}
+{# The model's grid in schema.yml; a placeholder while dbt parses, when it is not there yet. #}
 {% macro declared_grid() -%}
   {{ return(model.config.get('meta', {}).get('grid', {'entity': ['unknown'], 'prefix': 'unknown', 'windows': {'1h': ['unknown']}})) }}
 {%- endmacro %}
@@ -124,7 +124,7 @@
   {{ return(entity if entity is string else entity | join(', ')) }}
 {%- endmacro %}
 
-{# The columns every table carries. #}
+{# The columns that every table has. #}
 {% macro tick_columns(entity=none) -%}
   {{ entity_columns(entity or declared_grid().entity) }},
   event_timestamp,

@@ -1,21 +1,20 @@
-"""The dbt models on real Spark: however the days come, the features are those of one build; identity follows content.
+"""The dbt models on real Spark: however days are delivered, the features are those of one build.
 
-One Spark server, two homes after each other: tables are known to the catalog by name, so the second takes them over.
+One Spark server; homes one after another, because its catalog knows tables by name. A dbt build costs 15 to 35 s, so
+tests share them: `one_batch` builds on a local disk, `in_pieces` in a bucket, and plans are asserted without a build
+where the content is asserted after a later one. The drill builds at every step.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
 
 from tests.support import s3_server
-from throughline import services
 from throughline.featurestore import dbt
 from throughline.featurestore.incremental import Build, dbt_variables, plan_builds
 from throughline.foundation.fingerprint import fingerprint_frame
@@ -23,19 +22,19 @@ from throughline.foundation.settings import Settings, load_settings
 from throughline.ingestion.ingest import ingest_days, ingest_static
 from throughline.lakehouse import spark
 from throughline.lakehouse.table import RUN_ID, pin, read, replace_days
-from throughline.services.ports import take_ports
 from throughline.usecase import UseCase, get_usecase
 
 pytestmark = pytest.mark.timeout(1500)  # against hangs: two of these builds side by side take minutes
 
 # nine days around the night in which the clocks go forward
 FIRST, LAST = date(2013, 3, 5), date(2013, 3, 13)
+LATE, HOURLY = date(2013, 3, 8), date(2013, 3, 12)
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 MODELS = (
     *("aircraft_ticks", "carrier_ticks", "destination_ticks", "flight_ticks", "labelled_flights", "origin_ticks"),
     *("route_ticks", "station_ticks", "weather_ticks"),
 )
-Features = Callable[..., dict[str, Build]]
+Ranges = dict[str, list[tuple[date, date]]]
 
 
 @pytest.fixture(scope="module")
@@ -43,105 +42,83 @@ def usecase() -> UseCase:
     return get_usecase("flight_delay")
 
 
-def new_home(spark_server: Settings, name: str) -> Settings:
-    """Another home on the same server, whose catalog forgets the one before."""
-    with spark.session(spark_server) as session:
-        for layer in ("raw", "features"):
-            session.sql(f"DROP SCHEMA IF EXISTS flight_delay_{layer} CASCADE")
-    return load_settings(home=spark_server.home / name, data_from=FIRST, spark_remote=spark_server.spark_url)
+class Home:
+    """A home on the shared server, whose catalog forgets the one before."""
+
+    def __init__(self, server: Settings, usecase: UseCase, name: str, lakehouse: str | None = None) -> None:
+        self.usecase = usecase
+        self.settings = load_settings(
+            home=server.home / name, data_from=FIRST, spark_remote=server.spark_url, lakehouse_uri=lakehouse
+        )
+        with spark.session(self.settings) as session:
+            for layer in ("raw", "features"):
+                session.sql(f"DROP SCHEMA IF EXISTS flight_delay_{layer} CASCADE")
+
+    def at(self, day: date, hours: int = 0) -> datetime:
+        return self.usecase.day_start(day) + hours * HOUR
+
+    def ingest(self, first: date, last: date) -> None:
+        for name, table in self.usecase.sources.tables.items():
+            if table.static:
+                ingest_static(self.settings, self.usecase, name, "test")
+            else:
+                ingest_days(self.settings, self.usecase, name, first, last, "test", self.at(last + DAY))
+
+    def plan(self, as_of: datetime, project: Path = dbt.PROJECT, requested: tuple[date, ...] = ()) -> dict[str, Build]:
+        manifest = dbt.manifest(self.settings, project)
+        return plan_builds(self.settings, self.usecase, manifest, self.pins, as_of, requested)
+
+    def build(self, as_of: datetime, project: Path = dbt.PROJECT, requested: tuple[date, ...] = ()) -> dict[str, Build]:
+        """Plan and run dbt, as the asset does."""
+        spark.register_tables(self.settings, self.usecase.name, "raw", self.usecase.sources.tables)
+        builds = self.plan(as_of, project, requested)
+        variables = dbt_variables(self.settings, self.usecase, self.pins, builds)
+        done = dbt.invoke("run", variables=variables, target=self.settings.home / "target", project=project)
+        assert done.returncode == 0, done.stdout[-3000:]
+        return builds
+
+    @property
+    def pins(self) -> dict[str, int]:
+        return {name: pin(self.settings, f"{self.usecase.name}/raw/{name}").version for name in self.tables}
+
+    @property
+    def tables(self) -> list[str]:
+        return list(self.usecase.sources.tables)
+
+    def rows(self, table: str) -> pl.DataFrame:
+        return read(self.settings, pin(self.settings, f"{self.usecase.name}/{table}")).collect()
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of all raw and feature tables."""
+        tables = [f"raw/{name}" for name in self.tables] + [f"features/{name}" for name in MODELS]
+        return {table: fingerprint_frame(self.rows(table), [], exclude=[RUN_ID]) for table in tables}
 
 
-def bring(settings: Settings, usecase: UseCase, first: date, last: date) -> None:
-    for name, table in usecase.sources.tables.items():
-        if table.static:
-            ingest_static(settings, usecase, name, "test")
-        else:
-            ingest_days(settings, usecase, name, first, last, "test", usecase.day_start(last + DAY))
-
-
-def build(
-    settings: Settings, usecase: UseCase, as_of: datetime, project: Path = dbt.PROJECT, **more: Any
-) -> dict[str, Build]:
-    """As the asset does it: plan from what the tables say, then dbt."""
-    spark.register_tables(settings, usecase.name, "raw", usecase.sources.tables)
-    pins = {name: pin(settings, f"{usecase.name}/raw/{name}").version for name in usecase.sources.tables}
-    builds = plan_builds(settings, usecase, dbt.manifest(settings, project), pins, as_of, **more)
-    variables = dbt_variables(settings, usecase, pins, builds)
-    done = dbt.invoke("run", variables=variables, target=settings.home / "target", project=project)
-    assert done.returncode == 0, done.stdout[-3000:]
-    return builds
-
-
-def fingerprints(settings: Settings, usecase: UseCase) -> dict[str, str]:
-    """Of all raw and feature tables."""
-    tables = [f"raw/{name}" for name in usecase.sources.tables] + [f"features/{name}" for name in MODELS]
-    contents = {table: read(settings, pin(settings, f"{usecase.name}/{table}")).collect() for table in tables}
-    return {table: fingerprint_frame(content, [], exclude=[RUN_ID]) for table, content in contents.items()}
-
-
-def ranges(builds: dict[str, Build]) -> dict[str, list[tuple[date, date]]]:
+def ranges(builds: dict[str, Build]) -> Ranges:
     assert not any(build.whole for build in builds.values())
     return {name: build.ranges for name, build in builds.items() if build.ranges}
 
 
 @pytest.fixture(scope="module")
-def one_batch(spark_server: Settings, usecase: UseCase) -> dict[str, str]:
-    """Identities after all days came and were built at once."""
-    settings = new_home(spark_server, "batch")
-    bring(settings, usecase, FIRST, LAST)
-    builds = build(settings, usecase, usecase.day_start(LAST + DAY))
+def one_batch(spark_server: Settings, usecase: UseCase) -> Home:
+    """All days ingested and built at once, on a local disk."""
+    home = Home(spark_server, usecase, "batch")
+    home.ingest(FIRST, LAST)
+    builds = home.build(home.at(LAST + DAY))
     assert all(one.whole for one in builds.values())
-    return fingerprints(settings, usecase)
+    return home
 
 
 @pytest.fixture(scope="module")
-def in_pieces(spark_server: Settings, usecase: UseCase, one_batch: dict[str, str]) -> Settings:
-    """The same days in another home: some at once, one by the hour, one out of order, one of them late."""
-    settings = new_home(spark_server, "pieces")
-    late, hourly = date(2013, 3, 8), date(2013, 3, 12)
-    # the days before, without the one that comes late
-    bring(settings, usecase, FIRST, late - DAY)
-    bring(settings, usecase, late + DAY, hourly - DAY)
-    build(settings, usecase, usecase.day_start(hourly))
-    bring(settings, usecase, hourly, hourly)
-    for hours in (7, 16):
-        builds = build(settings, usecase, usecase.day_start(hourly) + hours * HOUR)
-        assert all(built == [(hourly, hourly)] for built in ranges(builds).values())
-    bring(settings, usecase, LAST, LAST)
-    builds = build(settings, usecase, usecase.day_start(LAST + DAY), requested=[LAST])
-    assert ranges(builds)["origin_ticks"] == [(hourly, LAST)]
-    bring(settings, usecase, late, late)
-    builds = build(settings, usecase, usecase.day_start(LAST + DAY))
-    # an arrival is seen on its route for 24 hours, weather for 12, all else for 168 or more: past the last day
-    assert ranges(builds) == {
-        "origin_ticks": [(late, LAST)],
-        "carrier_ticks": [(late, LAST)],
-        "station_ticks": [(late, LAST)],
-        "destination_ticks": [(late, LAST)],
-        "route_ticks": [(late, late + DAY)],
-        "flight_ticks": [(late, LAST)],
-        "aircraft_ticks": [(late, LAST)],
-        "labelled_flights": [(late, late)],
-        "weather_ticks": [(late, late + DAY)],
-    }
-    return settings
+def of_one_batch(one_batch: Home) -> dict[str, str]:
+    return one_batch.fingerprints()
 
 
-def test_batch_day_by_day_by_the_hour_and_out_of_order_give_the_same(
-    one_batch: dict[str, str], in_pieces: Settings, usecase: UseCase
-) -> None:
-    assert fingerprints(in_pieces, usecase) == one_batch
-
-
-def held(settings: Settings, usecase: UseCase, table: str) -> pl.DataFrame:
-    return read(settings, pin(settings, f"{usecase.name}/{table}")).collect()
-
-
-def test_what_is_overdue_or_due_at_a_tick_is_what_was_known_by_then(in_pieces: Settings, usecase: UseCase) -> None:
+def test_what_is_overdue_or_due_at_a_tick_is_what_was_known_by_then(one_batch: Home) -> None:
     """Against brute force: at each tick, only the schedules published and the departures that had happened."""
-    ticks = held(in_pieces, usecase, "features/origin_ticks").sort("origin", "event_timestamp")
-    planned = held(in_pieces, usecase, "raw/flight_schedules").select("flight_id", "origin", "scheduled_departure")
-    left = held(in_pieces, usecase, "raw/flight_departures").select("flight_id", "available_at", "dep_delay")
+    ticks = one_batch.rows("features/origin_ticks").sort("origin", "event_timestamp")
+    planned = one_batch.rows("raw/flight_schedules").select("flight_id", "origin", "scheduled_departure")
+    left = one_batch.rows("raw/flight_departures").select("flight_id", "available_at", "dep_delay")
     flights = planned.join(left, on="flight_id", how="left")
     assert ticks.height > 500
     for tick in ticks.gather_every(7).to_dicts():
@@ -159,11 +136,11 @@ def test_what_is_overdue_or_due_at_a_tick_is_what_was_known_by_then(in_pieces: S
         assert tick["origin_overdue_share_2h"] == pytest.approx(share), tick
 
 
-def test_the_spare_time_of_an_aircraft_is_that_of_its_newest_departure(in_pieces: Settings, usecase: UseCase) -> None:
-    ticks = held(in_pieces, usecase, "features/aircraft_ticks").filter(pl.col("aircraft_departures_168h") > 0)
-    planned = held(in_pieces, usecase, "raw/flight_schedules").drop_nulls("tailnum")
-    left = held(in_pieces, usecase, "raw/flight_departures")
-    told = 0
+def test_the_spare_time_of_an_aircraft_is_that_of_its_newest_departure(one_batch: Home) -> None:
+    ticks = one_batch.rows("features/aircraft_ticks").filter(pl.col("aircraft_departures_168h") > 0)
+    planned = one_batch.rows("raw/flight_schedules").drop_nulls("tailnum")
+    left = one_batch.rows("raw/flight_departures")
+    compared = 0
     for tick in ticks.sort("tailnum", "event_timestamp").gather_every(40).to_dicts():
         mine = pl.col("tailnum") == tick["tailnum"]
         last = left.filter(mine, pl.col("available_at") < tick["event_timestamp"]).sort("available_at").to_dicts()[-1]
@@ -175,62 +152,49 @@ def test_the_spare_time_of_an_aircraft_is_that_of_its_newest_departure(in_pieces
         back = last["scheduled_arrival"] + (last["scheduled_arrival"] - after) + timedelta(minutes=last["dep_delay"])
         spare = min(1440, (later - back) / timedelta(minutes=1))
         assert tick["aircraft_spare_minutes"] == pytest.approx(spare), tick
-        told += 1
-    assert told > 50
+        compared += 1
+    assert compared > 50
 
 
-def test_in_a_bucket_they_are_the_same(
-    one_batch: dict[str, str],
-    usecase: UseCase,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_ingesting_the_same_rows_again_builds_nothing(one_batch: Home, of_one_batch: dict[str, str]) -> None:
+    before = one_batch.pins
+    one_batch.ingest(FIRST + DAY, LAST)
+    assert before != one_batch.pins
+    assert ranges(one_batch.plan(one_batch.at(LAST + DAY))) == {}
+    assert one_batch.fingerprints() == of_one_batch
+
+
+def test_a_changed_value_or_line_changes_what_follows_from_it_and_nothing_else(
+    one_batch: Home, of_one_batch: dict[str, str], tmp_path: Path
 ) -> None:
-    with s3_server.serve(s3_server.needed(), tmp_path / "buckets", ["lake"]) as address:
-        for name, value in s3_server.environment(address).items():
-            monkeypatch.setenv(name, value)
-        settings = load_settings(
-            home=tmp_path / "home", lakehouse_uri="s3://lake/x", data_from=FIRST,
-            port_base=take_ports(), spark_memory="1g",
-        )  # fmt: skip
-        try:
-            services.up(settings, ["spark"])
-            bring(settings, usecase, FIRST, LAST - DAY)
-            build(settings, usecase, usecase.day_start(LAST))
-            bring(settings, usecase, LAST, LAST)
-            builds = build(settings, usecase, usecase.day_start(LAST + DAY))
-            assert ranges(builds)["origin_ticks"] == [(LAST, LAST)]
-            assert fingerprints(settings, usecase) == one_batch
-        finally:
-            services.down(settings)
-
-
-def test_the_same_rows_brought_again_build_nothing(in_pieces: Settings, usecase: UseCase) -> None:
-    before = fingerprints(in_pieces, usecase)
-    versions = {name: pin(in_pieces, f"{usecase.name}/raw/{name}").version for name in usecase.sources.tables}
-    bring(in_pieces, usecase, FIRST + DAY, LAST)
-    assert versions != {name: pin(in_pieces, f"{usecase.name}/raw/{name}").version for name in usecase.sources.tables}
-    assert ranges(build(in_pieces, usecase, usecase.day_start(LAST + DAY))) == {}
-    assert fingerprints(in_pieces, usecase) == before
-
-
-def test_one_changed_value_changes_what_follows_from_it_and_nothing_else(in_pieces: Settings, usecase: UseCase) -> None:
-    before = fingerprints(in_pieces, usecase)
-    path = in_pieces.table_path(usecase.name, "raw", "flight_arrivals")
+    path = one_batch.settings.table_path("flight_delay", "raw", "flight_arrivals")
     day = date(2013, 3, 11)
-    rows = read(in_pieces, pin(in_pieces, f"{usecase.name}/raw/flight_arrivals")).filter(pl.col("day") == day).collect()
+    rows = one_batch.rows("raw/flight_arrivals").filter(pl.col("day") == day)
     first = pl.int_range(pl.len()) == 0
     replace_days(path, rows.with_columns(arr_delay=pl.when(first).then(500.0).otherwise("arr_delay")), day, day)
-    builds = build(in_pieces, usecase, usecase.day_start(LAST + DAY))
-    assert ranges(builds) == {
+    of_value = ranges(one_batch.plan(one_batch.at(LAST + DAY)))
+    assert of_value == {
         "destination_ticks": [(day, LAST)],
         "route_ticks": [(day, day + DAY)],
         "flight_ticks": [(day, LAST)],
         "station_ticks": [(day, LAST)],
         "labelled_flights": [(day, day)],
     }
-    after = fingerprints(in_pieces, usecase)
-    assert {table for table in before if before[table] != after[table]} == {
+    project = tmp_path / "features"
+    shutil.copytree(dbt.PROJECT, project)
+    model = project / "models/flight_delay/carrier_ticks.sql"
+    sql = model.read_text()
+    assert sql.count("if(dep_delay > 15, 1, 0)") == 1
+    model.write_text(sql.replace("if(dep_delay > 15, 1, 0)", "if(dep_delay > 20, 1, 0)"))
+    builds = one_batch.build(one_batch.at(LAST + DAY), project)
+    carrier = builds.pop("carrier_ticks")
+    assert carrier.whole
+    assert carrier.ranges == [(FIRST, LAST)]
+    assert ranges(builds) == of_value
+    after = one_batch.fingerprints()
+    assert {table for table in after if of_one_batch[table] != after[table]} == {
         "raw/flight_arrivals",
+        "features/carrier_ticks",
         "features/destination_ticks",
         "features/flight_ticks",
         "features/labelled_flights",
@@ -239,18 +203,76 @@ def test_one_changed_value_changes_what_follows_from_it_and_nothing_else(in_piec
     }
 
 
-def test_one_changed_line_changes_its_own_table_and_no_other(
-    in_pieces: Settings, usecase: UseCase, tmp_path: Path
+def test_within_a_day_out_of_order_and_in_a_bucket_the_features_are_the_same(
+    spark_server: Settings,
+    usecase: UseCase,
+    of_one_batch: dict[str, str],
+    s3: dict[str, str] | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before = fingerprints(in_pieces, usecase)
-    project = tmp_path / "features"
-    shutil.copytree(dbt.PROJECT, project)
-    model = project / "models/flight_delay/carrier_ticks.sql"
-    sql = model.read_text()
-    assert sql.count("if(dep_delay > 15, 1, 0)") == 1
-    model.write_text(sql.replace("if(dep_delay > 15, 1, 0)", "if(dep_delay > 20, 1, 0)"))
-    builds = build(in_pieces, usecase, usecase.day_start(LAST + DAY), project)
-    assert {name for name, one in builds.items() if one.ranges} == {"carrier_ticks"}
-    assert builds["carrier_ticks"].whole
-    after = fingerprints(in_pieces, usecase)
-    assert {table for table in before if before[table] != after[table]} == {"features/carrier_ticks"}
+    """Some days at once, the last of them as of 7 o'clock; then the next day, and one that arrives late."""
+    for name, value in (s3 or {}).items():
+        monkeypatch.setenv(name, value)
+    home = Home(spark_server, usecase, "pieces", "s3://lake/pieces" if s3 else None)
+    home.ingest(FIRST, LATE - DAY)
+    home.ingest(LATE + DAY, HOURLY)
+    home.build(home.at(HOURLY, 7))
+    assert ranges(home.plan(home.at(HOURLY, 16))) == {name: [(HOURLY, HOURLY)] for name in MODELS}
+    home.ingest(LAST, LAST)
+    assert ranges(home.plan(home.at(LAST + DAY), requested=(LAST,)))["origin_ticks"] == [(HOURLY, LAST)]
+    home.ingest(LATE, LATE)
+    # an arrival is read on its route for 24 hours, weather for 12, all else for 168 or more: past the last day
+    assert ranges(home.build(home.at(LAST + DAY))) == {
+        "origin_ticks": [(LATE, LAST)],
+        "carrier_ticks": [(LATE, LAST)],
+        "station_ticks": [(LATE, LAST)],
+        "destination_ticks": [(LATE, LAST)],
+        "route_ticks": [(LATE, LATE + DAY), (HOURLY, LAST)],
+        "flight_ticks": [(LATE, LAST)],
+        "aircraft_ticks": [(LATE, LAST)],
+        "labelled_flights": [(LATE, LATE), (HOURLY, LAST)],
+        "weather_ticks": [(LATE, LATE + DAY), (HOURLY, LAST)],
+    }
+    assert home.fingerprints() == of_one_batch
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_built_at_every_step_the_features_are_those_of_one_batch(
+    spark_server: Settings,
+    usecase: UseCase,
+    of_one_batch: dict[str, str],
+    s3: dict[str, str] | None,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    """Some days at once, one by the hour, one on request, one late; then the same rows again. A build at every step."""
+    if place == "bucket" and s3 is None:
+        pytest.skip(s3_server.MISSING)
+    for name, value in (s3 or {}).items():
+        monkeypatch.setenv(name, value)
+    home = Home(spark_server, usecase, f"steps-{place}", "s3://lake/steps" if place == "bucket" else None)
+    home.ingest(FIRST, LATE - DAY)
+    home.ingest(LATE + DAY, HOURLY - DAY)
+    home.build(home.at(HOURLY))
+    home.ingest(HOURLY, HOURLY)
+    for hours in (7, 16):
+        assert all(built == [(HOURLY, HOURLY)] for built in ranges(home.build(home.at(HOURLY, hours))).values())
+    home.ingest(LAST, LAST)
+    assert ranges(home.build(home.at(LAST + DAY), requested=(LAST,)))["origin_ticks"] == [(HOURLY, LAST)]
+    home.ingest(LATE, LATE)
+    assert ranges(home.build(home.at(LAST + DAY))) == {
+        "origin_ticks": [(LATE, LAST)],
+        "carrier_ticks": [(LATE, LAST)],
+        "station_ticks": [(LATE, LAST)],
+        "destination_ticks": [(LATE, LAST)],
+        "route_ticks": [(LATE, LATE + DAY)],
+        "flight_ticks": [(LATE, LAST)],
+        "aircraft_ticks": [(LATE, LAST)],
+        "labelled_flights": [(LATE, LATE)],
+        "weather_ticks": [(LATE, LATE + DAY)],
+    }
+    assert home.fingerprints() == of_one_batch
+    home.ingest(FIRST + DAY, LAST)
+    assert ranges(home.build(home.at(LAST + DAY))) == {}
+    assert home.fingerprints() == of_one_batch

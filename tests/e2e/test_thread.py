@@ -313,7 +313,7 @@ def test_what_was_served_is_what_the_offline_store_says_for_the_same_instant(
     )
     assert served.height > 700
     requests = served.select("row_key", "prediction_time", *USECASE.request)
-    offline = store.historical(settings, USECASE, requests, "prediction_time")
+    offline = store.historical_features(settings, USECASE, requests, "prediction_time")
     online = pl.DataFrame([json.loads(features) for features in served["features"]], infer_schema_length=None)
     names = [name for name in offline.columns if name not in requests.columns]
     record = load_record(settings, (USECASE.name, "features", "feature_store"), FeatureStoreRecord)

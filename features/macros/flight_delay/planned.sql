@@ -1,11 +1,11 @@
 {#
-  Flights around their scheduled hour as a tick sees them, a row per flight and tick: CTE `planned`. It tells of those
-  that should have left and have not, which departures alone cannot: a ground stop shows here first.
-    before, after  ticks before and after the scheduled hour; one more follows, at which the flight is out of sight
-    age            ticks since the first after the scheduled departure: below 0 it lies ahead, `after` is out of sight
+  CTE `planned`: a row per flight and tick around the scheduled hour, with what is known at the tick. It includes flights
+  that should have left and have not, which departures alone do not show (a ground stop, for example).
+    before, after  ticks before and after the scheduled hour; one more tick follows, at which the flight is dropped
+    age            ticks since the first after the scheduled departure; negative before it, `after` at the last tick
     waiting        it has not left
-    so_far         minutes late at departure or, waiting, until now
-  Needs schedules of 168 hours (as long ahead they are published) and `after` more: say so in seen_within_hours.
+    so_far         minutes late at departure or, while waiting, at the tick
+  Reads schedules of 168 hours (they are published so long ahead) and `after` more: seen_within_hours must cover both.
 #}
 {% macro planned_flights(before, after) %}
   plan as (
@@ -35,7 +35,7 @@
   )
 {% endmacro %}
 
-{# Of an entity's flights due within the last `ticks`, the shares late so far and overdue: CTE `plans`, a row per tick. #}
+{# CTE `plans`, a row per entity and tick: shares late so far and overdue of its flights due in the last `ticks`. #}
 {% macro plans_of_the_entity(ticks) %}
   {%- set keys = declared_grid().entity | join(', ') %}
   {{ planned_flights(before=0, after=ticks) }},

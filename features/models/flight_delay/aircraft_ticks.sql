@@ -1,5 +1,5 @@
--- The aircraft itself: a late one is often late again the same day, the more so with little time between its flights.
-{# seen for 168 hours after it left, at most 48 hours late, a flight published 168 hours ahead #}
+-- An aircraft's departures: a late aircraft is often late again that day, more so with little time between flights.
+{# 168 hours of window, up to 48 hours of delay, 168 hours of schedules published ahead #}
 {{ config(meta={'seen_within_hours': 384}) }}
 with legs as (
   select
@@ -18,7 +18,7 @@ departures as (
   where {{ seen_within() }}
 ),
 events as (
-  -- to spare when it flies there and back before its next departure, at most a day; null when that is not yet known
+  -- minutes to spare to fly there and back before its next departure, at most a day; null when that is unknown
   select tailnum, departures.available_at, dep_delay, late,
     if(
       next.available_at < departures.available_at,

@@ -1,4 +1,4 @@
--- How a carrier's flights have departed, over hours, a day and a week, and which are overdue.
+-- A carrier's departures over hours, a day and a week, and its overdue flights.
 {{ config(meta={'seen_within_hours': 172}) }}
 with events as (
   select carrier, available_at, dep_delay, if(dep_delay > 15, 1, 0) as late

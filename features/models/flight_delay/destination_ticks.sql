@@ -1,4 +1,4 @@
--- How flights have arrived at a destination: its weather and flow control show here first.
+-- Arrivals at a destination, which reflect its weather and flow control.
 {{ config(meta={'seen_within_hours': 168}) }}
 with events as (
   select dest, available_at, arr_delay, if(arr_delay > 15, 1, 0) as late

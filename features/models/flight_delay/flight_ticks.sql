@@ -1,4 +1,4 @@
--- How one flight, by its number, has arrived on other days: a schedule that is too tight is so every day.
+-- Arrivals of one flight number on other days: a schedule that is too tight is so every day.
 {{ config(meta={'seen_within_hours': 336}) }}
 with events as (
   select carrier, flight, origin, available_at, arr_delay, if(arr_delay > 15, 1, 0) as late

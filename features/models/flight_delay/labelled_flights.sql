@@ -1,13 +1,13 @@
--- The spine, as it became known: a row when a flight is published, and one with the label when it has arrived.
--- The two ends of a prediction meet here: training rows and the outcomes of live predictions.
+-- The spine: a row when a flight is published, and one with the label when it has arrived.
+-- Read for training rows and for the outcomes of live predictions.
 {{ config(meta={'seen_within_hours': 0}) }}
-{%- set identity = 'flight_id, origin, carrier, dest, tailnum, flight, scheduled_departure, scheduled_arrival' %}
+{%- set flight = 'flight_id, origin, carrier, dest, tailnum, flight, scheduled_departure, scheduled_arrival' %}
 with known as (
-  select {{ identity }}, cast(null as int) as label, cast(null as timestamp) as label_available_at,
+  select {{ flight }}, cast(null as int) as label, cast(null as timestamp) as label_available_at,
     event_time, available_at, day
   from {{ pinned('flight_delay_raw', 'flight_schedules') }}
   union all
-  select {{ identity }}, if(arr_delay > 15, 1, 0) as label, available_at as label_available_at,
+  select {{ flight }}, if(arr_delay > 15, 1, 0) as label, available_at as label_available_at,
     event_time, available_at, day
   from {{ pinned('flight_delay_raw', 'flight_arrivals') }}
 )

@@ -1,4 +1,4 @@
--- How departures from an airport have run and which are overdue: weather and congestion show there first.
+-- Departures from an airport and its overdue flights, which reflect weather and congestion.
 {{ config(meta={'seen_within_hours': 173}) }}
 with events as (
   select origin, available_at, dep_delay, if(dep_delay > 15, 1, 0) as late

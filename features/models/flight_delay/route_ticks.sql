@@ -1,4 +1,4 @@
--- How flights between two airports have arrived.
+-- Arrivals of flights between two airports.
 {{ config(meta={'seen_within_hours': 24}) }}
 with events as (
   select origin, dest, available_at, arr_delay

@@ -1,4 +1,4 @@
--- A carrier's own operation at an origin: how its flights from there have arrived, and which are late or overdue now.
+-- A carrier's flights from one origin: how they have arrived, and which are late or overdue now.
 {{ config(meta={'seen_within_hours': 172}) }}
 with events as (
   select origin, carrier, available_at, arr_delay

@@ -1,4 +1,4 @@
--- The newest observation at an origin, and how it came to it. Doubled local hours (autumn) are two hours in UTC.
+-- The newest observation at an origin, with recent changes. Doubled local hours (autumn) are two hours in UTC.
 {{ config(meta={'seen_within_hours': 12}) }}
 with observations as (
   select *, {{ tick_hour('available_at') }} as hour

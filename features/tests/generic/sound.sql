@@ -1,6 +1,6 @@
 {#
-  No key is null, no two rows share their keys, and a share lies in [0, 1] where it is known. One statement for all of
-  it: on small days a statement costs more than what it reads.
+  No key is null, no two rows share their keys, and a known share lies in [0, 1]. One statement, because on small days
+  a statement's planning costs more than its reading.
 #}
 {% test sound(model, keys, shares=[]) %}
 select *

@@ -1,9 +1,9 @@
-"""The catalogue of features: what is registered, how fresh it is, which models use it, how often it was read.
+"""The catalogue of features: registered features with their freshness, the models that use them, and their reads.
 
-Owns: how these are put together, searched, and told to be deprecated. Does not own: what a feature is (the use case's
-Feast definitions), what a table is (dbt's schema.yml), how it is shown (`cli/features.py`, the graph).
+Owns: entries, search, deprecation. Does not own: what a feature is (the use case's Feast definitions), what a table is
+(dbt's schema.yml), how entries are shown (`cli/features.py`, the graph). Imports no Feast: it reads records and tables.
 
-A feature, or all of a view, is deprecated by the tag `deprecated` (why), with `replaced_by` where that exists.
+The tag `deprecated` (why), with `replaced_by` where there is a replacement, deprecates a feature or all of a view.
 """
 
 from __future__ import annotations
@@ -13,19 +13,22 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
+import polars as pl
 from pydantic import Field
 
+from throughline.events.schema import LAYER, TABLE, log_table
+from throughline.featurestore.layout import EVENT_TIME, PUSHED
 from throughline.featurestore.lineage import Upstream
+from throughline.featurestore.profile_page import page_of
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.settings import Settings
+from throughline.lakehouse.table import current_version, open_table, read, scan
 from throughline.records import FeatureRecord, FeatureStoreRecord, FeatureViewRecord, Record
-from throughline.usecase import UseCase, load_object
-
-if TYPE_CHECKING:
-    from feast import FeatureService, FeatureView
+from throughline.registry.versions import dataset_tables
+from throughline.usecase import UseCase
 
 DEPRECATED, REPLACED_BY = "deprecated", "replaced_by"
 
@@ -33,14 +36,14 @@ Lineage = Mapping[str, Mapping[str, Sequence[Upstream]]]
 
 
 class Tagged(Protocol):
-    """A feature or a view, Feast's or our record of it."""
+    """A feature or a view: Feast's, or our record of it."""
 
     @property
     def tags(self) -> dict[str, str]: ...
 
 
 class Freshness(Record):
-    """The newest event at the data clock against what is promised; `fresh` is None where nothing is."""
+    """The age of the newest event on the data clock against the declared limit; `fresh` is None without one."""
 
     newest: datetime | None
     age_s: float | None
@@ -56,7 +59,7 @@ class Entry(Record):
     usecase: str
     view: str
     description: str
-    type: str | None = Field(description="Feast's word for the type of the values; None for a view.")
+    type: str | None = Field(description="Feast's type of the values; None for a view.")
     entity: list[str]
     owner: str
     tags: dict[str, str]
@@ -64,19 +67,19 @@ class Entry(Record):
     replaced_by: str | None
     services: list[str] = Field(description="The feature services that have it.")
     table: TableReference = Field(description="What it is pinned to.")
-    upstream: list[str] | None = Field(description="Raw TABLE.COLUMN it is computed from; None: could not be told.")
+    upstream: list[str] | None = Field(description="Raw TABLE.COLUMN it is computed from; None: unknown.")
     freshness: Freshness
     models: list[ModelReference] | None = Field(description="Trained on it; None: unknown.")
     models_unknown: str | None = Field(description="Why `models` is unknown.")
     reads: int = Field(description="Predictions that used it, by the inference log.")
     reads_from: TableReference | None = Field(description="The inference log; None: there is none yet.")
-    profile: str | None = Field(description="The page of plots of that table version, once there is one.")
+    profile: str | None = Field(description="The page of plots of that table version; None: there is none yet.")
     features: list[str] = Field(description="Of a view: its features.")
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Who uses features: columns per model version (None: unknown, and why), and features per group of predictions."""
+    """Use of features: columns per model version (None: unknown, and why), and features per group of predictions."""
 
     models: Mapping[ModelReference, frozenset[str]] | None
     models_unknown: str | None
@@ -94,90 +97,12 @@ class Usage:
 
 @dataclass(frozen=True)
 class State:
-    """How the views stand: newest event time by view (UTC), and the profile page by view, where there is one."""
+    """State of the views at `now` (UTC): newest event time and profile page by view, and use of features."""
 
     now: datetime
     newest: Mapping[str, datetime | None]
     usage: Usage
     pages: Mapping[str, str] = field(default_factory=dict)
-
-
-# What is registered
-
-
-def describe(
-    views: Iterable[FeatureView],
-    services: Iterable[FeatureService],
-    pins: Iterable[TableReference],
-    lineage: Lineage,
-    tables: Mapping[str, str],
-    owners: Sequence[str],
-) -> list[FeatureViewRecord]:
-    """Feast's views in the catalogue's words.
-
-    pins: the tables the views are registered on; lineage: per table and column; tables: descriptions of the tables,
-    which stand for those of views that have none; owners: of the use case, for views that name none.
-    """
-    versions = {pin.name: pin for pin in pins}
-    members = [(s.name, p.name, {f.name for f in p.features}) for s in services for p in s.feature_view_projections]
-    return [
-        FeatureViewRecord(
-            name=view.name,
-            description=view.description or tables.get(view.batch_source.name, ""),
-            owner=view.owner or ", ".join(owners),
-            tags=dict(view.tags),
-            entities=list(view.entities),
-            table=versions[view.batch_source.name],
-            features=[
-                FeatureRecord(
-                    name=feature.name,
-                    type=str(feature.dtype),
-                    description=feature.description,
-                    tags=dict(feature.tags),
-                    services=sorted(s for s, name, held in members if name == view.name and feature.name in held),
-                    upstream=_upstream(lineage.get(view.batch_source.name), view.batch_source.column(feature.name)),
-                )
-                for feature in view.features
-            ],
-        )
-        for view in sorted(views, key=lambda view: view.name)
-    ]
-
-
-def _upstream(columns: Mapping[str, Sequence[Upstream]] | None, column: str) -> list[str] | None:
-    return None if columns is None or column not in columns else [str(source) for source in columns[column]]
-
-
-def defined(usecase: UseCase) -> dict[str, dict[str, str]]:
-    """What the use case's definitions say of columns: table -> column -> description, and that it is deprecated."""
-    from feast import FeatureView
-
-    from throughline.featurestore.delta_source import DeltaSource
-    from throughline.featurestore.store import EVENT_TIME
-
-    def source(table: str) -> DeltaSource:
-        return DeltaSource(name=table, path=table, version=0, timestamp_field=EVENT_TIME)
-
-    said: dict[str, dict[str, str]] = {}
-    for view in load_object(usecase.features.definitions).build(source):
-        for feature in view.features if isinstance(view, FeatureView) else ():
-            why, instead = _deprecated(view, feature)
-            note = f" Deprecated ({why}){f', use {instead}' if instead else ''}." if why else ""
-            column = view.batch_source.column(feature.name)
-            said.setdefault(view.batch_source.name, {})[column] = f"{feature.description}{note}"
-    return said
-
-
-def registered(
-    settings: Settings, usecase: UseCase, pins: Iterable[TableReference], lineage: Lineage, tables: Mapping[str, str]
-) -> list[FeatureViewRecord]:
-    """The views that the use case's registry holds now, on `pins`."""
-    from throughline.featurestore.store import open_store
-
-    store = open_store(settings, usecase)
-    return describe(
-        store.list_feature_views(), store.list_feature_services(), pins, lineage, tables, owners=usecase.owners
-    )
 
 
 def deprecations(views: Sequence[FeatureViewRecord]) -> list[str]:
@@ -186,18 +111,18 @@ def deprecations(views: Sequence[FeatureViewRecord]) -> list[str]:
     lines = []
     for view in views:
         for feature in view.features:
-            why, instead = _deprecated(view, feature)
+            why, instead = deprecation(view, feature)
             if why is None:
                 continue
             if instead and instead not in known:
-                lines.append(f"{feature.name} is said to be replaced by {instead}, which nobody defines.")
+                lines.append(f"{feature.name} names the replacement {instead}, which is not defined.")
             advice = f"use {instead}" if instead in known else "leave it out"
             lines += [f"{service} has the deprecated {feature.name} ({why}): {advice}." for service in feature.services]
     return lines
 
 
-def _deprecated(view: Tagged, feature: Tagged | None = None) -> tuple[str | None, str | None]:
-    """Why it is deprecated and what replaces it; a view's word holds for its features."""
+def deprecation(view: Tagged, feature: Tagged | None = None) -> tuple[str | None, str | None]:
+    """Why it is deprecated and what replaces it; a view's tags hold for its features."""
     tags = {**view.tags, **(feature.tags if feature else {})}
     return (tags[DEPRECATED] or "deprecated", tags.get(REPLACED_BY)) if DEPRECATED in tags else (None, None)
 
@@ -218,20 +143,20 @@ def _entry(usecase: UseCase, view: FeatureViewRecord, feature: FeatureRecord | N
     members = [feature] if feature else view.features
     names = [member.name for member in members]
     sources = [member.upstream for member in members]
-    said = feature or view
-    why, instead = _deprecated(view, feature)
+    described = feature or view
+    why, instead = deprecation(view, feature)
     allowed, newest = usecase.online.freshness.get(view.name), state.newest.get(view.name)
     age = state.now - newest if newest else None
     return Entry(
         kind="feature" if feature else "view",
-        name=said.name,
+        name=described.name,
         usecase=usecase.name,
         view=view.name,
-        description=said.description,
+        description=described.description,
         type=feature.type if feature else None,
         entity=view.entities,
         owner=view.owner,
-        tags={**view.tags, **said.tags},
+        tags={**view.tags, **described.tags},
         deprecated=why,
         replaced_by=instead,
         services=sorted({service for member in members for service in member.services}),
@@ -253,20 +178,20 @@ def _entry(usecase: UseCase, view: FeatureViewRecord, feature: FeatureRecord | N
 
 
 def find(catalogue: Sequence[Entry], name: str) -> Entry:
-    """The feature or view of that name. Raises one line with the nearest names, or with the use cases that have it."""
+    """The feature or view of that name. Raises with the nearest names, or with the use cases that have the name."""
     found = [entry for entry in catalogue if entry.name == name]
     if len(found) == 1:
         return found[0]
     if found:
-        homes = ", ".join(sorted({entry.usecase for entry in found}))
-        raise ThroughlineError(f"{name} is in several use cases ({homes}): say which by --usecase.")
+        usecases = ", ".join(sorted({entry.usecase for entry in found}))
+        raise ThroughlineError(f"{name} is in several use cases ({usecases}): choose one with --usecase.")
     near = nearest([entry.name for entry in catalogue], name)
     advice = f"did you mean {', '.join(near)}?" if near else "`throughline features list` shows what there is."
     raise ThroughlineError(f"No feature or feature view is called {name}: {advice}")
 
 
 def nearest(names: Iterable[str], wrong: str, limit: int = 3) -> list[str]:
-    """Names that look like `wrong`, or contain it, the likeliest first."""
+    """Names similar to `wrong`, or that contain it, the most similar first."""
     known = {name.lower(): name for name in names}
     wrong = wrong.lower()
     alike = difflib.get_close_matches(wrong, known, n=limit, cutoff=0.6)
@@ -275,7 +200,7 @@ def nearest(names: Iterable[str], wrong: str, limit: int = 3) -> list[str]:
 
 
 def search(catalogue: Iterable[Entry], words: Sequence[str]) -> list[Entry]:
-    """Entries in which every word stands somewhere, in any case; those with the words in their name come first."""
+    """Entries that contain every word, in any case; those with the words in their name come first."""
     wanted = [word.lower() for word in words]
     found = [entry for entry in catalogue if all(word in _text(entry) for word in wanted)]
     return sorted(found, key=lambda entry: (not all(word in entry.name.lower() for word in wanted), entry.name))
@@ -283,17 +208,15 @@ def search(catalogue: Iterable[Entry], words: Sequence[str]) -> list[Entry]:
 
 def _text(entry: Entry) -> str:
     tags = [text for tag in entry.tags.items() for text in tag]
-    said = [entry.name, entry.view, entry.usecase, entry.description, entry.owner]
-    return "\n".join([*said, *entry.entity, *entry.services, *tags, *(entry.upstream or [])]).lower()
+    texts = [entry.name, entry.view, entry.usecase, entry.description, entry.owner]
+    return "\n".join([*texts, *entry.entity, *entry.services, *tags, *(entry.upstream or [])]).lower()
 
 
-# What it is assembled from
+# What it is read from
 
 
 def read_catalogue(settings: Settings, usecase: UseCase, record: FeatureStoreRecord, now: datetime) -> list[Entry]:
-    """The catalogue at `now` (UTC, the data clock), from tables at pinned versions; models are asked of MLflow."""
-    from throughline.featurestore.profile_page import page_of
-
+    """The catalogue at `now` (UTC, the data clock), from tables at pinned versions and from MLflow's registry."""
     pages = {view.name: page_of(settings, view.table) for view in record.views}
     state = State(
         now=now,
@@ -305,20 +228,15 @@ def read_catalogue(settings: Settings, usecase: UseCase, record: FeatureStoreRec
 
 
 def _newest(settings: Settings, record: FeatureStoreRecord, view: FeatureViewRecord, now: datetime) -> datetime | None:
-    """When the newest row of the view happened, computed or pushed."""
-    import polars as pl
-
-    from throughline.featurestore.store import EVENT_TIME
-    from throughline.lakehouse.table import read
-
-    pushed = [source for source in record.sources if source.table == f"{view.table.table}_pushed"]
+    """Event time of the view's newest row, computed or pushed."""
+    pushed = [source for source in record.sources if source.table == f"{view.table.table}{PUSHED}"]
     known = pl.col(EVENT_TIME).filter(pl.col(EVENT_TIME) <= now).max()
     times = [read(settings, table).select(known).collect().item() for table in (view.table, *pushed)]
     return max((at for at in times if at is not None), default=None)
 
 
 def read_usage(settings: Settings, usecase: UseCase) -> Usage:
-    """Who uses the use case's features, as far as it can be told: MLflow may be down."""
+    """The use of the use case's features; the models are unknown when MLflow does not answer."""
     predictions, log = _predictions(settings, usecase)
     try:
         return Usage(_model_columns(settings, usecase), None, predictions, log)
@@ -328,9 +246,6 @@ def read_usage(settings: Settings, usecase: UseCase) -> Usage:
 
 def _model_columns(settings: Settings, usecase: UseCase) -> dict[ModelReference, frozenset[str]]:
     """The columns of the dataset of each model version. Raises when MLflow does not answer or a dataset is gone."""
-    from throughline.lakehouse.table import open_table
-    from throughline.registry.versions import dataset_tables
-
     tables = dataset_tables(settings, usecase.name)
     columns = {}
     for table in set(tables.values()):
@@ -342,12 +257,7 @@ def _model_columns(settings: Settings, usecase: UseCase) -> dict[ModelReference,
 def _predictions(
     settings: Settings, usecase: UseCase
 ) -> tuple[list[tuple[int, frozenset[str]]], TableReference | None]:
-    """How many predictions each model version made, and with which features: all of a version's use the same."""
-    import polars as pl
-
-    from throughline.events.schema import LAYER, TABLE, log_table
-    from throughline.lakehouse.table import current_version, scan
-
+    """Number of predictions and features per model version, whose predictions all use the same features."""
     location = settings.table_path(usecase.name, LAYER, TABLE)
     version = current_version(location)
     if version is None:

@@ -1,4 +1,4 @@
-"""`throughline features list | show NAME | search WORDS`: what features there are, who uses them, how fresh they are.
+"""`throughline features list | show NAME | search WORDS`: the catalogue of features on the terminal.
 
 Owns: tables on the terminal, and the JSON of `--json`:
     show    one object: kind (feature or view), name, usecase, view, description, type, entity, owner, tags, deprecated
@@ -6,28 +6,28 @@ Owns: tables on the terminal, and the JSON of `--json`:
             (newest, age_s, allowed_s, fresh), models (NAME/VERSION; null: unknown, then models_unknown says why),
             reads, reads_from (the inference log as TABLE@VERSION), profile (a page of plots), features (of a view)
     list    {"clock": the instant of ages, "views": [objects], "features": [objects]}
-    search  the same, of what was found
-Does not own: how these are put together (`throughline.catalogue.features`).
+    search  as list, of the entries found
+Does not own: how entries are made (`throughline.catalogue.features`).
 """
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from datetime import datetime, timedelta
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
+from throughline.catalogue import features as catalogue
+from throughline.catalogue.features import Entry
 from throughline.cli.output import emit, out
+from throughline.foundation.clock import data_clock
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import load_settings
+from throughline.records import FeatureStoreRecord
+from throughline.records.store import find_record
 from throughline.usecase import get_usecase, load_usecases
-
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from throughline.catalogue.features import Entry
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -49,13 +49,11 @@ def list_features(usecase: UseCaseName = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def search(
-    words: Annotated[list[str], typer.Argument(metavar="WORDS", help="All of them must occur, in whatever is known.")],
+    words: Annotated[list[str], typer.Argument(metavar="WORDS", help="All of them must occur.")],
     usecase: UseCaseName = None,
     as_json: AsJson = False,
 ) -> None:
     """Features and views in which all the words occur: name, description, tags, entity, owner, upstream columns."""
-    from throughline.catalogue import features as catalogue
-
     entries, clock = _catalogue(usecase)
     found = catalogue.search(entries, words)
     _emit(found, clock, as_json)
@@ -63,8 +61,8 @@ def search(
         nowhere = [word for word in words if not catalogue.search(entries, [word])]
         near = [name for word in nowhere for name in catalogue.nearest([entry.name for entry in entries], word)]
         hint = f" ({', '.join(nowhere)} occurs nowhere)" if nowhere else ""
-        advice = f": near are {', '.join(near)}" if near else ""
-        out().print(escape(f"Nothing holds all of: {' '.join(words)}{hint}{advice}."))
+        advice = f": similar names are {', '.join(near)}" if near else ""
+        out().print(escape(f"No feature contains all of: {' '.join(words)}{hint}{advice}."))
 
 
 @app.command()
@@ -73,21 +71,14 @@ def show(
     usecase: UseCaseName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Everything that is known of one feature, or of a feature view."""
-    from throughline.catalogue import features as catalogue
-
+    """All about one feature, or one feature view."""
     entries, _ = _catalogue(usecase)
     entry = catalogue.find(entries, name)
     emit(as_json, entry.model_dump(mode="json"), lambda: _show(entry))
 
 
 def _catalogue(usecase: str | None) -> tuple[list[Entry], datetime]:
-    """The entries of one use case or of all, and the instant (data clock, UTC) at which they were looked at."""
-    from throughline.catalogue.features import read_catalogue
-    from throughline.foundation.clock import data_clock
-    from throughline.records import FeatureStoreRecord
-    from throughline.records.store import find_record
-
+    """The entries of one use case or of all, and the instant (data clock, UTC) of their ages."""
     settings = load_settings()
     declared = [get_usecase(usecase)] if usecase else list(load_usecases().values())
     entries: list[Entry] = []
@@ -97,10 +88,10 @@ def _catalogue(usecase: str | None) -> tuple[list[Entry], datetime]:
         if record is None:
             continue
         clocks.append(data_clock(settings, each.clock_start(settings)).now())
-        entries += read_catalogue(settings, each, record, clocks[-1])
+        entries += catalogue.read_catalogue(settings, each, record, clocks[-1])
     if not entries:
         names = ", ".join(each.name for each in declared)
-        raise ThroughlineError(f"No feature of {names} is registered in {settings.home}: `throughline run` does that.")
+        raise ThroughlineError(f"No feature of {names} is registered in {settings.home}: run `throughline run`.")
     return entries, max(clocks)
 
 
@@ -125,13 +116,13 @@ def _show_many(entries: list[Entry]) -> None:
             style = "yellow" if entry.deprecated else None
             models = "unknown" if entry.models is None else str(len(entry.models))
             unit = entry.tags.get("unit", "")
-            said = _deprecation(entry) or entry.description
-            table.add_row(escape(entry.name), escape(said), escape(unit), models, f"{entry.reads:,}", style=style)
+            text = _deprecation(entry) or entry.description
+            table.add_row(escape(entry.name), escape(text), escape(unit), models, f"{entry.reads:,}", style=style)
         screen.print(table)
 
 
 def _by_view(entries: list[Entry]) -> list[list[Entry]]:
-    """The features, or where nothing else of it was found the view itself, together by view."""
+    """The features by view; for a view without features among the entries, the view itself."""
     groups: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         groups.setdefault((entry.usecase, entry.view), []).append(entry)
@@ -143,14 +134,14 @@ def _of_view(entry: Entry) -> str:
 
 
 def _freshness(entry: Entry) -> str:
-    """How old the newest row is, against what is promised."""
-    it = entry.freshness
-    if it.age_s is None:
+    """Age of the newest row, and the declared limit."""
+    freshness = entry.freshness
+    if freshness.age_s is None:
         return "no row yet"
-    age = f"{_span(it.age_s)} old"
-    if it.allowed_s is None:
+    age = f"{_span(freshness.age_s)} old"
+    if freshness.allowed_s is None:
         return age
-    return f"{age}, {_span(it.allowed_s)} allowed" if it.fresh else f"STALE: {age}, {_span(it.allowed_s)} allowed"
+    return f"{'' if freshness.fresh else 'STALE: '}{age}, {_span(freshness.allowed_s)} allowed"
 
 
 def _span(seconds: float) -> str:

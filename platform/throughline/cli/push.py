@@ -1,4 +1,4 @@
-"""`throughline push`: rows of a feature view, written offline and online."""
+"""`throughline push`: writes rows of a feature view offline and online."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def push(
     json_body: Path = typer.Option(..., "--json-body", help="A file with one row, a list of rows, or with `rows`."),
     as_json: bool = typer.Option(False, "--json", help="Print what was pushed as JSON."),
 ) -> None:
-    """Push feature values: training and requests both see them from now on, on the data clock."""
-    from throughline.featurestore.push import push as push_rows
+    """Push feature values: training and requests both read them from now on, on the data clock."""
+    from throughline.featurestore.push import push as push_rows  # postpones feast (4 s)
 
     settings, declared = load_settings(), get_usecase(usecase)
     pushed = push_rows(settings, declared, view, _rows(json_body))
@@ -38,5 +38,5 @@ def _rows(path: Path) -> list[dict]:
     rows = body["rows"] if isinstance(body, dict) and "rows" in body else body
     rows = rows if isinstance(rows, list) else [rows]
     if not all(isinstance(row, dict) for row in rows):
-        raise ThroughlineError(f"{path} holds no rows: give objects with a value per column.")
+        raise ThroughlineError(f"{path} has no rows: give objects with a value per column.")
     return rows

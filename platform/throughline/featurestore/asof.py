@@ -1,10 +1,11 @@
-"""The point-in-time join, pure: which feature row may a prediction at time t use?
+"""The point-in-time join; pure.
 
-The answer, here and nowhere else: of the rows of its entity with event time at or before t (and not older than the
-ttl), the newest; of several with that same event time, the one created last. Does not own: where rows come from.
+The rule, here only: a prediction at time t uses, of the rows of its entity with event time at or before t (and not
+older than the ttl), the newest; of several with one event time, the one created last. Does not own: where rows come
+from.
 
-How it is fast: the join itself moves row numbers only. A spine is put in order of time once for all views, and a
-feature value is copied once, to where it ends up. How it is bounded: views stand in memory, a spine passes in batches.
+Speed: the join moves row numbers only; a spine is sorted once for all views, a feature value is copied once. Memory:
+the views and one batch of the spine.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -64,7 +66,7 @@ def join_many(spine: pl.DataFrame, views: Sequence[View], *, spine_time: str) ->
     """
     # an empty spine is one empty batch: its result has columns, too
     slices = spine.iter_slices(BATCH_ROWS) if spine.height else [spine]
-    span = (spine[spine_time].min(), spine[spine_time].max())
+    span: Any = (spine[spine_time].min(), spine[spine_time].max())
     return pl.concat(join_batches(slices, views, spine_time=spine_time, span=span), rechunk=False)
 
 
@@ -75,9 +77,9 @@ def join_batches(
     spine_time: str,
     span: tuple[datetime | None, datetime | None] = (None, None),
 ) -> Iterator[pl.DataFrame]:
-    """`join_many` for a spine that comes in batches, each answered as it comes: memory is that of views and a batch.
+    """`join_many` for a spine in batches: memory is that of the views and a batch.
 
-    span: the first and last instant the spine may hold, where known: rows that none of it can use are not read.
+    span: the first and last instant of the spine, where known: rows that none of it can use are not read.
     """
     held = [_Held(view, *span) for view in views]
     for batch in spine:
@@ -85,7 +87,7 @@ def join_batches(
 
 
 class _Held:
-    """A view in memory: its values as they were read, and an index of row numbers in order of time and creation."""
+    """A view in memory: its values, and an index of row numbers in order of time and creation."""
 
     def __init__(self, view: View, first: datetime | None, last: datetime | None) -> None:
         schema = view.rows.collect_schema()
@@ -102,8 +104,8 @@ class _Held:
         self._matched = [key.meta.output_name() for key in self._keys]
         created = [pl.col(view.created).alias(_CREATED)] if view.created else []
         index = rows.select(*created, _utc(view.row_time).alias(_TIME), *self._keys).with_row_index(_PLACE)
-        # Stable sorts by one column take half the time of one by all; many tables are in order as they stand. The
-        # keys come last: the join walks through the rows of an entity, which then lie side by side.
+        # Stable sorts by one column each take half the time of one sort by all; many tables are in order already.
+        # Keys are sorted last, so that the rows of an entity, which the join walks through, are adjacent.
         for column in index.columns[1:]:
             if not index[column].is_sorted():
                 index = index.sort(column, nulls_last=False, maintain_order=True)
@@ -112,10 +114,10 @@ class _Held:
 
     def places(self, spine: pl.DataFrame, times: pl.Series, order: pl.Series | None) -> pl.Series:
         """For each row of the spine, in order of time, the number of the row it may use."""
-        asked = spine.select(self._keys)
+        keys = spine.select(self._keys)
         if order is not None:
-            asked = asked.select(pl.all().gather(order))
-        joined = pl.LazyFrame([times, *asked]).join_asof(
+            keys = keys.select(pl.all().gather(order))
+        joined = pl.LazyFrame([times, *keys]).join_asof(
             self._index.lazy(),
             on=_TIME,
             by=self._matched or None,
@@ -144,7 +146,7 @@ def _joined(spine: pl.DataFrame, views: Sequence[_Held], spine_time: str) -> pl.
 
 
 def _key(held: pl.Series) -> pl.Expr:
-    """A key as it is compared: in the type of the rows, a text as its number among theirs (null where it has none)."""
+    """A key as it is compared: in the type of the rows; a text as its number among theirs, null for an unknown one."""
     key = pl.col(held.name).cast(held.dtype)
     if held.dtype == pl.String:
         key = key.cast(pl.Enum(held.unique()), strict=False).to_physical()
@@ -158,9 +160,9 @@ def _utc(time: str) -> pl.Expr:
 def _within(
     time: pl.Expr, kind: pl.DataType, first: datetime | None, last: datetime | None, ttl: timedelta | None
 ) -> Iterator[pl.Expr]:
-    """Keeps the rows that a spine between `first` and `last` can use, and at most a millisecond's more.
+    """Keeps the rows that a spine between `first` and `last` can use, and at most a millisecond more.
 
-    The bounds are plain values of the column's own type: only then are files without such rows not even opened.
+    The bounds are literals of the column's own type, so that files without such rows are skipped.
     """
     assert isinstance(kind, pl.Datetime)
 

@@ -1,6 +1,6 @@
 """Training datasets: rows of the spine joined point in time with the feature service, at pinned versions.
 
-Owns: which rows and columns a dataset has, and its identity. Does not own: the join (`asof.py`), or training.
+Owns: which rows and columns a dataset has, and its fingerprint. Does not own: the join (`asof.py`), or training.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 import polars as pl
 
 from throughline.featurestore.spine import as_known
-from throughline.featurestore.store import historical
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.fingerprint import combine, fingerprint_frame
 from throughline.foundation.references import TableReference
@@ -71,10 +70,12 @@ def build_dataset(settings: Settings, usecase: UseCase, store: FeatureStoreRecor
 
 def _joined(settings: Settings, usecase: UseCase, rows: pl.DataFrame) -> pl.DataFrame:
     """The columns of the dataset for labelled rows."""
+    from throughline.featurestore.store import historical_features  # postpones feast (4 s)
+
     label, categorical = usecase.label, usecase.features.categories
     wanted = [KEY, TIME, *usecase.request]
     spine = rows.select(*dict.fromkeys(wanted))
-    joined = load_object(usecase.features.request_features)(historical(settings, usecase, spine, TIME))
+    joined = load_object(usecase.features.request_features)(historical_features(settings, usecase, spine, TIME))
     return joined.select(
         KEY,
         TIME,

@@ -1,6 +1,6 @@
-"""The dbt project that writes the feature tables: where it is, its program, what it says of itself.
+"""The dbt project that writes the feature tables: running dbt on it, and its manifest.
 
-Owns: calling dbt. Does not own: what is built (`incremental.py`), or a run's progress (the graph).
+Does not own: what is built (`incremental.py`), or a run's progress (the graph).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ PARTS = ("dbt_project.yml", "profiles.yml", "models", "macros", "tests")
 
 
 def executable() -> str:
-    """dbt of this environment, whatever is on PATH."""
+    """The dbt of this environment, not the one on PATH."""
     return str(Path(sys.executable).with_name("dbt"))
 
 
 def invoke(
     *words: str, variables: Mapping[str, Any], target: Path, project: Path = PROJECT
 ) -> subprocess.CompletedProcess[str]:
-    """Run dbt to its end; its own words are in `stdout`, whatever became of it."""
+    """Run dbt and wait; its output is in `stdout`. A failure does not raise: see `returncode`."""
     return subprocess.run(
         [
             *(executable(), *words, "--no-populate-cache", "--project-dir", project, "--profiles-dir", project),
@@ -45,9 +45,9 @@ def invoke(
 
 
 def manifest(settings: Settings, project: Path = PROJECT) -> dict[str, Any]:
-    """The project's manifest with compiled SQL, made anew when a file changed. Raises with dbt's own last words.
+    """The project's manifest with compiled SQL, compiled anew when a file changed. Raises with the end of dbt's output.
 
-    Compiled at version 0 of everything: for what the SQL says of columns, never to be executed.
+    Every source is pinned to version 0: the SQL is for lineage, not for execution.
     """
     target = settings.dbt_home / "compiled" / fingerprint_code([project / part for part in PARTS])
     made = target / "manifest.json"
@@ -61,8 +61,8 @@ def manifest(settings: Settings, project: Path = PROJECT) -> dict[str, Any]:
         words = ("compile", "--no-introspect", "--select", "resource_type:model")
         done = invoke(*words, variables={"pins": pins}, target=compiling, project=project)
         if done.returncode:
-            said = " ".join(done.stdout.split()[-60:])
-            raise ThroughlineError(f"The dbt project in {project.name}/ does not compile: {said}")
+            output = " ".join(done.stdout.split()[-60:])
+            raise ThroughlineError(f"The dbt project in {project.name}/ does not compile: {output}")
         with contextlib.suppress(OSError):  # another process compiled the same files meanwhile
             compiling.rename(target)
     return json.loads(made.read_text())

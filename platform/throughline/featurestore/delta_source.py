@@ -1,7 +1,7 @@
-"""Where Feast's data is, as Delta tables at a version: sources, saved datasets, logs of served features.
+"""Feast's data sources, saved datasets and logging destinations as Delta tables at a version.
 
-Owns: the address of a table at a version in Feast's terms, reading it, and what is refused there. Does not own: how
-rows are chosen and joined (`polars_engine.py`, `spark_engine.py`).
+Owns: the address of a table at a version in Feast's terms, and reading it. Does not own: how rows are chosen and
+joined (`polars_engine.py`, `spark_engine.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
-from feast import RepoConfig
+from feast import FeatureView, RepoConfig
 from feast.data_source import DataSource
 from feast.feature_logging import LoggingDestination
 from feast.protos.feast.core.DataSource_pb2 import DataSource as DataSourceProto
@@ -31,12 +31,13 @@ VERSION_TAG = "delta_version"
 class DeltaSource(DataSource):
     """A Delta table at a pinned version; `path` is a folder or any URI that delta-rs reads.
 
-    `timestamp_field` and `created_timestamp_column` must be timestamps with a time zone. The version stands in the
-    tags too: Feast compares tags when it decides whether a source changed, and would otherwise never apply a change of
-    version alone. What is pushed or written to the table is read once a version that holds it is applied.
+    `timestamp_field` and `created_timestamp_column` must be timestamps with a time zone. The version is also a tag:
+    Feast compares tags to decide whether a source changed, and would never apply a change of version alone.
     """
 
-    def __init__(self, *, name: str, path: str, version: int, tags: dict[str, str] | None = None, **kwargs: Any):
+    def __init__(
+        self, *, name: str, path: str, version: int, tags: dict[str, str] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(name=name, tags={**(tags or {}), VERSION_TAG: str(version)}, **kwargs)
         self.path = path
         self.version = version
@@ -50,11 +51,21 @@ class DeltaSource(DataSource):
         """What the table calls the column that Feast calls `name`."""
         return {mapped: column for column, mapped in self.field_mapping.items()}.get(name, name)
 
+    @property
+    def event_column(self) -> str:
+        """The table's column of event times."""
+        return self.column(self.timestamp_field)
+
+    @property
+    def created_column(self) -> str | None:
+        """The table's column that says when a row was created, where there is one."""
+        return self.column(self.created_timestamp_column) if self.created_timestamp_column else None
+
     def scan(self) -> pl.LazyFrame:
         """The rows at the version. Raises when it is no table, the version is gone, or its times have no time zone."""
         rows = scan(self.path, self.version)
         schema = rows.collect_schema()
-        for column in [self.column(name) for name in (self.timestamp_field, self.created_timestamp_column) if name]:
+        for column in filter(None, (self.event_column, self.created_column)):
             if column not in schema:
                 raise ThroughlineError(
                     f"Source {self.name}: no column {column} in {self.address}: it has {', '.join(schema)}."
@@ -116,8 +127,17 @@ class DeltaSource(DataSource):
         return [(field.name, str(field.type)) for field in to_arrow(self.scan().head(0).collect()).schema]
 
 
+def source_of(view: FeatureView) -> DeltaSource:
+    """The table behind a feature view. Raises when its source is of another kind."""
+    if not isinstance(view.batch_source, DeltaSource):
+        raise ThroughlineError(
+            f"Feature view {view.name} reads a {type(view.batch_source).__name__}: this store reads DeltaSource only."
+        )
+    return view.batch_source
+
+
 class SavedDatasetDeltaStorage(SavedDatasetStorage):
-    """A saved dataset as a Delta table; its version is pinned by the writing of it."""
+    """A saved dataset as a Delta table; writing it pins the version."""
 
     _proto_attr_name = "custom_storage"
 
@@ -146,7 +166,7 @@ class SavedDatasetDeltaStorage(SavedDatasetStorage):
 
 
 class DeltaLoggingDestination(LoggingDestination):
-    """Where `write_logged_features` appends what was served; it is read as it stands when the reading is asked for."""
+    """Where `write_logged_features` appends served features; reading it takes the version of that moment."""
 
     _proto_kind = "throughline_delta"
 

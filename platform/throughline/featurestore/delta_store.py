@@ -1,24 +1,22 @@
-"""A Feast offline store over Delta tables at pinned versions.
-
-Use it in any feature_store.yaml:
+"""A Feast offline store over Delta tables at pinned versions. In any feature_store.yaml:
 
     offline_store:
       type: throughline.featurestore.delta_store.DeltaOfflineStore
       engine: polars                      # or spark, with spark_remote: sc://host:port
       on_demand: {view: module:function}  # the code of on-demand views
 
-What it promises beyond Feast's interface:
+Beyond Feast's interface:
 
-- Times. Tables must hold timestamps with a time zone. Feast itself reads times without one in a data frame as UTC;
-  with `coerce_tz_aware: false` they reach this store and are refused, as they are in SQL.
-- Entity rows in SQL are one SELECT, in the engine's dialect, over the project's registered sources by their names, each
-  at its pinned version. It sees no other table and no file.
-- Without entity rows, there is a row per entity and event time that the views have between start and end.
-- On-demand views run the function that the settings name. What the registry holds of their code is not loaded.
-- `filter_by_created_timestamp` is honoured. Rows equal in entity, event time and creation are told apart by nothing.
+- Tables hold timestamps with a time zone. With `coerce_tz_aware: false`, times without one in a data frame are refused,
+  as in SQL; otherwise Feast takes them for UTC.
+- Entity rows in SQL are one SELECT, in the engine's dialect, over the project's registered sources by name, each at
+  its pinned version; it can read no other table and no file.
+- Without entity rows, the result has a row per entity and event time that the views have between start and end.
+- On-demand views run the function that the settings name; code in the registry is not loaded.
+- `filter_by_created_timestamp` is honoured. Of rows equal in entity, event time and creation any may be used.
 
-Owns: Feast's interfaces. Does not own: tables (`delta_source.py`), the join (`asof.py`), the engines, or who decides a
-version.
+Owns: Feast's interfaces. Does not own: tables (`delta_source.py`), entity rows in SQL (`sql_spine.py`), the join
+(`asof.py`), the engines.
 """
 
 from __future__ import annotations
@@ -32,8 +30,10 @@ from typing import Any, Literal
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as parquet
 from deltalake import write_deltalake
 from feast import RepoConfig
+from feast.data_source import DataSource
 from feast.errors import SavedDatasetLocationAlreadyExists
 from feast.feature_logging import LOG_DATE_FIELD, LoggingConfig, LoggingSource
 from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL, FeatureView
@@ -51,6 +51,7 @@ from throughline.featurestore.delta_source import (
     DeltaLoggingDestination,
     DeltaSource,
     SavedDatasetDeltaStorage,
+    source_of,
     to_arrow,
 )
 from throughline.featurestore.polars_engine import PolarsEngine, frame_kinds, scan, write_frames
@@ -60,12 +61,13 @@ from throughline.featurestore.retrieval import (
     FrameSpine,
     Pull,
     Spine,
-    SqlSpine,
     ViewRead,
     WindowSpine,
     check_spine,
     spine_time,
 )
+from throughline.featurestore.spark_engine import SparkEngine
+from throughline.featurestore.sql_spine import parse_spine
 from throughline.foundation.errors import ThroughlineError
 from throughline.lakehouse.delta import storage_options
 from throughline.lakehouse.table import current_version, open_table
@@ -88,13 +90,13 @@ class DeltaOfflineStoreConfig(FeastConfigBaseModel):
 
 
 class UnknownFeature(ThroughlineError, KeyError):
-    """A feature whose column the table does not have. Also what Feast's stores raise."""
+    """A feature without a column in the table; a KeyError, as in Feast's stores."""
 
     __str__ = Exception.__str__
 
 
 class DeltaRetrievalJob(RetrievalJob):
-    """A retrieval that runs when its result is asked for."""
+    """Runs when its result is read."""
 
     def __init__(
         self,
@@ -127,12 +129,12 @@ class DeltaRetrievalJob(RetrievalJob):
         return self._metadata
 
     def batches(self) -> Iterator[pa.Table]:
-        """The result in parts, before on-demand views: what does not fit in memory passes through."""
+        """The result in parts, before on-demand views; for results larger than memory."""
         for frame in self._answer.batches():
             yield to_arrow(frame.with_columns(pl.lit(value).alias(name) for name, value in self._constants.items()))
 
     def to_polars(self) -> pl.DataFrame:
-        return pl.DataFrame(pl.from_arrow(self.to_arrow()))
+        return pl.DataFrame(self.to_arrow())
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         return pa.concat_tables(self.batches())
@@ -141,8 +143,9 @@ class DeltaRetrievalJob(RetrievalJob):
         return self._to_arrow_internal().to_pandas()
 
     def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:
-        """Write the result to a Delta table, and pin the storage to the version that this wrote."""
-        assert isinstance(storage, SavedDatasetDeltaStorage), "give a SavedDatasetDeltaStorage"
+        """Write the result to a Delta table, and pin the storage to the written version."""
+        if not isinstance(storage, SavedDatasetDeltaStorage):
+            raise ThroughlineError(f"A {type(storage).__name__} cannot be written: give a SavedDatasetDeltaStorage.")
         if not allow_overwrite and current_version(storage.path) is not None:
             raise SavedDatasetLocationAlreadyExists(location=storage.path)
         if self._on_demand_feature_views:
@@ -153,7 +156,7 @@ class DeltaRetrievalJob(RetrievalJob):
 
 
 class DeltaOfflineStore(OfflineStore):
-    """Point-in-time retrieval from `DeltaSource`s; see the module."""
+    """Point-in-time retrieval from `DeltaSource`s; see the module's docstring."""
 
     supports_filter_by_created_timestamp = True
 
@@ -180,7 +183,7 @@ class DeltaOfflineStore(OfflineStore):
         if entity_df is None:
             spine = WindowSpine(*compute_non_entity_date_range(feature_views, start_date, end_date))
         elif isinstance(entity_df, str):
-            spine = _sql_spine(config, entity_df, registry, project)
+            spine = parse_spine(entity_df, config.offline_store.engine, _delta_sources(registry, project))
         else:
             spine = FrameSpine(pl.from_pandas(entity_df))
             kinds = frame_kinds(spine.frame.schema)
@@ -198,14 +201,14 @@ class DeltaOfflineStore(OfflineStore):
     @staticmethod
     def pull_latest_from_table_or_query(
         config: RepoConfig,
-        data_source: DeltaSource,
+        data_source: DataSource,
         join_key_columns: list[str],
         feature_name_columns: list[str],
         timestamp_field: str,
         created_timestamp_column: str | None,
         start_date: datetime,
         end_date: datetime,
-    ) -> RetrievalJob:
+    ) -> DeltaRetrievalJob:
         columns = [*join_key_columns, *feature_name_columns]
         pull = _pull(data_source, columns, timestamp_field, created_timestamp_column, start_date, end_date)
         return _pull_job(_engine(config).latest(pull, join_key_columns), join_key_columns)
@@ -213,14 +216,14 @@ class DeltaOfflineStore(OfflineStore):
     @staticmethod
     def pull_all_from_table_or_query(
         config: RepoConfig,
-        data_source: DeltaSource,
+        data_source: DataSource,
         join_key_columns: list[str],
         feature_name_columns: list[str],
         timestamp_field: str,
         created_timestamp_column: str | None = None,
         start_date: datetime | None = None,
         end_date: datetime | None = None,
-    ) -> RetrievalJob:
+    ) -> DeltaRetrievalJob:
         columns = [*join_key_columns, *feature_name_columns]
         pull = _pull(data_source, columns, timestamp_field, created_timestamp_column, start_date, end_date)
         return _pull_job(_engine(config).rows(pull), join_key_columns)
@@ -232,12 +235,12 @@ class DeltaOfflineStore(OfflineStore):
         table: pa.Table,
         progress: Callable[[int], Any] | None,
     ) -> None:
-        """Append rows to the table under the view; they are read once a version that holds them is applied.
+        """Append rows to the view's table; they are read once a version with them is applied.
 
-        Columns are the table's or, as Feast hands them over, the view's names. Raises when a column is missing or too
-        many, or a value does not fit the column's type; nothing is written then.
+        Columns are the table's names or the view's. Raises, with nothing written, when a column is missing or too many,
+        or a value does not fit its type.
         """
-        source = _source_of(feature_view)
+        source = source_of(feature_view)
         _append(source, table.rename_columns([source.column(name) for name in table.column_names]))
         if progress:
             progress(table.num_rows)
@@ -251,10 +254,9 @@ class DeltaOfflineStore(OfflineStore):
         registry: BaseRegistry,
     ) -> None:
         destination = logging_config.destination
-        assert isinstance(destination, DeltaLoggingDestination), "give a DeltaLoggingDestination"
+        if not isinstance(destination, DeltaLoggingDestination):
+            raise ThroughlineError(f"A {type(destination).__name__} is not written: give a DeltaLoggingDestination.")
         if isinstance(data, Path):
-            import pyarrow.parquet as parquet
-
             data = parquet.read_table(data)
         options = storage_options(destination.path)
         write_deltalake(destination.path, data, mode="append", partition_by=[LOG_DATE_FIELD], storage_options=options)
@@ -266,31 +268,31 @@ def _append(source: DeltaSource, rows: pa.Table) -> None:
     if set(schema.names) != set(rows.column_names):
         missing, extra = set(schema.names) - set(rows.column_names), set(rows.column_names) - set(schema.names)
         raise ThroughlineError(
-            f"Rows for {source.path} lack {sorted(missing) or 'nothing'} and have {sorted(extra) or 'nothing'} too "
-            "much: bring exactly its columns."
+            f"Rows for {source.path} have missing columns {sorted(missing)} and unknown columns {sorted(extra)}: "
+            "give exactly its columns."
         )
     for name in schema.names:
         given, held = rows.schema.field(name).type, schema.field(name).type
         if pa.types.is_timestamp(given) and getattr(held, "tz", None) and not given.tz:
-            raise ThroughlineError(f"Column {name} for {source.path} holds no instants: give times with a time zone.")
+            raise ThroughlineError(f"Column {name} for {source.path} has no time zone: give times with one.")
     try:
         fitting = rows.select(schema.names).cast(schema)
     except pa.ArrowInvalid as error:
-        raise ThroughlineError(f"Rows do not fit {source.path} ({error}): bring the types it has.") from error
+        raise ThroughlineError(f"Rows do not fit {source.path} ({error}): give its types.") from error
     write_deltalake(table, fitting, mode="append")
 
 
 def from_code(reference: str) -> PandasTransformation:
-    """The transformation of an on-demand view whose code stays in the repository: `module:function`, on data frames.
+    """The transformation of an on-demand view as a reference (`module:function`, on data frames) to our own code.
 
-    Feast writes the code of a transformation to its registry, pickled and as text; of this one, an import of it.
+    Feast writes a transformation to its registry pickled and as text; this one as the text of an import.
     """
     return _FromCode(udf=load_object(reference), udf_string=f"from {reference.replace(':', ' import ')}")
 
 
 class _FromCode(PandasTransformation):
     def to_proto(self) -> Any:
-        proto = super().to_proto()
+        proto: Any = super().to_proto()
         proto.body = b""
         return proto
 
@@ -299,21 +301,11 @@ def _engine(config: RepoConfig) -> Engine:
     settings = config.offline_store
     if settings.engine == "polars":
         return PolarsEngine()
-    from throughline.featurestore.spark_engine import SparkEngine
-
     return SparkEngine(settings.spark_remote)
 
 
-def _source_of(view: FeatureView) -> DeltaSource:
-    if not isinstance(view.batch_source, DeltaSource):
-        raise ThroughlineError(
-            f"Feature view {view.name} reads a {type(view.batch_source).__name__}: this store reads DeltaSource only."
-        )
-    return view.batch_source
-
-
 def _read_of(view: FeatureView, features: list[str], full_names: bool, known_only: bool) -> ViewRead:
-    source = _source_of(view)
+    source = source_of(view)
     if getattr(view, "feature_transformation", None) or getattr(view, "aggregations", None):
         raise ThroughlineError(f"Feature view {view.name} transforms its source: write the result to a table instead.")
     prefix = f"{view.projection.name_alias or view.name}__" if full_names else ""
@@ -328,44 +320,26 @@ def _read_of(view: FeatureView, features: list[str], full_names: bool, known_onl
         source=source,
         keys={view.projection.join_key_map.get(key, key): source.column(key) for key in join_keys},
         features=columns,
-        event_time=source.column(source.timestamp_field),
-        created=source.column(source.created_timestamp_column) or None,
+        event_time=source.event_column,
+        created=source.created_column,
         ttl=view.ttl or None,
         known_only=known_only,
     )
 
 
-def _sql_spine(config: RepoConfig, sql: str, registry: BaseRegistry, project: str) -> SqlSpine:
-    """Which tables the query names. Raises when it is more than one SELECT over registered sources."""
-    from sqlglot import exp, parse
-    from sqlglot.errors import SqlglotError
-    from sqlglot.optimizer.scope import traverse_scope
-
-    known = {s.name: s for s in registry.list_data_sources(project, allow_cache=True) if isinstance(s, DeltaSource)}
-    try:
-        statements = parse(sql, read="spark" if config.offline_store.engine == "spark" else "postgres")
-    except SqlglotError as error:
-        raise ThroughlineError(f"The SQL for the entity rows does not parse: {str(error).splitlines()[0]}") from error
-    if len(statements) != 1 or not isinstance(statements[0], exp.Query):
-        raise ThroughlineError("The SQL for the entity rows must be one SELECT.")
-    read = [s for scope in traverse_scope(statements[0]) for s in scope.sources.values() if isinstance(s, exp.Table)]
-    # anything but a plain name (another catalog, a path, a function that reads files) is shown as it was written
-    named = {table.name if type(table.this) is exp.Identifier and not table.db else table.sql() for table in read}
-    if strange := sorted(named - set(known)):
-        raise ThroughlineError(
-            f"The SQL for the entity rows reads {', '.join(strange)}: it sees the registered sources "
-            f"{', '.join(sorted(known)) or '(there are none)'}."
-        )
-    return SqlSpine(sql, {name: known[name] for name in named})
+def _delta_sources(registry: BaseRegistry, project: str) -> dict[str, DeltaSource]:
+    """The project's registered Delta tables, by the names of their sources."""
+    sources = registry.list_data_sources(project, allow_cache=True)
+    return {source.name: source for source in sources if isinstance(source, DeltaSource)}
 
 
 def _on_demand(
     config: RepoConfig, feature_refs: list[str], registry: BaseRegistry, project: str
 ) -> list[OnDemandFeatureView]:
-    """The on-demand views asked for, with our code in them."""
-    asked = {reference.partition(":")[0] for reference in feature_refs}
+    """The on-demand views among the references, with our own code."""
+    wanted = {reference.partition(":")[0] for reference in feature_refs}
     found = registry.list_on_demand_feature_views(project, allow_cache=True, skip_udf=True)
-    views = [view for view in found if view.name in asked]
+    views = [view for view in found if view.name in wanted]
     for view in views:
         kinds = {"pandas": PandasTransformation, "python": PythonTransformation}
         reference = config.offline_store.on_demand.get(view.name)
@@ -379,13 +353,15 @@ def _on_demand(
 
 
 def _pull(
-    source: DeltaSource,
+    source: DataSource,
     columns: list[str],
     time: str,
     created: str | None,
     first: datetime | None,
     last: datetime | None,
 ) -> Pull:
+    if not isinstance(source, DeltaSource):
+        raise ThroughlineError(f"Source {source.name} is a {type(source).__name__}: this store reads DeltaSource only.")
     return Pull(
         source=source,
         columns=list(dict.fromkeys([*columns, time, *([created] if created else [])])),

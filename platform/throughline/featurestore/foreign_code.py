@@ -1,7 +1,7 @@
-"""What a Feast registry holds of code, and that none of it is run.
+"""Refuses a Feast registry that holds code.
 
-Feast keeps transformations pickled and as text, and brings them to life when it lists views: whoever can write the
-registry could run code wherever it is read. Owns: that refusal. Does not own: code of ours (`delta_store.from_code`).
+Feast stores transformations pickled and as text, and loads them when it lists views: whoever writes the registry could
+run code wherever it is read. Does not own: references to our own code (`delta_store.from_code`).
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from feast.protos.feast.core.Registry_pb2 import Registry
 from google.protobuf.message import DecodeError, Message
 
 from throughline.foundation.errors import ThroughlineError
 
 
 def refuse_foreign_code(registry: Path, package: str) -> None:
-    """Raises when the registry holds a function other than a plain import out of `package`; no file is no harm."""
-    from feast.protos.feast.core.Registry_pb2 import Registry
-
+    """Raises when the registry file, if there is one, holds a function other than a plain import from `package`."""
     try:
         held = Registry.FromString(registry.read_bytes())
     except FileNotFoundError:
@@ -31,12 +31,13 @@ def refuse_foreign_code(registry: Path, package: str) -> None:
     for function in _functions(held):
         if function.body or not ours.fullmatch(function.body_text):
             raise ThroughlineError(
-                f"Registry {registry} holds code ({function.name or 'unnamed'}), which is never run from there: remove "
-                f"the file, and give transformations as functions of {package}/ (delta_store.from_code)."
+                f"Registry {registry} holds code ({function.name or 'unnamed'}), which is never run: remove the file, "
+                f"and give transformations as functions of {package}/ (delta_store.from_code)."
             )
 
 
-def _functions(message: Message) -> Iterator[Message]:
+def _functions(message: Message) -> Iterator[Any]:
+    """Every UserDefinedFunction message (of either version) within `message`."""
     for field, value in message.ListFields():
         if field.message_type is None:
             continue

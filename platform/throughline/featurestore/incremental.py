@@ -1,7 +1,7 @@
-"""Which days of a feature table must be built, pure: from what its content came from to what it should come from.
+"""Which days of a feature table to build, by the origin of its content and the origin wanted.
 
-Owns: the rule that after each build a table is what a build of all its days at the same pins would have made; at the
-edge, reading what the tables say. Does not own: the SQL (dbt), or the run that executes it.
+Owns: the rule that after each build a table equals a build of all its days at the same pins (pure), and reading origins
+from the tables' commits. Does not own: the SQL (dbt), or the run that executes it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ LAYER = "features"
 
 @dataclass(frozen=True)
 class Origin:
-    """What a feature table's content came from; stands in the Delta commit that wrote it.
+    """What a feature table's content was made from; kept in the Delta commit that wrote it.
 
-    pins: version per source table; as_of (UTC): up to when it may know anything; code: digest of the model and the
-    macros it uses; first: the first day of the data.
+    pins: version per source table; as_of (UTC): rows known later are not read; code: digest of the model and its
+    macros; first: the first local day of the data.
     """
 
     pins: dict[str, int]
@@ -66,7 +66,7 @@ def inputs_of(table: str, commit: Commit) -> list[TableReference] | None:
 
 @dataclass(frozen=True)
 class Build:
-    """The days to build, as inclusive ranges; `whole`: the table is made anew and they are all there are."""
+    """The local days to build, as inclusive ranges; `whole`: the table is replaced by these days."""
 
     whole: bool
     ranges: list[tuple[date, date]]
@@ -90,19 +90,18 @@ def plan_build(
     seen_within: timedelta,
     requested: Iterable[date] = (),
 ) -> Build:
-    """The days to build so that the table follows from `wanted`.
+    """The days to build so that the table follows from `wanted`; days to come are not built.
 
     changed:     per source table, the days whose rows differ between the two pins; None: unknown, so all.
-    seen_within: how long after it became known a source row is still seen.
-    requested:   days somebody asked for; built again whatever changed. Days to come are not built.
+    seen_within: how long after its knowledge time a source row is read.
+    requested:   days to build even if nothing changed.
     """
-    if built is not None and built.as_of > wanted.as_of:  # what was brought ahead of the clock is kept
+    if built is not None and built.as_of > wanted.as_of:  # what was built ahead of the clock is kept
         wanted = Origin(wanted.pins, built.as_of, wanted.code, wanted.first)
     last = last_day(usecase, wanted.as_of)
-    known = built is not None and (built.code, built.first) == (wanted.code, wanted.first)
-    if not known or any(days is None for days in changed.values()):
+    unknown = any(days is None for days in changed.values())
+    if built is None or unknown or (built.code, built.first) != (wanted.code, wanted.first):
         return Build(True, [(wanted.first, last)] if last >= wanted.first else [], wanted)
-    assert built is not None
     days = set(requested)
     if wanted.as_of > built.as_of:
         unfinished = usecase.local_day(built.as_of)
@@ -114,19 +113,19 @@ def plan_build(
 
 
 def last_day(usecase: UseCase, as_of: datetime) -> date:
-    """The local day that `as_of` (UTC) ends, or lies in: midnight belongs to the day before."""
+    """The local day of `as_of` (UTC); midnight belongs to the day before."""
     return usecase.local_day(as_of - timedelta(microseconds=1))
 
 
 def _followed(usecase: UseCase, day: date, seen_within: timedelta) -> Iterable[date]:
-    """The days in which a row that became known on `day` is still seen: its hour's tick and those it leaves."""
+    """The days whose ticks read a row that became known on `day`."""
     last_tick = usecase.day_start(day + DAY) + timedelta(hours=1) - timedelta(microseconds=1) + seen_within
     hour = last_tick.replace(minute=0, second=0, microsecond=0)
     return through(day, last_day(usecase, hour))
 
 
 def read_origin(path: Location) -> Origin | None:
-    """What the newest content of the table at `path` came from; None when there is no table or it cannot be said."""
+    """The origin of the newest content of the table at `path`; None without a table, or when it is unknown."""
     if current_version(path) is None:
         return None
     for commit in history(path):
@@ -162,7 +161,7 @@ def plan_builds(
     as_of: datetime,
     requested: Iterable[date] = (),
 ) -> dict[str, Build]:
-    """The build of every model of the use case, from what its table and its sources say; `pins` by source table."""
+    """The build of every model of the use case, by its table's origin and its sources' changes; `pins` by table."""
     builds = {}
     requested = list(requested)
     for unique_id, node in models_of(manifest, usecase).items():
@@ -184,7 +183,7 @@ def plan_builds(
 def plan_late(
     settings: Settings, usecase: UseCase, manifest: Mapping[str, Any], pins: Mapping[str, int]
 ) -> dict[str, Build]:
-    """The builds that other source versions ask for, with the clock standing still; none before the first build."""
+    """The builds that new source versions need at the clock of the last build; none before the first build."""
     models = [node["name"] for node in models_of(manifest, usecase).values()]
     origins = [read_origin(settings.table_path(usecase.name, LAYER, name)) for name in models]
     built = [origin.as_of for origin in origins if origin is not None]
@@ -203,12 +202,12 @@ def _changed_days(settings: Settings, usecase: UseCase, name: str, after: int, u
     net = net_changes(settings.table_path(usecase.name, "raw", name), after, until)
     if net is None or net.is_empty():
         return None if net is None else set()
-    # a register has no days: what changed in it may be seen everywhere
+    # a static table has no days: a change in it may be read on any
     return None if usecase.sources.tables[name].static else set(net[PARTITION].to_list())
 
 
 def describe(build: Build) -> str:
-    """What is built, in words."""
+    """The days of a build, for people."""
     if not build.ranges:
         return "nothing changed"
     spans = ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in build.ranges)
@@ -227,7 +226,7 @@ def models_of(manifest: Mapping[str, Any], usecase: UseCase) -> dict[str, Any]:
 def dbt_variables(
     settings: Settings, usecase: UseCase, pins: Mapping[str, int], builds: Mapping[str, Build]
 ) -> dict[str, Any]:
-    """What the dbt project is told: the endpoint, the pins, the days to build (dbt_project.yml lists them)."""
+    """The variables of the dbt project: endpoint, pins, days to build (see dbt_project.yml)."""
     return {
         "spark_remote": settings.spark_url,
         "lakehouse": address(settings.lakehouse),

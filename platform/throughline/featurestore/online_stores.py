@@ -1,11 +1,11 @@
-"""Feast's SQLite and Redis online stores, made to keep the newest row of each entity whatever order rows come in.
+"""Feast's SQLite and Redis online stores that keep the newest row of each entity, whatever the order of writes.
 
-Feast's own differ in that: its SQLite store lets an older row overwrite a newer one, its Redis store drops corrections
-of the row it holds, and compares and writes in two steps. Here, in both, one step: a row replaces another of its
-entity when its (event time, creation) is not before the other's; a row without creation comes before one with it.
+A row replaces another of its entity in one step when its rank (event time, creation) is not lower; no creation ranks
+lowest. Feast's SQLite store lets an older row overwrite a newer one; its Redis store drops corrections of the row that
+it holds, and compares and writes in two steps.
 
-Owns: that rule, replacing a view whole, notes that stand and fall with the data. Does not own: what is written when
-(`windows.py`, `push.py`). Stored in Feast's formats plus the rank of each row, so Feast's readers can read along.
+Owns: that rule, replacing a view whole, notes that are kept and lost with the data. Does not own: what is written when
+(`windows.py`, `push.py`). The formats are Feast's plus the rank, so Feast's own readers work.
 """
 
 from __future__ import annotations
@@ -14,49 +14,70 @@ import contextlib
 import re
 import sqlite3
 import struct
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from feast import FeatureView, RepoConfig
 from feast.infra.key_encoding_utils import deserialize_entity_key, serialize_entity_key
-from feast.infra.online_stores.helpers import _redis_key_prefix, compute_table_id, extract_text_and_num
+from feast.infra.online_stores.helpers import (
+    _redis_key_prefix,
+    compute_table_id,
+    extract_text_and_num,
+    get_online_store_from_config,
+)
+from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStoreConfig
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.utils import make_tzaware, to_naive_utc
-from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.timestamp_pb2 import Timestamp  # ty: ignore[missing-module-member]  # built at run time
 from pydantic import SecretStr
 from redis import Redis
 
 from throughline.featurestore.online_format import connect_redis, decode_rank, encode_rank, feature_field
+from throughline.foundation.errors import ThroughlineError
 
 # entity, features, event time, creation (times without a zone are UTC)
 Row = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
 Read = tuple[datetime | None, dict[str, Value] | None]
+RedisKey = Any  # bytes, which redis takes but does not name in its annotations
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class NewestOnlineStore(Protocol):
-    """What is asked of both stores beyond Feast's interface."""
+class NewestOnlineStore(OnlineStore):
+    """What both stores have beyond Feast's interface."""
 
+    @abstractmethod
     def replace(self, config: RepoConfig, table: FeatureView, data: Sequence[Row]) -> None:
-        """The view holds these rows and no others; a reader finds each entity as it was or as it will be."""
+        """Make these the view's only rows; a reader sees each entity's old row or its new one."""
 
+    @abstractmethod
     def entity_keys(self, config: RepoConfig, table: FeatureView) -> list[EntityKey]:
         """The entities for which the view holds a row, in no particular order."""
 
+    @abstractmethod
     def note(self, config: RepoConfig, name: str) -> str | None:
         """A text kept beside the data of this project, and lost with it."""
 
+    @abstractmethod
     def put_note(self, config: RepoConfig, name: str, text: str | None) -> None:
-        """Keep a text; None takes it away."""
+        """Keep a text; None removes it."""
+
+
+def online_store_of(config: RepoConfig) -> NewestOnlineStore:
+    """The store that a configuration names. Raises when it is not one of this module's."""
+    store = get_online_store_from_config(config.online_store)
+    if not isinstance(store, NewestOnlineStore):
+        raise ThroughlineError(f"Online store {type(store).__name__} does not keep the newest row: configure one here.")
+    return store
 
 
 def _rank(event: datetime, created: datetime | None) -> str:
-    """What rows are compared by, as text of one length: comparing it as text compares the instants."""
+    """The rank of a row as text of one length, in text order."""
     return encode_rank(make_tzaware(event)) + (encode_rank(make_tzaware(created)) if created else "0" * 20)
 
 
@@ -69,20 +90,21 @@ def _entity(config: RepoConfig, key: bytes) -> EntityKey:
 
 
 class NewestSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):
-    type: Literal["throughline.featurestore.online_stores.NewestSqliteOnlineStore"] = (
+    type: Literal["throughline.featurestore.online_stores.NewestSqliteOnlineStore"] = (  # ty: ignore[incompatible-attribute-override]  # Feast finds the class by this name
         "throughline.featurestore.online_stores.NewestSqliteOnlineStore"
     )
 
 
-class NewestSqliteOnlineStore(SqliteOnlineStore):
-    """One file. Others read while it is written; a power failure may cost the last write, never the file."""
+class NewestSqliteOnlineStore(SqliteOnlineStore, NewestOnlineStore):
+    """One file, read while it is written; a power failure may cost the last write, never the file."""
 
     def _get_conn(self, config: RepoConfig) -> sqlite3.Connection:
-        if self._conn is None:
-            connection = super()._get_conn(config)
+        opened = self._conn is not None
+        connection = super()._get_conn(config)
+        if not opened:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
-        return self._conn
+        return connection
 
     def update(self, config: RepoConfig, tables_to_delete: Any, tables_to_keep: Any, *args: Any, **kwargs: Any) -> None:
         super().update(config, tables_to_delete, tables_to_keep, *args, **kwargs)
@@ -160,7 +182,7 @@ class NewestSqliteOnlineStore(SqliteOnlineStore):
     def note(self, config: RepoConfig, name: str) -> str | None:
         try:
             rows = self._get_conn(config).execute("SELECT text FROM throughline_notes WHERE name = ?", (name,))
-        except sqlite3.OperationalError:  # nothing was ever registered here
+        except sqlite3.OperationalError:  # nothing was registered yet, so there is no such table
             return None
         return next((text for (text,) in rows), None)
 
@@ -177,7 +199,7 @@ def _quoted(config: RepoConfig, view: FeatureView) -> str:
 
 
 class NewestRedisOnlineStoreConfig(RedisOnlineStoreConfig):
-    type: Literal["throughline.featurestore.online_stores.NewestRedisOnlineStore"] = (
+    type: Literal["throughline.featurestore.online_stores.NewestRedisOnlineStore"] = (  # ty: ignore[incompatible-attribute-override]  # Feast finds the class by this name
         "throughline.featurestore.online_stores.NewestRedisOnlineStore"
     )
     url: SecretStr
@@ -191,11 +213,11 @@ return 1
 """
 
 
-class NewestRedisOnlineStore(RedisOnlineStore):
-    """One hash per entity and project. Entities of two homes are told apart by the number of the database alone."""
+class NewestRedisOnlineStore(RedisOnlineStore, NewestOnlineStore):
+    """One hash per entity and project. Only the number of the database separates two homes."""
 
-    def _get_client(self, online_store_config: NewestRedisOnlineStoreConfig) -> Redis:
-        if self._client is None:
+    def _get_client(self, online_store_config: Any) -> Redis:
+        if not isinstance(self._client, Redis):
             self._client = connect_redis(online_store_config.url.get_secret_value())
         return self._client
 
@@ -231,7 +253,7 @@ class NewestRedisOnlineStore(RedisOnlineStore):
         return list(self._held(config, table).values())
 
     def note(self, config: RepoConfig, name: str) -> str | None:
-        text = self._get_client(config.online_store).get(_note_key(config, name))
+        text: Any = self._get_client(config.online_store).get(_note_key(config, name))
         return None if text is None else text.decode()
 
     def put_note(self, config: RepoConfig, name: str, text: str | None) -> None:
@@ -241,11 +263,11 @@ class NewestRedisOnlineStore(RedisOnlineStore):
         else:
             client.set(_note_key(config, name), text)
 
-    def _redis_key(self, config: RepoConfig, entity: EntityKey) -> bytes:
+    def _redis_key(self, config: RepoConfig, entity: EntityKey) -> RedisKey:
         return _key(config, entity) + config.project.encode()
 
-    def _held(self, config: RepoConfig, table: FeatureView) -> dict[bytes, EntityKey]:
-        """The keys under which the view has a row, and whose they are."""
+    def _held(self, config: RepoConfig, table: FeatureView) -> dict[RedisKey, EntityKey]:
+        """Redis key -> entity, where the view has a row."""
         client = self._get_client(config.online_store)
         prefix, project = (_literal(part) for part in (_redis_key_prefix(table.join_keys), config.project.encode()))
         keys = list(client.scan_iter(prefix + b"*" + project, count=1000))
@@ -255,7 +277,7 @@ class NewestRedisOnlineStore(RedisOnlineStore):
             there = [key for key, has in zip(keys, pipe.execute(), strict=True) if has]
         found = {}
         for key in there:
-            # not when it belongs to a project whose name merely ends like this one's
+            # the key of another project, whose name ends like this one's, does not parse
             with contextlib.suppress(ValueError, struct.error):
                 found[key] = _entity(config, key.removesuffix(config.project.encode()))
         return found
@@ -278,5 +300,5 @@ def _note_key(config: RepoConfig, name: str) -> str:
 
 
 def _literal(part: bytes) -> bytes:
-    """For a pattern of keys: what would match more than itself, escaped."""
+    """Escaped for a pattern of keys."""
     return re.sub(rb"[*?\[\]\\]", rb"\\\g<0>", part)

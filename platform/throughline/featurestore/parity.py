@@ -1,7 +1,7 @@
-"""Do requests see what training sees? The online values of sampled entities against the offline values of that instant.
+"""Online values of sampled entities against their offline values at the same instant.
 
-Owns: the comparison and its verdict. Both sides are read as they are used: online as a request reads, offline as a
-training set is joined, point in time. Does not own: bringing them together again (`materialise.py`).
+Owns: the comparison and its verdict. Each side is read as it is used: online as by a request, offline by the
+point-in-time join of training datasets. Does not own: making them equal again (`materialise.py`).
 """
 
 from __future__ import annotations
@@ -10,18 +10,22 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import pandas as pd
 import polars as pl
+from feast import FeatureView
+from feast.types import from_feast_to_pyarrow_type
 
+from throughline.featurestore.delta_source import source_of
+from throughline.featurestore.delta_store import DeltaOfflineStore
+from throughline.featurestore.layout import EVENT_TIME
 from throughline.featurestore.materialise import OnlineWriter, join_keys, online_writer
 from throughline.featurestore.online import look_up
+from throughline.featurestore.polars_engine import scan
 from throughline.featurestore.store import online_view
 from throughline.foundation.settings import Settings
 from throughline.usecase import UseCase
-
-if TYPE_CHECKING:
-    from feast import FeatureView
 
 Entity = dict[str, Any]
 Values = dict[str, Any]
@@ -40,7 +44,7 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class ViewParity:
-    """What was compared of one view: entities, and values that at least one side has. `at`: the instant (UTC)."""
+    """The comparison of one view at an instant (UTC): entities, and values that at least one side has."""
 
     view: str
     at: datetime | None
@@ -50,7 +54,7 @@ class ViewParity:
 
     @property
     def verdict(self) -> Literal["equal", "different", "cannot_say"]:
-        """Nothing compared is no verdict: neither equal nor different."""
+        """`cannot_say` when nothing was compared."""
         if self.mismatches:
             return "different"
         return "equal" if self.values else "cannot_say"
@@ -58,7 +62,7 @@ class ViewParity:
     @property
     def reason(self) -> str:
         if self.at is None:
-            return "no record of what is online: it was never brought there, or a write was cut short"
+            return "no state is recorded: the view was never materialised, or a write was cut short"
         if self.mismatches:
             one = self.mismatches[0]
             return (
@@ -74,7 +78,7 @@ class ViewParity:
 def compare(
     view: str, at: datetime, entities: Sequence[Entity], online: Sequence[Values], offline: Sequence[Values]
 ) -> ViewParity:
-    """Compare the values of entities, in one order on both sides. A NaN is a missing value, as it is online."""
+    """Compare values of entities, both sides in the order of `entities`. A NaN is a missing value, as it is online."""
     mismatches, compared = [], 0
     for entity, served, trained in zip(entities, online, offline, strict=True):
         for feature in trained:
@@ -90,13 +94,13 @@ def _value(value: Any) -> Any:
 
 
 def draw(entities: Sequence[Entity], size: int, seed: int) -> list[Entity]:
-    """At most `size` of the entities; the same ones for the same entities and seed, whatever order they come in."""
+    """At most `size` of the entities; the same ones for the same entities and seed, in any order."""
     ordered = sorted(entities, key=lambda entity: [str(value) for value in entity.values()])
     return random.Random(seed).sample(ordered, min(size, len(ordered)))
 
 
 def check_parity(settings: Settings, usecase: UseCase) -> list[ViewParity]:
-    """Compare every view that is online, with nobody writing meanwhile; entities are those of either side."""
+    """Compare every view that is online, under the writers' lock; entities are those of either side."""
     declared = usecase.online.parity
     with online_writer(settings, usecase) as writer:
         return [_parity_of(writer, view, declared.entities, declared.seed) for view in writer.views]
@@ -106,7 +110,7 @@ def _parity_of(writer: OnlineWriter, view: FeatureView, size: int, seed: int) ->
     held = writer.state(view.name)
     if held is None:
         return ViewParity(view.name, None, 0, 0, [])
-    # what was pushed since the last materialisation is online, too
+    # rows pushed since the last materialisation are online, too
     at = max(filter(None, (held.until, writer.last_push(view.name))))
     entities = draw(_entities(writer, view, at), size, seed)
     if not entities:
@@ -115,13 +119,11 @@ def _parity_of(writer: OnlineWriter, view: FeatureView, size: int, seed: int) ->
 
 
 def _entities(writer: OnlineWriter, view: FeatureView, at: datetime) -> list[Entity]:
-    from throughline.featurestore.polars_engine import scan
-
-    source = view.batch_source
+    source = source_of(view)
     columns = {name: source.column(name) for name in join_keys(view)}
     if not columns:
         return [{}]
-    rows = scan(source).filter(pl.col(source.column(source.timestamp_field)) <= at)
+    rows = scan(source).filter(pl.col(source.event_column) <= at)
     known = rows.select(**{name: pl.col(column) for name, column in columns.items()}).drop_nulls().unique().collect()
     held = [
         {
@@ -142,12 +144,6 @@ def _online(writer: OnlineWriter, view: FeatureView, entities: list[Entity], at:
 
 
 def _offline(writer: OnlineWriter, view: FeatureView, entities: list[Entity], at: datetime) -> list[Values]:
-    import pandas as pd
-    from feast.types import from_feast_to_pyarrow_type
-
-    from throughline.featurestore.delta_store import DeltaOfflineStore
-    from throughline.featurestore.store import EVENT_TIME
-
     joined = DeltaOfflineStore.get_historical_features(
         writer.config,
         [view],
@@ -157,6 +153,6 @@ def _offline(writer: OnlineWriter, view: FeatureView, entities: list[Entity], at
         writer.store.project,
         filter_by_created_timestamp=True,
     ).to_arrow()
-    # a value goes online in the type that the view declares
+    # online, a value has the type that the view declares
     columns = {f.name: joined[f.name].cast(from_feast_to_pyarrow_type(f.dtype)).to_pylist() for f in view.features}
     return [{name: values[n] for name, values in columns.items()} for n in range(len(entities))]

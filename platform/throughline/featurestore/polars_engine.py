@@ -1,4 +1,4 @@
-"""The engine in this process: Polars over delta-rs. Tables are read at their versions, a spine passes in batches.
+"""The engine in this process: Polars over delta-rs; a spine is joined in batches.
 
 Owns: how a request becomes frames. Does not own: the join (`asof.py`).
 """
@@ -15,9 +15,9 @@ from deltalake import write_deltalake
 
 from throughline.featurestore.asof import BATCH_ROWS, View, join_batches
 from throughline.featurestore.delta_source import DeltaSource, to_arrow
+from throughline.featurestore.layout import EVENT_TIME
 from throughline.featurestore.pushed import PushedSource
 from throughline.featurestore.retrieval import (
-    EVENT_TIME,
     Facts,
     FrameSpine,
     Kind,
@@ -87,16 +87,16 @@ class LazyAnswer:
 
 
 def scan(source: DeltaSource) -> pl.LazyFrame:
-    """The source's rows, with those pushed beside them. Raises when they cannot be read; see `DeltaSource.scan`."""
+    """The source's rows and its pushed rows. Raises as `DeltaSource.scan` does."""
     rows = source.scan()
     if isinstance(source, PushedSource):
-        earlier = pl.col(source.column(source.created_timestamp_column)) - pl.duration(microseconds=1)
+        earlier = pl.col(source.created_column) - pl.duration(microseconds=1)
         rows = pl.concat([rows.with_columns(earlier), scan(source.pushed)], how="diagonal_relaxed")
     return rows
 
 
 def frame_kinds(schema: pl.Schema) -> dict[str, Kind]:
-    """What each column is to a spine."""
+    """By column: is it an instant, a time without zone, or something else?"""
 
     def kind(column: pl.DataType) -> Kind:
         if column == pl.Date or column == pl.Datetime:
@@ -122,14 +122,14 @@ def _rows_of(spine: Spine, views: Sequence[ViewRead]) -> pl.LazyFrame:
     if isinstance(spine, SqlSpine):
         tables = {name: scan(source) for name, source in spine.tables.items()}
         return pl.SQLContext(tables, eager=False).execute(spine.sql)
-    # views of one entity for all say nothing about who there is, unless there are no others
-    telling = [view for view in views if view.keys] or views
+    # views without entity name no entities: they count only where there are no others
+    keyed = [view for view in views if view.keys] or views
     seen = [
         _as_view(view, "").rows.filter(pl.col(_EVENT).is_between(spine.first, spine.last)).select(*view.keys, _EVENT)
-        for view in telling
+        for view in keyed
     ]
     together = pl.concat(seen, how="diagonal_relaxed").drop_nulls(_EVENT).unique()
-    keys = list(dict.fromkeys(key for view in telling for key in view.keys))
+    keys = list(dict.fromkeys(key for view in keyed for key in view.keys))
     return together.select(*keys, pl.col(_EVENT).alias(EVENT_TIME)).sort(EVENT_TIME, *keys)
 
 
@@ -156,7 +156,7 @@ def _in_batches(spine: Spine, rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
 
 
 def _as_view(view: ViewRead, prefix: str) -> View:
-    """The view for the join; every column under a name of its own, as a key may be called like a feature's column."""
+    """The view for the join, its columns renamed: a key and a feature's column may have one name."""
     times = {_EVENT: view.event_time, **({_CREATED: view.created} if view.created else {})}
     features = {f"{prefix}_{number}": column for number, column in enumerate(view.features)}
     named = {**view.keys, **times, **features}
@@ -176,7 +176,7 @@ def _as_view(view: ViewRead, prefix: str) -> View:
 
 
 def _as_known(rows: pl.LazyFrame, keys: list[str]) -> pl.LazyFrame:
-    """The rows that, when they became known (the later of event and creation), were the newest known by then."""
+    """The rows that were the newest known when they became known (the later of event and creation)."""
     known = pl.max_horizontal(pl.col(_EVENT, _CREATED).dt.convert_time_zone("UTC").cast(UTC_TIME))
     complete = rows.drop_nulls([*keys, _EVENT, _CREATED]).with_columns(known.alias(_KNOWN))
     ordered = complete.sort(_KNOWN, _EVENT, _CREATED)
@@ -185,7 +185,7 @@ def _as_known(rows: pl.LazyFrame, keys: list[str]) -> pl.LazyFrame:
 
 
 def _expired_gone(batch: pl.DataFrame, views: Sequence[ViewRead], time: str) -> pl.DataFrame:
-    """The ttl of what was joined by when it was known: it counts from the event."""
+    """Applies the ttl of rows joined by knowledge time; it counts from the event time."""
     for number, view in enumerate(views):
         event = f"__{number}{_EVENT}"
         if event not in batch.columns:

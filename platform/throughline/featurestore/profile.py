@@ -1,6 +1,6 @@
-"""What a table looks like, in figures that can be drawn: distributions, missing values, and both by day; pure.
+"""The profile of a table: distributions and missing values by column, in total and by day; pure.
 
-Owns: which figures. Does not own: drawing (`profile_page.py`), verdicts about raw tables (`validation/`).
+Does not own: drawing (`profile_page.py`), verdicts about raw tables (`validation/`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date
 from itertools import pairwise
+from typing import Any
 
 import polars as pl
 
@@ -18,13 +19,13 @@ from throughline.lakehouse.table import DAY
 BINS = 40
 SHOWN_CATEGORIES = 12
 HANDFUL = 5
-# The middle 99 % is drawn to scale, so that one outlier does not flatten all the rest; the ends hold what lies beyond.
+# The middle 99 % is drawn to scale, so that an outlier does not flatten the rest; the outer bars hold the tails.
 TAIL = 0.005
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of a distribution: what it stands for, and how many rows that are."""
+    """One bar of a distribution: its value or range, and the number of rows."""
 
     label: str
     rows: int
@@ -32,9 +33,9 @@ class Bar:
 
 @dataclass(frozen=True)
 class DayFigures:
-    """A column on one day: rows, the share of them without a value, and of the values the 10, 50 and 90 % marks.
+    """A column on one day: rows, the share without a value, and the 10, 50 and 90 % quantiles of the values.
 
-    Where the column has a handful of values (a label, a flag) marks say nothing: `middle` is the mean, alone.
+    For a column of a handful of values (a label, a flag) `middle` is the mean, and low and high are None.
     """
 
     day: date
@@ -47,7 +48,7 @@ class DayFigures:
 
 @dataclass(frozen=True)
 class ColumnProfile:
-    """A column: of numbers, bars in their order, mean, deviation and range; of texts, the commonest and how many."""
+    """A column: of numbers, bars in order, mean, deviation and range; of texts, the most frequent values."""
 
     name: str
     numeric: bool
@@ -90,7 +91,7 @@ def _column(rows: pl.DataFrame, name: str) -> ColumnProfile:
     values = rows.select(value).to_series()
     known = values.drop_nulls()
     distinct = known.n_unique()
-    common = {
+    common: dict[str, Any] = {
         "name": name,
         "numeric": numeric,
         "rows": rows.height,
@@ -100,14 +101,11 @@ def _column(rows: pl.DataFrame, name: str) -> ColumnProfile:
     }
     if not numeric:
         return ColumnProfile(bars=_categories(known), **common)
-    return ColumnProfile(
-        bars=_histogram(known),
-        mean=known.mean(),
-        deviation=known.std(),
-        minimum=known.min(),
-        maximum=known.max(),
-        **common,
+    value = pl.col(name)
+    figures = known.to_frame().select(
+        mean=value.mean(), deviation=value.std(), minimum=value.min(), maximum=value.max()
     )
+    return ColumnProfile(bars=_histogram(known), **common, **figures.row(0, named=True))
 
 
 def _histogram(known: pl.Series) -> list[Bar]:
@@ -117,20 +115,22 @@ def _histogram(known: pl.Series) -> list[Bar]:
     if known.n_unique() <= BINS:
         counts = known.value_counts().sort(known.name)
         return [Bar(f"{value:g}", rows) for value, rows in counts.iter_rows()]
-    low, high = known.quantile(TAIL, "lower"), known.quantile(1 - TAIL, "higher")
+    value = pl.col(known.name)
+    ends = (value.min(), value.quantile(TAIL, "lower").alias("low"), value.quantile(1 - TAIL, "higher").alias("high"))
+    least, low, high, most = known.to_frame().select(*ends, value.max().alias("most")).row(0)
     if low == high:
-        low, high = known.min(), known.max()
+        low, high = least, most
     width = (high - low) / BINS
     if (known == known.floor()).all():
-        width = math.ceil((high - low + 1) / BINS)  # whole numbers: as many of them in each bar
+        width = math.ceil((high - low + 1) / BINS)  # whole numbers: the same number of them in each bar
     bins = math.floor((high - low) / width) + 1 if width * BINS > high - low else BINS
     position = ((known - low) / width).floor().clip(0, bins - 1).cast(pl.Int64)
     counts = dict(position.value_counts().iter_rows())
     edges = [number(low + n * width) for n in range(bins + 1)]
     labels = [f"{start} to {end}" for start, end in pairwise(edges)]
-    if known.min() < low:
+    if least < low:
         labels[0] = f"below {edges[1]}"
-    if known.max() > high:
+    if most > high:
         labels[-1] = f"above {edges[-2]}"
     return [Bar(label, counts.get(n, 0)) for n, label in enumerate(labels)]
 

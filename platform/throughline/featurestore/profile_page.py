@@ -1,7 +1,6 @@
-"""A page of plots per table version: one HTML file that needs nothing else, kept under the home.
+"""A page of plots per table version: one self-contained HTML file with SVG charts, kept under the home.
 
-Owns: drawing and where pages are. Does not own: the figures (`profile.py`). The charts are SVG written here: fifty of
-them take milliseconds, stay sharp, tell their figures on hover and follow the reader's light or dark theme.
+Owns: drawing, and where pages are. Does not own: the figures (`profile.py`).
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from throughline.records import FeatureRecord, FeatureStoreRecord, FeatureViewRe
 
 SAMPLE = 100_000
 _NOT_SHOWN = ("ingestion_run_id",)
-_SPINE = "The spine: what is to be predicted, and the labels, each row as it became known."
+_SPINE = "The spine: rows to predict and their labels, a row for each time something became known."
 
 
 def page_of(settings: Settings, table: TableReference) -> Path:
-    """Where the page of a table version is, or would be."""
+    """The file of a table version's page, whether it exists or not."""
     folder, _, name = table.table.rpartition("/")
     return settings.profiles / folder / f"{name}@{table.version}.html"
 
 
 def write_pages(settings: Settings, record: FeatureStoreRecord) -> dict[TableReference, Path]:
-    """The page of each table that the feature store is pinned to; pages of other versions go with the retention."""
+    """Write a page for each pinned table of the feature store; remove pages older than the retention."""
     views = {view.table: view for view in record.views}
     tables = [*views, record.spine]
     pages = {table: page_of(settings, table) for table in tables}
@@ -46,14 +45,13 @@ def write_pages(settings: Settings, record: FeatureStoreRecord) -> dict[TableRef
 
 
 def sample(settings: Settings, table: TableReference, rows: int = SAMPLE) -> tuple[pl.DataFrame, int]:
-    """At most `rows` rows of the table, in its order, and which ones: every so manieth."""
-    held = open_table(settings.lakehouse / table.table, table.version).count()
-    every = max(1, -(-held // rows))
+    """At most `rows` rows of the table, in its order, and N where every Nth row was taken."""
+    every = max(1, -(-open_table(settings.lakehouse / table.table, table.version).count() // rows))
     return read(settings, table).gather_every(every).collect(), every
 
 
 def _forget(folders: Iterable[Path], days: int) -> None:
-    """Those of the pinned versions were written just now."""
+    """Remove pages older than `days`; those of the pinned versions are new."""
     oldest = time.time() - days * 86_400
     for page in (page for folder in folders for page in folder.glob("*.html")):
         if page.stat().st_mtime < oldest:
@@ -67,9 +65,9 @@ def render(
     every: int,
     links: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """The page, as HTML; without a view it is the spine's.
+    """The page as HTML; the spine's when there is no view.
 
-    every: each so manieth row was looked at; links: names and addresses of its siblings.
+    every: each Nth row was sampled; links: names and addresses of the other pages.
     """
     name = table.name
     features = {feature.name: feature for feature in view.features} if view else {}
@@ -77,7 +75,7 @@ def render(
     rest = [column for column in columns if column.name not in features]
     rows = columns[0].rows if columns else 0
     days = columns[0].days if columns else []
-    facts = [f"{rows:,} rows" if every == 1 else f"{rows:,} rows looked at, every {_nth(every)}"]
+    facts = [f"{rows:,} rows" if every == 1 else f"{rows:,} rows sampled, every {_nth(every)}"]
     if days:
         facts.append(f"{len(days)} days, {days[0].day} to {days[-1].day}")
     if view:
@@ -130,7 +128,7 @@ def _card(column: ColumnProfile, feature: FeatureRecord | None) -> str:
 
 
 WIDTH, BASE, GUTTER = 320, 84, 34
-RARE = 0.01  # bars of values that are rarer than this all look alike
+RARE = 0.01  # values rarer than this are not drawn
 _NO_VALUE = "<p class=none>no value</p>"
 _LEGEND = (
     "Below, per column: how its values are distributed, then by day their median within the band of 10 to 90 % "
@@ -156,7 +154,7 @@ def _histogram(bars: Sequence[Bar]) -> str:
 def _categories(column: ColumnProfile) -> str:
     most = max((bar.rows for bar in column.bars), default=0)
     if most < RARE * column.rows:
-        return f"<p class=none>the commonest stands in {most:,} rows</p>" if most else _NO_VALUE
+        return f"<p class=none>the most frequent value is in {most:,} rows</p>" if most else _NO_VALUE
     lines = "".join(
         f"<tr><th>{escape(bar.label)}<td><i style='width:{100 * bar.rows / most:.1f}%'></i>"
         f"<td>{bar.rows / column.rows:.1%}"
@@ -166,28 +164,32 @@ def _categories(column: ColumnProfile) -> str:
 
 
 def _by_day(days: Sequence[DayFigures]) -> str:
-    """The middle of each day as a line, from the 10 % to the 90 % mark as a band; gaps where a day has no value."""
-    marked = [day for day in days if day.middle is not None]
-    if len(marked) < 2:
+    """A line of each day's middle in a band from its 10 to its 90 % quantile; gaps where a day has no value."""
+    if sum(day.middle is not None for day in days) < 2:
         return ""
-    top = max(day.middle if day.high is None else day.high for day in marked)
-    bottom = min(day.middle if day.low is None else day.low for day in marked)
+    drawn_values = [value for day in days for value in (day.low, day.middle, day.high) if value is not None]
+    bottom, top = min(drawn_values), max(drawn_values)
     scale = (top - bottom) or 1.0
     step, height = (WIDTH - GUTTER) / len(days), 62
     place = {day.day: GUTTER + (n + 0.5) * step for n, day in enumerate(days)}
 
-    def y(value: float) -> float:
-        return 4 + height * (1 - (value - bottom) / scale)
+    def points(run: Iterable[DayFigures], figure: str) -> list[str]:
+        return [
+            f"{place[day.day]:.1f},{4 + height * (1 - (value - bottom) / scale):.1f}"
+            for day in run
+            if (value := getattr(day, figure)) is not None
+        ]
 
-    runs = [list(run) for has, run in groupby(days, key=lambda day: day.middle is not None) if has]
     drawn = []
-    for run in runs:
-        if run[0].low is not None:
-            upper = [f"{place[day.day]:.1f},{y(day.high):.1f}" for day in run]
-            lower = [f"{place[day.day]:.1f},{y(day.low):.1f}" for day in reversed(run)]
-            drawn.append(f'<polygon class=band points="{" ".join(upper + lower)}"/>')
-        drawn.append(f'<polyline points="{" ".join(f"{place[d.day]:.1f},{y(d.middle):.1f}" for d in run)}"/>')
-    for day in marked:
+    for has_value, group in groupby(days, key=lambda day: day.middle is not None):
+        run = list(group) if has_value else []
+        if band := points(run, "high") + points(reversed(run), "low"):
+            drawn.append(f'<polygon class=band points="{" ".join(band)}"/>')
+        if run:
+            drawn.append(f'<polyline points="{" ".join(points(run, "middle"))}"/>')
+    for day in days:
+        if day.middle is None:
+            continue
         spread = "" if day.low is None else f", 10 to 90 %: {_number(day.low)} to {_number(day.high)}"
         drawn.append(
             f'<rect class=touch x="{place[day.day] - step / 2:.1f}" y="0" width="{step:.1f}" height="{height + 8}">'
@@ -209,7 +211,7 @@ def _ends(left: str, right: str, y: float, x: float = 0) -> str:
 
 
 def _overview(columns: Sequence[ColumnProfile]) -> str:
-    """Rows by day, and below, a line per column: the darker a day, the more of its values are missing."""
+    """Rows by day; below, a line per column, darker on days with more missing values."""
     days = columns[0].days
     left, line, rows_height, width = 190, 17, 46, 1100
     step = (width - left) / len(days)
@@ -232,13 +234,13 @@ def _overview(columns: Sequence[ColumnProfile]) -> str:
         f'<text x="{width}" y="{height + 12}" class=end>{days[-1].day}</text>'
     )
     return (
-        "<figure><figcaption>Rows by day, and what is missing: the darker a day, the more of its rows have no value."
+        "<figure><figcaption>Rows by day, and missing values by column: darker days have more of them."
         f'</figcaption><svg viewBox="0 0 {width} {height + 18}">{"".join(drawn)}{ends}</svg></figure>'
     )
 
 
 def _missing(days: Sequence[DayFigures], left: float, step: float, y: float, height: float) -> list[str]:
-    """Neighbouring days that miss about as much are one mark: a year of a constant share is one, not 365."""
+    """Adjacent days with about the same share of missing values are one mark: a constant year is one, not 365."""
     marks, n = [], 0
     for share, run in groupby(days, key=lambda day: round(day.null_share * 20) / 20 or (day.null_share > 0) * 0.02):
         alike = list(run)

@@ -1,9 +1,9 @@
-"""Pushing rows of a feature view: into the table beside the view's own, and online, in one call.
+"""Pushes rows of a feature view: to the table of pushed rows, then online, in one call.
 
-The table comes first: what is online is always in it, and what a crash kept from going online goes there with the next
-materialisation. A row counts from the instant it was pushed, on the data clock; see `pushed.py`.
+After a crash between the two, the next materialisation writes the rows online. A row is known from the instant of its
+push, on the data clock; see `pushed.py`.
 
-Owns: what a pushed row must be, and both writes. Does not own: how the two tables are read, transport.
+Owns: what a pushed row must be, and both writes. Does not own: how the tables are read, transport.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError
+from feast import FeatureView
 
-from throughline.featurestore.materialise import OnlineWriter, held_alone, join_keys, newest_of, to_rows
-from throughline.featurestore.online_format import store_folder
-from throughline.featurestore.pushed import KNOWN, SUFFIX, with_pushed
+from throughline.featurestore.delta_source import source_of
+from throughline.featurestore.layout import KNOWN, PUSHED, registry_file
+from throughline.featurestore.materialise import OnlineWriter, join_keys, newest_of, online_lock, to_rows
+from throughline.featurestore.pushed import with_pushed
 from throughline.foundation.clock import data_clock
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
@@ -29,11 +31,6 @@ from throughline.foundation.settings import Settings
 from throughline.lakehouse.delta import create, find, refusals
 from throughline.lakehouse.table import DAY, RUN_ID
 from throughline.usecase import UseCase
-
-if TYPE_CHECKING:
-    from feast import FeatureView
-
-    from throughline.featurestore.delta_source import DeltaSource
 
 Rows = pl.DataFrame | Sequence[dict[str, Any]]
 # A commit takes longer the more files there are: 3 ms at first, 30 after 400 pushes, 6 when they are compacted.
@@ -43,7 +40,7 @@ _UTC = pl.Datetime("us", "UTC")
 
 @dataclass(frozen=True)
 class Pushed:
-    """What one push did: rows, the version of the table that holds them, and since when they are known (UTC)."""
+    """The result of a push: number of rows, the table version with them, and their knowledge time (UTC)."""
 
     view: str
     rows: int
@@ -57,66 +54,66 @@ def push(settings: Settings, usecase: UseCase, view: str, rows: Rows) -> Pushed:
 
 
 class Pusher:
-    """Pushes to the views of a use case; keeps what is registered at hand, and takes up what is registered since."""
+    """Pushes to the views of a use case; reads the registry again when it has changed."""
 
     def __init__(self, settings: Settings, usecase: UseCase) -> None:
         self._settings = settings
         self._usecase = usecase
         self._clock = data_clock(settings, usecase.clock_start(settings))
-        self._registry = store_folder(settings, usecase.name) / "registry.db"
+        self._registry = registry_file(settings, usecase)
         self._opened: tuple[int, OnlineWriter] | None = None
         self._tables: dict[str, DeltaTable] = {}
 
     def push(self, view: str, rows: Rows) -> Pushed:
-        """Write rows offline and online; when it returns, both give them to whoever asks.
+        """Write rows offline and online; when it returns, both have them.
 
         view: its name, or that of its source or push source. rows: every join key and feature of the view (a feature
-        may be null), and `event_timestamp` with a time zone, which left out means now. Of several rows of one entity
-        and event time the last counts, also over calls. A row that happened before the one that is online is kept, and
-        online stays as it is. Raises, with nothing written, when a row is not that, or happened after the data clock.
+        may be null), and `event_timestamp` with a time zone (now, when left out). Of several rows of one entity and
+        event time the last counts, over all calls. A row older than the one online is written offline only. Raises,
+        with nothing written, for a malformed row or one that happened after the data clock.
         """
-        with held_alone(self._settings, self._usecase):
+        with online_lock(self._settings, self._usecase):
             writer = self._writer()
             found = _view_of(writer, view)
             now = self._clock.now()
             frame = typed_rows(found, writer.schema(found), rows, now)
             version = self._write(writer, found, frame, now)
-            found.batch_source = with_pushed(found.batch_source, version)
+            source = source_of(found)
+            found.batch_source = with_pushed(source, version)
             data = to_rows(found, frame)
             writer.online.online_write_batch(writer.config, found, data, None)
             if held := writer.state(found.name):
-                writer.keep(found.name, held.seen(max(newest_of(data), held.age)))
-            path = pushed_path(found.batch_source)
-            return Pushed(found.name, frame.height, writer.pin(path, version), now)
+                writer.save_state(found.name, held.with_newest(max(newest_of(data), held.age)))
+            return Pushed(found.name, frame.height, writer.pin(f"{source.path}{PUSHED}", version), now)
 
     def _writer(self) -> OnlineWriter:
         try:
             stamp = self._registry.stat().st_mtime_ns
         except FileNotFoundError:
             raise ThroughlineError(
-                f"No feature view of {self._usecase.name} is registered in this home: call `throughline run` first."
+                f"No feature view of {self._usecase.name} is registered in this home: run `throughline run` first."
             ) from None
         if self._opened is None or self._opened[0] != stamp:
             self._opened = stamp, OnlineWriter(self._settings, self._usecase)
         return self._opened[1]
 
     def _write(self, writer: OnlineWriter, view: FeatureView, frame: pl.DataFrame, now: datetime) -> int:
-        """The version of the pushed table that holds the rows."""
-        source, last = view.batch_source, writer.last_push(view.name)
-        writer.note_push(view.name, now)
+        """Returns the version of the table of pushed rows with these rows."""
+        source, last = source_of(view), writer.last_push(view.name)
+        writer.save_last_push(view.name, now)
         rows = frame.rename({name: source.column(name) for name in frame.columns}).with_columns(
             pl.lit(f"push-{uuid.uuid4()}").alias(RUN_ID),
             pl.lit(self._usecase.local_day(now)).alias(DAY),
         )
-        # while the data clock stands, the same row may have been pushed at this very instant
+        # while the data clock is still, the same row may have been pushed at this instant before
         again = last is None or last >= now
         keys = [source.column(name) for name in (*join_keys(view), source.timestamp_field, KNOWN)]
-        return self._add(pushed_path(source), rows, keys if again else None)
+        return self._add(f"{source.path}{PUSHED}", rows, keys if again else None)
 
     def _add(self, path: str, rows: pl.DataFrame, keys: list[str] | None) -> int:
-        """Add rows in one commit; with `keys`, in the place of those that are there under them. The version with them.
+        """Append rows in one commit, or with `keys` replace the rows that have the same; returns the new version.
 
-        Tables stay open: to read the log of one anew takes longer than the rest of a push.
+        Tables stay open, because reading a table's log takes longer than the rest of a push.
         """
         table = self._tables.pop(path, None) or find(path)
         if table is None:
@@ -135,15 +132,15 @@ class Pusher:
         self._tables[path] = table
         version = table.version()
         if version % COMPACT_EVERY == 0:
-            # the rows are written: maintenance that came first with the same is no failure of theirs
+            # a conflict with other maintenance does not concern the rows, which are written
             with contextlib.suppress(DeltaError):
                 table.optimize.compact()
         return version
 
 
 def typed_rows(view: FeatureView, schema: pl.Schema, rows: Rows, now: datetime) -> pl.DataFrame:
-    """The rows as the view's table has them, by Feast's names, known at `now` (UTC). Raises naming what is wrong."""
-    source = view.batch_source
+    """The rows in the types of the view's table, by Feast's names, known at `now` (UTC). Raises naming the fault."""
+    source = source_of(view)
     keys, event = join_keys(view), source.timestamp_field
     names = [*keys, *(feature.name for feature in view.features)]
     given = rows if isinstance(rows, pl.DataFrame) else _as_frame(rows)
@@ -153,25 +150,24 @@ def typed_rows(view: FeatureView, schema: pl.Schema, rows: Rows, now: datetime) 
         raise ThroughlineError(f"No row to push to {view.name}: give at least one.")
     missing, strange = sorted(set(names) - set(given.columns)), sorted(set(given.columns) - {*names, event})
     if missing or strange:
-        wrong = [f"lack {', '.join(missing)}"] * bool(missing) + [f"have {', '.join(strange)} too much"] * bool(strange)
+        wrong = [f"lack {', '.join(missing)}"] * bool(missing) + [f"have unknown {', '.join(strange)}"] * bool(strange)
         raise ThroughlineError(
             f"Rows for {view.name} {' and '.join(wrong)}: give {', '.join(names)} and, unless it is now, {event}."
         )
-    columns = {name: _cast(view.name, given[name], schema[source.column(name)]) for name in names}
+    columns: dict[str, pl.Series | pl.Expr] = {
+        name: _cast(view.name, given[name], schema[source.column(name)]) for name in names
+    }
     columns[event] = _instants(view.name, given[event]) if event in given.columns else pl.lit(now, _UTC)
     frame = given.select(**columns, **{KNOWN: pl.lit(now, _UTC)})
     if gaps := [name for name in (*keys, event) if frame[name].has_nulls()]:
         raise ThroughlineError(f"A row for {view.name} has no {gaps[0]}: nothing was written.")
-    if (newest := frame[event].max()) > now:
+    newest: Any = frame[event].max()
+    if newest > now:
         raise ThroughlineError(
             f"A row for {view.name} happened at {newest.isoformat()}, after the data clock ({now.isoformat()}): "
             "nothing was written."
         )
     return frame.unique([*keys, event], keep="last", maintain_order=True)
-
-
-def pushed_path(source: DeltaSource) -> str:
-    return f"{source.path}{SUFFIX}"
 
 
 def _as_frame(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
@@ -202,7 +198,7 @@ def _instants(view: str, values: pl.Series) -> pl.Series:
 
 def _view_of(writer: OnlineWriter, name: str) -> FeatureView:
     for view in writer.views:
-        sources = {view.batch_source.name, getattr(view.stream_source, "name", None)}
+        sources = {source_of(view).name, view.stream_source.name if view.stream_source else None}
         if name == view.name or name in sources:
             return view
     raise ThroughlineError(

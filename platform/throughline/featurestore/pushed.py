@@ -1,9 +1,9 @@
-"""Rows that were pushed, beside the table that a feature view is computed into: `TABLE` and `TABLE_pushed`.
+"""Pushed rows, beside the table that a feature view is computed into: `TABLE` and `TABLE_pushed`.
 
 A pushed row has the columns of the table: `event_timestamp` is when it happened, `available_at` when it was pushed.
-A reader sees it from then on, where no row that happened later is known (Feast's `filter_by_created_timestamp`).
+It is read from then on, unless a row that happened later is known by then (Feast's `filter_by_created_timestamp`).
 
-Owns: reading both tables as one source, each at its version. Does not own: how rows get there (`push.py`).
+Owns: reading both tables as one source, each at its version. Does not own: how rows are written (`push.py`).
 """
 
 from __future__ import annotations
@@ -14,21 +14,19 @@ from typing import Any
 from feast.protos.feast.core.DataSource_pb2 import DataSource as DataSourceProto
 
 from throughline.featurestore.delta_source import DeltaSource
-
-SUFFIX = "_pushed"
-KNOWN = "available_at"
+from throughline.featurestore.layout import KNOWN, PUSHED
 
 
 class PushedSource(DeltaSource):
     """A table at a version, and the rows pushed beside it at another.
 
-    Of a computed and a pushed row of one instant the pushed one counts: engines put the knowledge of a computed row,
-    which is of what came before its instant, a microsecond earlier.
+    Of a computed and a pushed row with one event time the pushed one counts: a computed row knows only what came before
+    its event time, so engines read it as created a microsecond earlier.
     """
 
     def __init__(self, *, pushed_version: int, tags: dict[str, str] | None = None, **kwargs: Any) -> None:
-        tags = {**(tags or {}), "pushed_version": str(pushed_version)}
-        super().__init__(tags=tags, **{"created_timestamp_column": KNOWN, **kwargs})
+        kwargs["created_timestamp_column"] = kwargs.get("created_timestamp_column") or KNOWN
+        super().__init__(tags={**(tags or {}), "pushed_version": str(pushed_version)}, **kwargs)
         self.pushed_version = pushed_version
 
     __hash__ = DeltaSource.__hash__
@@ -37,10 +35,15 @@ class PushedSource(DeltaSource):
         return super().__eq__(other) and isinstance(other, PushedSource)
 
     @property
+    def created_column(self) -> str:
+        return self.column(self.created_timestamp_column or KNOWN)
+
+    @property
     def pushed(self) -> DeltaSource:
+        """The table of pushed rows."""
         return DeltaSource(
-            name=f"{self.name}{SUFFIX}",
-            path=f"{self.path}{SUFFIX}",
+            name=f"{self.name}{PUSHED}",
+            path=f"{self.path}{PUSHED}",
             version=self.pushed_version,
             timestamp_field=self.timestamp_field,
             created_timestamp_column=self.created_timestamp_column,
@@ -48,10 +51,9 @@ class PushedSource(DeltaSource):
         )
 
     @staticmethod
-    def from_proto(data_source: DataSourceProto) -> PushedSource:
-        table = DeltaSource.from_proto(data_source)
+    def from_proto(data_source: DataSourceProto) -> DeltaSource:
         version = json.loads(data_source.custom_options.configuration)["pushed_version"]
-        return with_pushed(table, version)
+        return with_pushed(DeltaSource.from_proto(data_source), version)
 
     def _to_proto_impl(self) -> DataSourceProto:
         proto = super()._to_proto_impl()
@@ -61,7 +63,7 @@ class PushedSource(DeltaSource):
 
 
 def with_pushed(source: DeltaSource, version: int | None) -> DeltaSource:
-    """The source, and the rows pushed beside it at a version; as it is when nothing was pushed yet."""
+    """The source with the rows pushed beside it at a version; the source itself when there are none (None)."""
     if version is None:
         return source
     return PushedSource(
@@ -70,9 +72,14 @@ def with_pushed(source: DeltaSource, version: int | None) -> DeltaSource:
         version=source.version,
         pushed_version=version,
         timestamp_field=source.timestamp_field,
-        created_timestamp_column=source.created_timestamp_column or KNOWN,
+        created_timestamp_column=source.created_timestamp_column,
         field_mapping=source.field_mapping,
         description=source.description,
         tags=source.tags,
         owner=source.owner,
     )
+
+
+def tables_of(source: DeltaSource) -> list[DeltaSource]:
+    """The tables that a source reads: its own and, where there is one, that of pushed rows."""
+    return [source, source.pushed] if isinstance(source, PushedSource) else [source]

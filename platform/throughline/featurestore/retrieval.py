@@ -1,8 +1,7 @@
-"""What is asked of an engine of the offline store, in tables and columns: the words that Feast's side and the engines
-share.
+"""The types of a retrieval, in tables and columns, that the offline store and its engines share.
 
-Owns: spines (rows to be answered) and which column is their time. Does not own: Feast's objects (`delta_store.py`), or
-how an answer is computed (`polars_engine.py`, `spark_engine.py`).
+Owns: spines (the rows to join features to) and which column is their time. Does not own: Feast's objects
+(`delta_store.py`), or how a result is computed (`polars_engine.py`, `spark_engine.py`).
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from typing import Literal, Protocol
 import polars as pl
 
 from throughline.featurestore.delta_source import DeltaSource
+from throughline.featurestore.layout import EVENT_TIME
 from throughline.foundation.errors import ThroughlineError
 
-EVENT_TIME = "event_timestamp"
 Kind = Literal["instant", "naive", "other"]
 
 
@@ -27,7 +26,7 @@ class ViewRead:
 
     keys:       join key of the spine -> column; empty: one entity for all.
     features:   column -> name in the result.
-    known_only: a row counts from when it was created, and not at all when that is not known.
+    known_only: a row is used from its creation on; one without a creation is never used.
     """
 
     source: DeltaSource
@@ -41,14 +40,14 @@ class ViewRead:
 
 @dataclass(frozen=True)
 class FrameSpine:
-    """Rows in memory; the answer has them in their order."""
+    """Rows in memory; the result keeps their order."""
 
     frame: pl.DataFrame
 
 
 @dataclass(frozen=True)
 class SqlSpine:
-    """The rows of one SELECT over named tables; the answer has them in no particular order."""
+    """The rows of one SELECT over named tables; the result has no particular order."""
 
     sql: str
     tables: dict[str, DeltaSource]
@@ -88,7 +87,7 @@ class Facts:
 
 
 class Answer(Protocol):
-    """The rows of a query, which runs each time they are asked for."""
+    """The rows of a query, which runs each time they are read."""
 
     def batches(self) -> Iterator[pl.DataFrame]:
         """The rows, in one or more frames of one schema."""
@@ -101,17 +100,17 @@ class Engine(Protocol):
     def facts(self, spine: Spine, views: Sequence[ViewRead]) -> Facts: ...
 
     def historical(self, spine: Spine, views: Sequence[ViewRead]) -> Answer:
-        """The spine with, per view, the values of the row it may use (see `asof.py`); null where there is none."""
+        """The spine with the values of the row it may use of each view (see `asof.py`); null where there is none."""
 
     def latest(self, pull: Pull, keys: list[str]) -> Answer:
         """Per entity the newest of the rows; of several with its event time, the one created last."""
 
     def rows(self, pull: Pull) -> Answer:
-        """All of them, the newest last: Feast's online stores keep what they are given last."""
+        """All rows, the newest last, as Feast's online stores keep the last one they get."""
 
 
 def spine_time(kinds: Mapping[str, Kind]) -> str:
-    """Which column of a spine says when: `event_timestamp`, or the only one with a time. Raises when none can."""
+    """The time column of a spine: `event_timestamp`, or its only column of times. Raises when there is none."""
     times = [name for name, kind in kinds.items() if kind != "other"]
     if EVENT_TIME in kinds:
         times = [EVENT_TIME]
@@ -138,5 +137,5 @@ def check_spine(columns: Sequence[str], views: Sequence[ViewRead]) -> None:
     names = [*columns, *(name for view in views for name in view.features.values())]
     if taken := sorted({name for name in names if names.count(name) > 1}):
         raise ThroughlineError(
-            f"The entity rows already have {', '.join(taken)}: drop or rename, or ask with full_feature_names=True."
+            f"The entity rows already have {', '.join(taken)}: drop or rename, or use full_feature_names=True."
         )

@@ -1,16 +1,15 @@
-"""The engine on Spark Connect, for what does not fit on one machine: the join is SQL there, only its result comes back.
+"""The engine on Spark Connect, for tables larger than one machine: it joins there and fetches the result.
 
-Owns: how a request becomes Spark's plan. Does not own: the endpoint (`lakehouse/spark.py`), or what is joined: the
-answers are those of `asof.py`, which the same tests hold both engines to.
+Owns: how a request becomes Spark's plan. Does not own: the endpoint (`lakehouse/spark.py`), or the rule of the join
+(`asof.py`); the same tests run on both engines.
 
-How it joins: spine and feature rows of a view in one table, in order of time; each spine row takes the newest row that
-stands before it (a running `max_by`). That is one sort per view, which spills, and never compares every row with
-every other.
+The join: spine and feature rows of a view in one table in order of time, where each spine row takes the newest row
+before it (a running `max_by`). That is one sort per view, which can spill, and no pairwise comparison.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,10 +20,11 @@ import polars as pl
 import polars.selectors as cs
 
 from throughline.featurestore.delta_source import DeltaSource, to_arrow
+from throughline.featurestore.layout import EVENT_TIME
 from throughline.featurestore.polars_engine import PolarsEngine, scan, write_frames
 from throughline.featurestore.pushed import PushedSource
 from throughline.featurestore.retrieval import (
-    EVENT_TIME,
+    Answer,
     Facts,
     FrameSpine,
     Kind,
@@ -55,7 +55,7 @@ class SparkEngine:
         with _spark(self.remote, _tables(spine, views)) as spark:
             return _facts(_spine_of(spark, spine, views), views)
 
-    def historical(self, spine: Spine, views: Sequence[ViewRead]) -> SparkAnswer:
+    def historical(self, spine: Spine, views: Sequence[ViewRead]) -> Answer:
         tables = _tables(spine, views)
         if isinstance(spine, FrameSpine):
             return SparkFrameAnswer(self.remote, tables, spine.frame, views)
@@ -63,7 +63,7 @@ class SparkEngine:
 
     def latest(self, pull: Pull, keys: list[str]) -> SparkAnswer:
         def newest(spark: SparkSession) -> DataFrame:
-            from pyspark.sql import functions as F
+            from pyspark.sql import functions as F  # postpones pyspark (2 s)
 
             rows = _pulled(spark, pull).dropna(subset=keys) if keys else _pulled(spark, pull)
             whole = F.max_by(F.struct(*map(_column, pull.columns)), F.struct(*_order(pull))).alias(_VALUES)
@@ -78,7 +78,7 @@ class SparkEngine:
 
 @dataclass(frozen=True)
 class SparkAnswer:
-    """What a plan gives; written, it never leaves the cluster."""
+    """The result of a plan; `write` keeps it on the cluster."""
 
     remote: str
     tables: Sequence[DeltaSource]
@@ -86,7 +86,7 @@ class SparkAnswer:
 
     def batches(self) -> Iterator[pl.DataFrame]:
         with _spark(self.remote, self.tables) as spark:
-            yield pl.DataFrame(pl.from_arrow(self.plan(spark).toArrow()))
+            yield pl.DataFrame(self.plan(spark).toArrow())
 
     def write(self, path: str) -> None:
         with _spark(self.remote, self.tables) as spark:
@@ -96,7 +96,7 @@ class SparkAnswer:
 
 @dataclass(frozen=True)
 class SparkFrameAnswer:
-    """A spine that stands in memory here: its keys and times go up, features come back to its rows."""
+    """A spine in this process' memory: its keys and times are sent, the features are fetched."""
 
     remote: str
     tables: Sequence[DeltaSource]
@@ -107,14 +107,14 @@ class SparkFrameAnswer:
         keys = list(dict.fromkeys(key for view in self.views for key in view.keys))
         facts = PolarsEngine().facts(FrameSpine(self.frame), self.views)
         at = pl.col(facts.time).dt.convert_time_zone("UTC").cast(pl.Datetime("us", "UTC"))
-        # keys in types that Spark has, too; they are compared in the type that the table has
+        # keys in types that Spark has; they are compared in the table's type
         plain = self.frame.select(keys).cast({cs.categorical() | cs.enum(): pl.String, cs.unsigned_integer(): pl.Int64})
         asked = plain.with_columns(self.frame.select(at).to_series().alias(_AT)).with_row_index(_PLACE)
         names = [name for view in self.views for name in view.features.values()]
         with _spark(self.remote, self.tables) as spark:
             spine = spark.createDataFrame(to_arrow(asked.cast({_PLACE: pl.Int64})))
             found = _joined(spine, self.views, _AT).select(_column(_PLACE), *map(_column, names)).toArrow()
-        yield self.frame.hstack(pl.DataFrame(pl.from_arrow(found)).sort(_PLACE).drop(_PLACE))
+        yield self.frame.hstack(pl.DataFrame(found).sort(_PLACE).drop(_PLACE))
 
     def write(self, path: str) -> None:
         write_frames(path, self.batches())
@@ -125,8 +125,8 @@ def _tables(spine: Spine, views: Sequence[ViewRead]) -> list[DeltaSource]:
 
 
 @contextmanager
-def _spark(remote: str, tables: Sequence[DeltaSource]) -> Iterator[SparkSession]:
-    """A session for one answer. What is wrong with a table is said here, as in the other engine."""
+def _spark(remote: str, tables: Sequence[DeltaSource]) -> Generator[SparkSession]:
+    """A session for one result. Raises for a table that cannot be read, as the other engine does."""
     for table in tables:
         scan(table)
     with session_at(remote) as spark:
@@ -136,16 +136,18 @@ def _spark(remote: str, tables: Sequence[DeltaSource]) -> Iterator[SparkSession]
 
 
 def _column(name: str) -> Column:
-    from pyspark.sql import functions as F
+    from pyspark.sql import functions as F  # postpones pyspark (2 s)
 
     return F.col(f"`{name.replace('`', '``')}`")
 
 
 def _read(spark: SparkSession, source: DeltaSource) -> DataFrame:
+    from pyspark.sql import functions as F  # postpones pyspark (2 s)
+
     rows = spark.read.format("delta").option("versionAsOf", source.version).load(address(source.path))
     if isinstance(source, PushedSource):
-        known = source.column(source.created_timestamp_column)
-        earlier = rows.withColumn(known, _column(known) - timedelta(microseconds=1))
+        known = source.created_column
+        earlier = rows.withColumn(known, _column(known) - F.lit(timedelta(microseconds=1)))
         rows = earlier.unionByName(_read(spark, source.pushed), allowMissingColumns=True)
     return rows
 
@@ -169,7 +171,7 @@ def _spine_of(spark: SparkSession, spine: Spine, views: Sequence[ViewRead]) -> D
             _read(spark, source).createOrReplaceTempView(name)
         return spark.sql(spine.sql)
     assert not isinstance(spine, FrameSpine)
-    telling = [view for view in views if view.keys] or views
+    keyed = [view for view in views if view.keys] or views
     seen = [
         _read(spark, view.source)
         .where(_column(view.event_time).between(spine.first, spine.last))
@@ -177,10 +179,10 @@ def _spine_of(spark: SparkSession, spine: Spine, views: Sequence[ViewRead]) -> D
             *(_column(column).alias(key) for key, column in view.keys.items()),
             _column(view.event_time).alias(EVENT_TIME),
         )
-        for view in telling
+        for view in keyed
     ]
     together = reduce(lambda left, right: left.unionByName(right, allowMissingColumns=True), seen).distinct()
-    keys = list(dict.fromkeys(key for view in telling for key in view.keys))
+    keys = list(dict.fromkeys(key for view in keyed for key in view.keys))
     return together.select(*map(_column, keys), _column(EVENT_TIME))
 
 
@@ -192,7 +194,7 @@ def _answered(spark: SparkSession, spine: Spine, views: Sequence[ViewRead]) -> D
 
 
 def _facts(spine: DataFrame, views: Sequence[ViewRead]) -> Facts:
-    from pyspark.sql import functions as F
+    from pyspark.sql import functions as F  # postpones pyspark (2 s)
 
     time = _time_of(spine, views)
     span = spine.agg(F.min(_column(time)).alias("first"), F.max(_column(time)).alias("last")).toArrow().to_pylist()[0]
@@ -200,7 +202,7 @@ def _facts(spine: DataFrame, views: Sequence[ViewRead]) -> Facts:
 
 
 def _time_of(spine: DataFrame, views: Sequence[ViewRead]) -> str:
-    from pyspark.sql import types as T
+    from pyspark.sql import types as T  # postpones pyspark (2 s)
 
     kinds: dict[type, Kind] = {T.TimestampType: "instant", T.TimestampNTZType: "naive", T.DateType: "naive"}
     time = spine_time({field.name: kinds.get(type(field.dataType), "other") for field in spine.schema})
@@ -214,8 +216,8 @@ def _joined(spine: DataFrame, views: Sequence[ViewRead], time: str | None = None
 
 
 def _with_view(spine: DataFrame, view: ViewRead, time: str) -> DataFrame:
-    from pyspark.sql import Window
-    from pyspark.sql import functions as F
+    from pyspark.sql import Window  # postpones pyspark (2 s)
+    from pyspark.sql import functions as F  # postpones pyspark (2 s)
 
     table = _read(spine.sparkSession, view.source)
     keys = [f"__key_{number}" for number in range(len(view.keys))]
@@ -223,11 +225,14 @@ def _with_view(spine: DataFrame, view: ViewRead, time: str) -> DataFrame:
     event = _column(view.event_time)
     created = _column(view.created) if view.created else None
     known_only = view.known_only and created is not None
-    rows = table.dropna(subset=[*key_columns, view.event_time, *([view.created] if known_only else [])]).select(
+    needed = [*key_columns, view.event_time]
+    if known_only and view.created:
+        needed.append(view.created)
+    rows = table.dropna(subset=needed).select(
         *(_column(column).alias(key) for key, column in zip(keys, key_columns, strict=True)),
         (F.greatest(event, created) if known_only else event).alias(_AT),
         F.lit(False).alias(_ASKED),
-        F.struct(event, *([created] if view.created else [])).alias(_RANK),
+        F.struct(*[event] if created is None else [event, created]).alias(_RANK),
         F.struct(event.alias(_EVENT), *(_column(c).alias(n) for c, n in view.features.items())).alias(_VALUES),
     )
     types = {field.name: field.dataType for field in table.schema}
@@ -240,7 +245,7 @@ def _with_view(spine: DataFrame, view: ViewRead, time: str) -> DataFrame:
         F.lit(True).alias(_ASKED),
         F.struct(*map(_column, spine.columns)).alias("__spine"),
     )
-    # without keys all is one partition, which Spark would warn of
+    # a constant where there are no keys: Spark warns of a window without partitions
     so_far = (
         Window.partitionBy(*(keys or [F.lit(0)]))
         .orderBy(_AT, _ASKED)

@@ -1,7 +1,7 @@
-"""The spine, read at an instant.
+"""The spine (rows to predict, with their labels), read as known at an instant.
 
-The spine says what became known, in the order it did: a row when something is announced, another when its label comes,
-one more should that be corrected. Owns: which of these rows counts. Does not own: how they are made (the use case).
+It has a row when something is announced, another when its label arrives, one more when that is corrected. Owns: which
+of these rows counts. Does not own: how they are made (the use case).
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from datetime import datetime
 
 import polars as pl
 
+from throughline.featurestore.layout import KNOWN
 from throughline.usecase import UseCase
-
-KNOWN = "available_at"
 
 
 def as_known(usecase: UseCase, spine: pl.LazyFrame, as_of: datetime | None = None) -> pl.LazyFrame:

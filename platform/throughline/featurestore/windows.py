@@ -1,14 +1,15 @@
-"""How much of a feature view must be written online, pure: from the record of last time to what should stand there.
+"""Which window of a feature view to write online; pure.
 
 Owns: the rule that after each materialisation the online store holds, per entity, the newest row known up to `until`,
-as if it had been written whole. A window of time is enough for that unless something changed which it cannot see.
-Does not own: reading or writing (`materialise.py`).
+as if the view had been written whole. A window suffices unless something changed outside it. Does not own: reading or
+writing (`materialise.py`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import polars as pl
 
@@ -21,8 +22,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # before every row; where there is no 
 class ViewState(Record):
     """What a view's online rows were made from; kept in the online store, and lost with it.
 
-    definition: digest of what the view is; pushed: version of the pushed rows, None when there were none.
-    newest, known (UTC): event time of the newest row, and since when that row is known.
+    definition: digest of the view's definition; pushed: version of the pushed rows, None when there were none.
+    newest, known (UTC): event and knowledge time of the newest row.
     """
 
     until: datetime
@@ -37,7 +38,7 @@ class ViewState(Record):
         """Event and knowledge time of the newest row."""
         return self.newest or EPOCH, self.known or EPOCH
 
-    def seen(self, age: tuple[datetime, datetime]) -> ViewState:
+    def with_newest(self, age: tuple[datetime, datetime]) -> ViewState:
         """This state with the newest row at `age`."""
         newest, known = (None if at == EPOCH else at for at in age)
         return self.model_copy(update={"newest": newest, "known": known})
@@ -47,7 +48,7 @@ class ViewState(Record):
 class Changes:
     """How rows up to an instant differ between two versions of a source.
 
-    earliest: event time of the first that differs; lost: one is gone and no row stands in its place.
+    earliest: event time of the first that differs; lost: a row was removed and not replaced.
     """
 
     earliest: datetime | None = None
@@ -60,7 +61,7 @@ class Changes:
 
 @dataclass(frozen=True)
 class Window:
-    """Event times to write, from `start` (UTC; None: from the beginning, replacing what is there), and why."""
+    """Write event times from `start` (UTC; None: the view whole, replacing what is there), for a reason."""
 
     start: datetime | None
     reason: str
@@ -70,28 +71,29 @@ class Window:
 
 
 def plan_window(held: ViewState | None, wanted: ViewState, changes: Changes | None, overlap: timedelta) -> Window:
-    """What to write so that the view stands as `wanted`; `changes` up to `held.until`, None when it cannot be said."""
+    """The window that brings the view from `held` to `wanted`; `changes` up to `held.until`, None when unknown."""
     if held is None:
-        return Window(None, "whole: nothing is on record")
+        return Window(None, "whole: no state is recorded")
     if held.definition != wanted.definition:
         return Window(None, "whole: the definition changed")
     if wanted.until < held.until:
-        return Window(None, f"whole: it stood at {held.until.isoformat()}, which is later")
+        return Window(None, f"whole: it was materialised until {held.until.isoformat()}, which is later")
     if changes is None:
-        return Window(None, "whole: what changed in its history cannot be said")
+        return Window(None, "whole: the changes in its history are unknown")
     if changes.lost:
-        return Window(None, "whole: a row was taken back")
+        return Window(None, "whole: a row was removed")
     start = held.until - overlap
     if changes.earliest is not None and changes.earliest < start:
         return Window(None, f"whole: history changed at {changes.earliest.isoformat()}")
-    return Window(start, "what came since, and late rows")
+    return Window(start, "new and late rows")
 
 
 def compare(before: pl.DataFrame, after: pl.DataFrame, keys: list[str], event: str, created: str | None) -> Changes:
     """How two versions of the same rows differ; all their columns count as content."""
     rows = pl.concat([before.with_columns(net=pl.lit(-1)), after.with_columns(net=pl.lit(1))], how="diagonal_relaxed")
     net = rows.group_by(pl.exclude("net")).agg(pl.col("net").sum()).filter(pl.col("net") != 0)
-    identity = [*keys, event, *([created] if created else [])]
-    gained = net.filter(pl.col("net") > 0).select(identity)
-    gone = net.filter(pl.col("net") < 0).join(gained, on=identity, how="anti", nulls_equal=True)
-    return Changes(net[event].min(), gone.height > 0)
+    key = [*keys, event, *([created] if created else [])]
+    gained = net.filter(pl.col("net") > 0).select(key)
+    gone = net.filter(pl.col("net") < 0).join(gained, on=key, how="anti", nulls_equal=True)
+    earliest: Any = net[event].min()
+    return Changes(earliest, gone.height > 0)

@@ -15,7 +15,7 @@ from pydantic import Field
 from throughline.events.log import PredictionLog
 from throughline.featurestore.dataset import LAYER as TRAINING
 from throughline.featurestore.incremental import inputs_of
-from throughline.featurestore.store import LAYER as FEATURES
+from throughline.featurestore.layout import LAYER as FEATURES
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.settings import Settings

@@ -19,7 +19,7 @@ from typing import Any
 import polars as pl
 
 from throughline.events.schema import iso
-from throughline.featurestore.store import EVENT_TIME, LAYER
+from throughline.featurestore.layout import EVENT_TIME, LAYER
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings

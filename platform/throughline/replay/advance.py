@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
-from throughline.featurestore.materialise import materialise
 from throughline.foundation import tags
 from throughline.foundation.clock import ReplayClock, data_clock
 from throughline.foundation.errors import ThroughlineError
@@ -92,6 +91,8 @@ def _live_through(
     settings: Settings, usecase: UseCase, clock: ReplayClock, end: datetime, say: Callable[[str], None]
 ) -> int:
     """Hour by hour to `end`: ticks go online, then every request due within the hour is sent. Returns how many."""
+    from throughline.featurestore.materialise import materialise  # postpones feast (4 s)
+
     asked = 0
     while (now := clock.now()) < end:
         hour_end = min(now.replace(minute=0, second=0, microsecond=0) + HOUR, end)

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from throughline.featurestore.incremental import inputs_of
-from throughline.featurestore.store import open_store
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
@@ -100,6 +99,8 @@ def _inputs_by_version(settings: Settings, table: str) -> list[tuple[int, list[T
 
 def feast_pins(settings: Settings, usecase: UseCase) -> set[TableReference]:
     """The versions that the Feast registry names: of sources and of saved datasets in this lakehouse."""
+    from throughline.featurestore.store import open_store  # postpones feast (4 s)
+
     if not (settings.feast_home / usecase.name / "registry.db").exists():
         return set()
     store = open_store(settings, usecase)

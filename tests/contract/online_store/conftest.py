@@ -20,7 +20,8 @@ from feast.value_type import ValueType
 
 from tests.conftest import needs
 from throughline.featurestore import store
-from throughline.featurestore.materialise import bring_online, online_writer
+from throughline.featurestore.layout import pin_sources
+from throughline.featurestore.materialise import materialise_until, online_writer
 from throughline.featurestore.online import open_reader
 from throughline.featurestore.windows import Window
 from throughline.foundation.clock import data_clock
@@ -144,14 +145,14 @@ class World:
         return pl.DataFrame(rows, schema=schema).with_columns(day.alias("day"))
 
     def register(self) -> None:
-        pins = store.pin_sources(self.settings, self.usecase, ["kept", "expiring"])
+        pins = pin_sources(self.settings, self.usecase, ["kept", "expiring"])
         store.register(self.settings, self.usecase, pins)
 
     def bring(self) -> dict[str, Window]:
         """Write, register, and bring online at the data clock."""
         self.write()
         self.register()
-        return bring_online(self.settings, self.usecase, self.now)[1]
+        return materialise_until(self.settings, self.usecase, self.now)[1]
 
     def expected(self, view: str, at: datetime) -> dict[Any, tuple[datetime, dict[str, Any]]]:
         """By entity the row that counts at `at`: brute force over ticks and pushed rows."""

@@ -21,7 +21,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from throughline.featurestore import store
-from throughline.featurestore.materialise import bring_online, online_writer
+from throughline.featurestore.materialise import materialise_until, online_writer
 from throughline.featurestore.online import StoredFeatures, look_up, open_reader
 from throughline.featurestore.online_format import DUMMY_KEY, VALUE_TYPES, load_views, open_rows
 from throughline.foundation.errors import ThroughlineError
@@ -207,7 +207,7 @@ def test_a_missing_or_impossible_key_has_no_row(home: Home) -> None:
 
 
 def test_the_row_of_a_view_without_entities_is_brought_online_for_everybody(home: Home) -> None:
-    bring_online(*home, NOW)
+    materialise_until(*home, NOW)
     entities = {"place": ["a", "b"], "gate": [1, 2], "slot": [1, 1]}
     assert by_feast(*home, entities)["all"] == ([1, 1], [NOW, NOW])
     assert by_us(*home, entities, ttl=True).values["all"] == [1, 1]

@@ -10,7 +10,7 @@ import pytest
 
 from tests.contract.online_store.conftest import DAY, HOUR, START, TTL, World, make_world
 from throughline.featurestore import store
-from throughline.featurestore.materialise import bring_online
+from throughline.featurestore.materialise import materialise_until
 from throughline.featurestore.push import push
 from throughline.foundation.errors import ThroughlineError
 
@@ -24,7 +24,7 @@ def test_a_value_expires_online_at_the_instant_it_does_offline(world: World, age
     at = START + 3 * HOUR + age
     world.at(at).bring()
     asked = pl.DataFrame({"place": ["a"], "gate": [0], "at": [at]})
-    offline = store.historical(world.settings, world.usecase, asked, "at")
+    offline = store.historical_features(world.settings, world.usecase, asked, "at")
     read = world.read(("a", 0))
     assert read.values["count"].to_list() == offline["count"].to_list() == [4 if age <= TTL else None]
     assert read.expired == {"expiring": [age > TTL]}
@@ -43,7 +43,7 @@ def test_the_age_of_a_pushed_row_is_told_from_when_it_happened(world: World) -> 
     world.register()
     for at in (event + TTL, event + TTL + MOMENT):
         asked = pl.DataFrame({"place": ["a"], "gate": [0], "at": [at]})
-        offline = store.historical(world.settings, world.usecase, asked, "at")["count"].to_list()
+        offline = store.historical_features(world.settings, world.usecase, asked, "at")["count"].to_list()
         assert world.read(("a", 0), at=at).values["count"].to_list() == offline == [2 if at == event + TTL else None]
 
 
@@ -90,7 +90,7 @@ def test_a_redis_that_does_not_answer_or_refuses_is_one_line(
         with pytest.raises(
             ThroughlineError, match=r"The online store does not answer .*THROUGHLINE_ONLINE_STORE"
         ) as told:
-            bring_online(world.settings, world.usecase, world.now)
+            materialise_until(world.settings, world.usecase, world.now)
         assert not {"\n", "s3cret", "wr0ng"} & set(str(told.value).replace(".", " ").split(" "))
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.contract.online_store.conftest import DAY, HOUR, PLACES, START, World, make_world
 from throughline.featurestore import online_stores
-from throughline.featurestore.materialise import EPOCH, bring_online, materialise
+from throughline.featurestore.materialise import EPOCH, materialise, materialise_until
 from throughline.featurestore.push import push
 from throughline.lakehouse.table import replace_all, replace_days
 
@@ -56,8 +56,8 @@ def test_the_first_time_is_whole_and_a_new_day_is_a_window(world: World) -> None
         pytest.param(70, 9.0, False, id="a corrected row within the overlap"),
         pytest.param(31, 9.0, True, id="a late row before the window"),
         pytest.param(30, 9.0, True, id="a corrected row before the window"),
-        pytest.param(70, None, True, id="a row that was taken back"),
-        pytest.param(30, None, True, id="an old row that was taken back"),
+        pytest.param(70, None, True, id="a removed row"),
+        pytest.param(30, None, True, id="an old removed row"),
     ],
 )
 def test_late_corrected_and_removed_rows(world: World, hours: float, value: float | None, whole: bool) -> None:
@@ -97,7 +97,7 @@ def test_a_table_written_anew_is_not_looked_through(world: World) -> None:
     """To compare all of it costs more than to write what it holds."""
     filled(world).write(rewrite=True)
     windows = world.at(START + 3 * DAY + HOUR).bring()
-    assert windows["kept"].reason == "whole: what changed in its history cannot be said"
+    assert windows["kept"].reason == "whole: the changes in its history are unknown"
     agrees(world)
 
 
@@ -114,7 +114,7 @@ def test_a_changed_definition_is_followed_by_a_whole_one(world: World) -> None:
     replace_all(path, pl.read_delta(str(path)).rename({"text": "label"}))
     world.renamed = True
     world.register()
-    windows = bring_online(world.settings, world.usecase, world.now)[1]
+    windows = materialise_until(world.settings, world.usecase, world.now)[1]
     assert windows["kept"].reason == "whole: the definition changed"
     assert windows["expiring"].start is not None
     assert {frozenset(values) for _, values in world.online("kept").values()} == {frozenset({"label", "value"})}
@@ -183,7 +183,7 @@ def test_a_window_with_a_gap_before_it_leaves_no_record(world: World) -> None:
 def test_a_row_of_the_very_last_instant_that_is_taken_back(world: World) -> None:
     world.set("kept", "a", 72, 1.0)
     filled(world).set("kept", "a", 72, None)
-    assert world.at(START + 3 * DAY + HOUR).bring()["kept"].reason == "whole: a row was taken back"
+    assert world.at(START + 3 * DAY + HOUR).bring()["kept"].reason == "whole: a row was removed"
     agrees(world)
 
 

@@ -97,7 +97,7 @@ def test_a_changed_transformation_is_told_and_mended(filled: World) -> None:
     found = parity(filled)["kept"]
     assert {(one.feature, one.online, one.offline) for one in found.mismatches} == {("value", 70.0, 4200.0)}
     assert len(found.mismatches) == 8
-    materialise.bring_online(filled.settings, filled.usecase, filled.now)
+    materialise.materialise_until(filled.settings, filled.usecase, filled.now)
     assert verdicts(filled) == EQUAL
 
 
@@ -192,5 +192,6 @@ def test_a_view_that_was_never_brought_is_not_fresh(world: World) -> None:
     world.register()
     _, checks = run(world, freshness={"expiring": "1h", "nowhere": "1h"})
     assert not checks["expiring_fresh_on_the_data_clock"].passed
-    assert checks["nowhere_fresh_on_the_data_clock"].metadata["reason"].value == "no record of nowhere online"
+    reason = checks["nowhere_fresh_on_the_data_clock"].metadata["reason"].value
+    assert reason == "no state of nowhere is recorded online"
     assert not checks["online_equals_offline"].passed

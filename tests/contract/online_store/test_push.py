@@ -45,7 +45,7 @@ def offline(world: World, at: datetime, place: str = "a") -> float | None:
     """What a training row of that instant gets, once what was pushed is pinned."""
     world.register()
     asked = pl.DataFrame({"place": [place], "gate": [0], "at": [at]})
-    return store.historical(world.settings, world.usecase, asked, "at")["value"][0]
+    return store.historical_features(world.settings, world.usecase, asked, "at")["value"][0]
 
 
 def test_a_pushed_row_is_read_at_once_and_by_training_rows_from_then_on(filled: World) -> None:
@@ -154,7 +154,7 @@ def test_writers_at_once_lose_nothing(filled: World) -> None:
     [
         ("nowhere", [kept()], "No feature view or source nowhere: there are expiring, kept"),
         ("kept", [], "No row to push to kept"),
-        ("kept", [{"place": "a", "value": 1.0, "txt": ""}], "lack text and have txt too much"),
+        ("kept", [{"place": "a", "value": 1.0, "txt": ""}], "lack text and have unknown txt"),
         ("kept", [kept(place=None)], "has no place"),
         ("kept", [kept(value="many")], "value of a row for kept is no Float64"),
         ("kept", [kept(event_timestamp="2013-03-09T09:00:00")], "event_timestamp of a row for kept is no instant"),
@@ -176,7 +176,7 @@ def test_a_row_that_does_not_fit_is_refused_and_nothing_is_written(
 
 
 def test_before_anything_is_registered_it_is_said_what_to_do(world: World) -> None:
-    with pytest.raises(ThroughlineError, match="call `throughline run` first"):
+    with pytest.raises(ThroughlineError, match="run `throughline run` first"):
         push(world.settings, world.usecase, "kept", [kept()])
 
 

@@ -11,17 +11,17 @@ from feast import Entity, FeatureService, FeatureView, Field
 from feast.types import Float64
 from feast.value_type import ValueType
 
+from throughline.catalogue import definitions
 from throughline.catalogue import features as catalogue
 from throughline.catalogue.features import Entry, State, Usage
 from throughline.featurestore.delta_source import DeltaSource
+from throughline.featurestore.layout import EVENT_TIME
 from throughline.featurestore.lineage import Upstream
-from throughline.featurestore.store import EVENT_TIME
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import replace_all
 from throughline.records import FeatureStoreRecord, FeatureViewRecord
-from throughline.registry import versions as models
 from throughline.usecase import Online, UseCase, get_usecase
 
 NOW = datetime(2013, 4, 1, tzinfo=UTC)
@@ -53,7 +53,7 @@ def view(old_tags: dict[str, str] | None = None, **options: object) -> FeatureVi
 
 
 def described(view: FeatureView, *services: FeatureService) -> list[FeatureViewRecord]:
-    return catalogue.describe([view], services, [TICKS], LINEAGE, {"ticks": "Hourly ticks."}, ["ops"])
+    return definitions.describe([view], services, [TICKS], LINEAGE, {"ticks": "Hourly ticks."}, ["ops"])
 
 
 def entries(usecase: UseCase, views: list[FeatureViewRecord], **state: object) -> dict[str, Entry]:
@@ -79,7 +79,7 @@ def test_a_views_own_words_win() -> None:
 
 
 def test_lineage_that_could_not_be_read_is_unknown_not_empty(usecase: UseCase) -> None:
-    views = catalogue.describe([view()], [], [TICKS], {}, {}, ["ops"])
+    views = definitions.describe([view()], [], [TICKS], {}, {}, ["ops"])
     assert {entry.upstream for entry in entries(usecase, views).values()} == {None}
 
 
@@ -98,7 +98,7 @@ def test_a_deprecated_feature_in_a_service_is_warned_of_with_what_replaces_it() 
 
 def test_a_replacement_that_nobody_defines_is_told() -> None:
     lines = catalogue.deprecations(described(view({"deprecated": "old", "replaced_by": "delay_9h"})))
-    assert lines == ["delay_6h is said to be replaced by delay_9h, which nobody defines."]
+    assert lines == ["delay_6h names the replacement delay_9h, which is not defined."]
 
 
 def test_a_deprecated_view_deprecates_its_features(usecase: UseCase) -> None:
@@ -208,7 +208,7 @@ def test_a_model_uses_the_columns_of_the_dataset_it_was_trained_on(
     for columns in (["a", "label"], ["a", "b", "label"]):
         replace_all(place, pl.DataFrame({name: [1.0] for name in columns}))
     trained = {model(n): TableReference("flight_delay/training/dataset", v) for n, v in ((10, 1), (2, 0), (1, 0))}
-    monkeypatch.setattr(models, "dataset_tables", lambda settings, name: trained)
+    monkeypatch.setattr(catalogue, "dataset_tables", lambda settings, name: trained)
     usage = catalogue.read_usage(settings, usecase)
     assert usage.models_of(["b"]) == [model(10)]
     assert usage.models_of(["a"]) == [model(1), model(2), model(10)]

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from throughline.cli.main import app
-from throughline.featurestore.store import EVENT_TIME
+from throughline.featurestore.layout import EVENT_TIME
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings, load_settings

@@ -349,7 +349,7 @@ EVERYBODY = [
 
 
 def offline(home: Settings, usecase: UseCase, asked: pl.DataFrame, at: datetime) -> pl.DataFrame:
-    joined = feature_store.historical(home, usecase, asked.with_columns(prediction_time=at), "prediction_time")
+    joined = feature_store.historical_features(home, usecase, asked.with_columns(prediction_time=at), "prediction_time")
     return joined.select([name for name in joined.columns if name not in (*asked.columns, "prediction_time")])
 
 
@@ -387,9 +387,9 @@ def test_materialising_prints_nothing(home: Settings, usecase: UseCase, capsys: 
 
 def test_history_keeps_the_callers_rows_columns_and_instants(home: Settings, usecase: UseCase) -> None:
     asked = requests(*EVERYBODY).with_columns(prediction_time=START + 5 * HOUR)
-    joined = feature_store.historical(home, usecase, asked, "prediction_time")
+    joined = feature_store.historical_features(home, usecase, asked, "prediction_time")
     assert joined.select(asked.columns).equals(asked)
-    shuffled = feature_store.historical(home, usecase, asked.reverse(), "prediction_time")
+    shuffled = feature_store.historical_features(home, usecase, asked.reverse(), "prediction_time")
     assert shuffled.reverse().equals(joined)
 
 

@@ -47,7 +47,7 @@ def test_a_difference_names_view_entity_feature_and_both_values() -> None:
 
 def test_without_a_record_or_a_value_there_is_no_verdict() -> None:
     assert ViewParity("v", None, 0, 0, []).verdict == "cannot_say"
-    assert "no record" in ViewParity("v", None, 0, 0, []).reason
+    assert "no state is recorded" in ViewParity("v", None, 0, 0, []).reason
     assert compare("v", AT, [], [], []).reason == "no value to compare"
 
 

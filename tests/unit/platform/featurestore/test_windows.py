@@ -29,11 +29,11 @@ def test_what_came_since_is_enough_with_the_overlap() -> None:
 @pytest.mark.parametrize(
     ("held", "wanted", "changes", "said"),
     [
-        (None, WANTED, None, "nothing is on record"),
+        (None, WANTED, None, "no state is recorded"),
         (state(definition="other"), WANTED, Changes(), "the definition changed"),
         (state(), state(LAST - HOUR), Changes(), "which is later"),
-        (state(), WANTED, None, "cannot be said"),
-        (state(), WANTED, Changes(LAST - HOUR, lost=True), "taken back"),
+        (state(), WANTED, None, "are unknown"),
+        (state(), WANTED, Changes(LAST - HOUR, lost=True), "was removed"),
         (state(), WANTED, Changes(LAST - OVERLAP - timedelta(microseconds=1)), "history changed at"),
     ],
 )
@@ -88,6 +88,6 @@ def test_changes_of_several_tables_are_those_of_each() -> None:
 
 def test_the_newest_row_is_remembered_and_none_is_none() -> None:
     assert state().age == (EPOCH, EPOCH)
-    assert state().seen((EPOCH, EPOCH)) == state()
-    seen = state().seen((LAST, LAST + HOUR))
+    assert state().with_newest((EPOCH, EPOCH)) == state()
+    seen = state().with_newest((LAST, LAST + HOUR))
     assert (seen.newest, seen.known, seen.age) == (LAST, LAST + HOUR, (LAST, LAST + HOUR))
