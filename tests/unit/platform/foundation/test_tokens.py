@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from throughline.foundation.security.tokens import allowed
+from throughline.foundation.security.tokens import REFUSAL, BearerToken, allowed, auth_headers, demanded_token
+from throughline.foundation.settings import load_settings
 
 TOKEN = "s3cret-töken"
 SHOWN = [f"Bearer {TOKEN}", f"bearer {TOKEN}", f"Bearer  {TOKEN} ", f"Bearer {TOKEN}".encode()]
@@ -19,6 +25,8 @@ REFUSED = [
     f"Bearer {TOKEN}x",
     f"Bearer {TOKEN.upper()}",
     f"Bearer x{TOKEN}",
+    f"Bearer x {TOKEN}",
+    f"{TOKEN} Bearer",
     "Bearer \xff".encode("latin-1"),
 ]
 
@@ -49,3 +57,62 @@ def test_the_comparison_takes_the_same_time_whatever_is_shown(monkeypatch):
     monkeypatch.setattr("hmac.compare_digest", lambda one, other: compared.append((one, other)) or True)
     assert allowed(TOKEN, "Bearer wrong")
     assert compared == [(b"wrong", TOKEN.encode())]
+
+
+def test_a_token_is_demanded_only_where_other_machines_can_call(tmp_path: Path) -> None:
+    assert demanded_token(load_settings(home=tmp_path, bind="0.0.0.0", token=TOKEN)) == TOKEN
+    assert demanded_token(load_settings(home=tmp_path, bind="127.0.0.1", token=TOKEN)) is None
+    assert demanded_token(load_settings(home=tmp_path, bind="127.0.0.1")) is None
+
+
+def test_clients_of_a_home_send_its_token_and_none_where_there_is_none(tmp_path: Path) -> None:
+    assert auth_headers(load_settings(home=tmp_path, token=TOKEN)) == {"Authorization": f"Bearer {TOKEN}"}
+    assert auth_headers(load_settings(home=tmp_path)) == {}
+
+
+def call(
+    token: str | None, path: str, *headers: tuple[bytes, bytes], kind: str = "http"
+) -> tuple[list[Any], list[dict]]:
+    """What reached the application behind the middleware, and what was sent back."""
+    reached: list[Any] = []
+    sent: list[dict] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        reached.append((scope["path"], receive, send))
+
+    async def receive() -> dict:
+        return {}
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    middleware = BearerToken(app, token, lambda path: path == "/health")
+    asyncio.run(middleware({"type": kind, "path": path, "headers": list(headers)}, receive, send))
+    assert all(one == (path, receive, send) for one in reached)
+    return reached, sent
+
+
+def test_a_call_without_the_token_is_refused_with_401_and_how_to_send_it() -> None:
+    for headers in ([], [(b"authorization", b"Bearer other")], [(b"x-authorization", f"Bearer {TOKEN}".encode())]):
+        reached, (start, body) = call(TOKEN, "/predict", *headers)
+        assert reached == []
+        assert start["status"] == 401
+        assert (b"www-authenticate", b"Bearer") in start["headers"]
+        assert json.loads(body["body"]) == {"error": REFUSAL}
+
+
+@pytest.mark.parametrize(
+    ("token", "path", "kind", "header"),
+    [
+        (TOKEN, "/predict", "http", f"Bearer {TOKEN}"),
+        (TOKEN, "/health", "http", ""),
+        (None, "/predict", "http", ""),
+        (TOKEN, "/predict", "lifespan", ""),
+    ],
+)
+def test_a_call_with_the_token_or_one_that_needs_none_reaches_the_application(
+    token: str | None, path: str, kind: str, header: str
+) -> None:
+    reached, sent = call(token, path, (b"host", b"x"), (b"authorization", header.encode()), kind=kind)
+    assert len(reached) == 1
+    assert sent == []
