@@ -97,8 +97,8 @@ def stage(modules: list[str]) -> None:
     (FOLDER / "mutants" / "src").mkdir(parents=True, exist_ok=True)
     for name, target in [("platform", "src"), *((name, name) for name in COPIED)]:
         _mirror(PROJECT_ROOT / name, FOLDER / target)
-    tests = sorted({f"{UNIT}/{test}" for module in modules for test in DECIDING[module]})
-    tests = [test for test in tests if (PROJECT_ROOT / test).exists()]
+    # always all of them: mutmut forgets every verdict when the selection changes
+    tests = sorted({f"{UNIT}/{test}" for judging in DECIDING.values() for test in judging})
     own = CONFIGURATION.format(
         modules=json.dumps([f"src/throughline/{module}" for module in modules]),
         copied=json.dumps([name for name in COPIED if name != "tests"]),
