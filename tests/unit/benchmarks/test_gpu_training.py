@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 
 import numpy as np
 import psutil
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from benchmarks import gpu_rounds, gpu_training
 from throughline.experiment.prepared import open_prepared
@@ -126,9 +131,61 @@ def test_made_rows_are_prepared_as_the_trainer_reads_them(tmp_path):
     assert np.isfinite(rows.train.numbers).all()
 
 
-def test_a_training_by_our_trainer_has_figures_and_scores(tmp_path):
-    rows = gpu_rounds.make(tmp_path / "rows", 600)
-    found, scores = gpu_rounds.train((OURS, "float32", 256), "cpu", "single", rows, 120)
-    assert len(found["samples_per_s"]) == 2
-    assert found["onnx_difference"] < 1e-5
-    assert len(scores) == rows.sample().height
+def needed_by(names: Iterable[str]) -> set[str]:
+    """These packages and what they need, as far as it is installed here."""
+    found: set[str] = set()
+    todo = list(names)
+    while todo:
+        name = canonicalize_name(todo.pop())
+        if name in found:
+            continue
+        try:
+            requirements = map(Requirement, importlib.metadata.requires(name) or [])
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        found.add(name)
+        todo += [each.name for each in requirements if not each.marker or each.marker.evaluate({"extra": ""})]
+    return found
+
+
+def test_what_is_carried_needs_nothing_more_than_what_is_expected():
+    rest = needed_by([*gpu_training.CARRIED, "horovod"]) - needed_by(gpu_training.EXPECTED) - {"horovod"}
+    unused = {"cffi", "pycparser"}  # Horovod declares cffi and does not import it
+    assert rest - unused <= set(gpu_training.CARRIED)
+
+
+WITHOUT = """
+import sys
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in {names!r} else self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = map(Without, sys.meta_path)
+"""
+
+
+def test_all_is_measured_by_what_is_carried_and_expected_and_no_other_package(tmp_path):
+    """In processes, the trainer's too, that find none of our other packages."""
+    there = needed_by([*gpu_training.CARRIED, *gpu_training.EXPECTED])
+    owners = importlib.metadata.packages_distributions()
+    absent = {module for module, names in owners.items() if not there & set(map(canonicalize_name, names))}
+    assert {"mlflow", "deltalake", "pandas", "pydantic_settings"} <= absent
+    # PyTorch takes optree by its metadata, which are there.
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT.format(names=absent - {"optree"}))
+    folders = [tmp_path, gpu_training.ROOT / "platform", gpu_training.ROOT]
+    command = ["-m", "benchmarks.gpu_rounds", str(tmp_path), str(time.monotonic() + 300)]
+    options = ["--rows", "600", "--launcher", "single", "--device", "cpu", "--quick"]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
+    subprocess.run([sys.executable, *command, *options], check=True, cwd=gpu_training.ROOT, env=env)
+    measured = json.loads((tmp_path / "result.json").read_text())
+    assert measured["skipped"] == []
+    assert set(measured["ratio"]) == {f"{peer}, float32, 4096" for peer in gpu_rounds.PEERS}
+    ours = measured["figures"][f"{OURS}, float32, 4096"]
+    assert ours["samples_per_s"]["repetitions"] == 7
+    assert ours["onnx_difference"] < 1e-5
+    assert ours["difference_from_cpu"] == 0
