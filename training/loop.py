@@ -153,10 +153,11 @@ class _Loop:
                 total.fill_(state.loss)
                 done = (state.step - first) * order.shape[1] * world.size
                 self._commit(state, samples_per_s=done / (time.monotonic() - begun))
+        mean = self._mean(total)  # before the clock is read: it waits for steps that are still queued on a GPU
         seconds = max(time.monotonic() - begun, 1e-9)
         epoch = Epoch(
             epoch=state.epoch + 1,
-            train_loss=self._mean(total) / len(order),
+            train_loss=mean / len(order),
             validation_loss=self._validation_loss(),
             samples_per_s=round((len(order) - first) * order.shape[1] * world.size / seconds, 1),
             seconds=round(seconds, 3),
@@ -209,10 +210,11 @@ class _Loop:
 
     def _tensors(self, rows: Arrays) -> list[torch.Tensor]:
         """Numbers, codes and labels on this worker's device."""
-        return [
-            torch.from_numpy(np.ascontiguousarray(values)).to(self.device, non_blocking=True)
-            for values in (rows.numbers, rows.codes, rows.labels)
-        ]
+        tensors = [torch.from_numpy(np.ascontiguousarray(each)) for each in (rows.numbers, rows.codes, rows.labels)]
+        if self.device.type == "cuda":
+            # From pinned memory a copy is queued; from other memory it would wait for the steps before it.
+            tensors = [each.pin_memory().to(self.device, non_blocking=True) for each in tensors]
+        return tensors
 
     def _precision(self) -> torch.autocast:
         name = self.task.spec.precision
