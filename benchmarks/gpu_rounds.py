@@ -27,11 +27,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from benchmarks import report
 from benchmarks.gpu_training import ROOT
 from benchmarks.made_rows import CATEGORICAL, NUMERIC, made_rows
-from throughline.experiment.prepared import Facts, PreparedRows, open_prepared, write_prepared
+from throughline.experiment.prepared import PreparedRows, open_prepared, write_prepared
 from throughline.experiment.spec import MODEL_FILE, REPORT_FILE, TrainingReport, TrainingSpec
 from throughline.launch import LAUNCHERS, LaunchFailed, LaunchSpec
 from throughline.models.served_model import ServedModel
-from training.trainers.mlp import Parameters
+from training.network import Network
+from training.parameters import NetworkParameters
 
 MODULE = "training.trainers.mlp"
 BATCHES = (4_096, 65_536, 256, 16_384, 1_024)  # in this order, as the time may run out
@@ -119,34 +120,15 @@ def train(name: Name, device: str, launcher: str, rows: PreparedRows, seconds: f
 # --- peers --------------------------------------------------------------------------------------
 
 
-class PlainNetwork(torch.nn.Module):
-    """The trainer's architecture, in PyTorch and nothing else."""
-
-    def __init__(self, facts: Facts, parameters: Parameters) -> None:
-        super().__init__()
-        sizes = [len(words) + 1 for words in facts.preprocessing.vocabularies]
-        widths = [min(parameters.embedding, (size + 1) // 2) for size in sizes]
-        self.embeddings = torch.nn.ModuleList(map(torch.nn.Embedding, sizes, widths))
-        layers, width = [], facts.preprocessing.width + sum(widths)
-        for size in parameters.hidden:
-            layers += [torch.nn.Linear(width, size), torch.nn.ReLU()]
-            width = size
-        self.body = torch.nn.Sequential(*layers, torch.nn.Linear(width, 1))
-
-    def forward(self, numbers: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        parts = [numbers, *(table(codes[:, place]) for place, table in enumerate(self.embeddings))]
-        return self.body(torch.cat(parts, dim=1)).squeeze(1)
-
-
 def plain(name: Name, device: str, rows: PreparedRows, seconds: float) -> Figures:
-    """The loop of any PyTorch tutorial, by rows in host memory or (`resident`) in the device's.
+    """The loop of any PyTorch tutorial over the trainer's network, by rows in host memory or the device's (`resident`).
 
     Raises `TimeoutError` when it takes longer than `seconds`.
     """
     end = time.monotonic() + seconds
     who, precision, batch = name
-    parameters = Parameters.model_validate(parameters_for(batch))
-    model = PlainNetwork(rows.facts, parameters).to(device)
+    parameters = NetworkParameters.model_validate(parameters_for(batch))
+    model = Network(parameters, rows.facts).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=parameters.learning_rate, weight_decay=parameters.weight_decay)
     data = [torch.tensor(values) for values in (rows.train.numbers, rows.train.codes, rows.train.labels)]
     if who == "resident":
