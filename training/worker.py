@@ -49,7 +49,6 @@ class Task:
 
     spec: TrainingSpec
     rows: PreparedRows
-    seed: int
     leads: bool = True  # only one of several workers reports and writes
     workers: int = 1
     notes: dict[str, Any] = field(default_factory=dict)
@@ -89,7 +88,7 @@ def main(parameters: type[P], train: Callable[[Task, P], None], arguments: list[
     try:
         spec = read_spec(sys.argv[1:] if arguments is None else arguments)
         given = checked(parameters, spec.parameters)
-        train(Task(spec=spec, rows=open_prepared(Path(spec.data)), seed=given.seed), given)
+        train(Task(spec, open_prepared(Path(spec.data))), given)
     except ThroughlineError as error:
         emit("error", message=str(error), reason=getattr(error, "reason", "bad_data"))
         return 1

@@ -22,24 +22,24 @@ from throughline.launch import LAUNCHERS, LaunchFailed, LaunchSpec, SingleProces
 # child in a session of its own in the folder it is given.
 WORKER = """
 import json, os, pathlib, signal, subprocess, sys, time
-told = json.loads(pathlib.Path(sys.argv[1]).read_text())
+given = json.loads(pathlib.Path(sys.argv[1]).read_text())
 rank = int(os.environ.get("HOROVOD_RANK") or os.environ.get("RANK") or 0)
-folder = pathlib.Path(told["folder"])
+folder = pathlib.Path(given["folder"])
 child = subprocess.Popen(["sleep", "300"], start_new_session=True)
 (folder / f"{rank}.tmp").write_text(f"{os.getpid()} {child.pid}")
 (folder / f"{rank}.tmp").rename(folder / f"{rank}.pids")
-while len(list(folder.glob("*.pids"))) < told["processes"]:
+while len(list(folder.glob("*.pids"))) < given["processes"]:
     time.sleep(0.01)
-say = lambda event, **more: print(json.dumps({"event": event, "rank": rank, **more}), flush=True)
+emit = lambda event, **more: print(json.dumps({"event": event, "rank": rank, **more}), flush=True)
 print("a line of log", rank, flush=True)
-act, last = told["act"], rank == told["processes"] - 1
+act, last = given["act"], rank == given["processes"] - 1
 if act == "end":
     for number in range(3):
-        say("tick", number=number)
+        emit("tick", number=number)
     print("the environment:", sorted(os.environ), flush=True)
     child.kill()
 elif act == "explain" and last:
-    say("error", message="the dataset is empty: take more days", reason="bad_data")
+    emit("error", message="the dataset is empty: take more days", reason="bad_data")
     sys.exit(1)
 elif act == "crash" and last:
     raise ZeroDivisionError("no such luck")
@@ -50,10 +50,10 @@ elif act == "lose":
     os.kill(os.getpid(), signal.SIGKILL)
 elif act == "ignore":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    say("tick")
+    emit("tick")
     time.sleep(300)
 else:
-    say("tick")
+    emit("tick")
     time.sleep(300)
 """
 
@@ -66,12 +66,12 @@ def launch(request, tmp_path):
     (tmp_path / "pids").mkdir()
 
     def spec(act: str, **changes) -> LaunchSpec:
-        told = {"act": act, "folder": str(tmp_path / "pids"), "processes": processes}
-        (tmp_path / "told.json").write_text(json.dumps(told))
+        given = {"act": act, "folder": str(tmp_path / "pids"), "processes": processes}
+        (tmp_path / "given.json").write_text(json.dumps(given))
         paths = os.pathsep.join(path for path in (str(tmp_path), os.environ.get("PYTHONPATH")) if path)
         values = {
             "module": "the_worker",
-            "parameters": tmp_path / "told.json",
+            "parameters": tmp_path / "given.json",
             "processes": processes,
             "timeout_s": 60,
             "log": tmp_path / "logs" / "launch.log",
@@ -107,27 +107,28 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def test_events_arrive_in_order_and_everything_is_in_the_log(launch):
+def test_events_arrive_in_order_all_is_in_the_log_and_secrets_of_the_caller_do_not_reach_the_workers(
+    launch, monkeypatch
+):
+    monkeypatch.setenv("THROUGHLINE_TOKEN", "hush")
     launcher, spec, _ = launch
     seen = []
     result = launcher.run(spec("end"), on_event=seen.append)
     assert seen == result.events
     for rank in {event["rank"] for event in seen}:
         assert [event["number"] for event in seen if event["rank"] == rank] == [0, 1, 2]
-    assert "a line of log 0" in result.log.read_text()
-
-
-def test_secrets_of_the_caller_do_not_reach_the_workers(launch, monkeypatch):
-    monkeypatch.setenv("THROUGHLINE_TOKEN", "hush")
-    launcher, spec, _ = launch
-    text = launcher.run(spec("end")).log.read_text()
+    text = result.log.read_text()
+    assert "a line of log 0" in text
     assert "'PATH'" in text
     assert "THROUGHLINE_TOKEN" not in text
+
+
+def test_a_secret_in_the_environment_of_a_launch_is_refused(tmp_path):
     with pytest.raises(ThroughlineError, match="DB_PASSWORD would be visible"):
-        spec("end", env={"DB_PASSWORD": "hush"})
+        LaunchSpec("m", tmp_path, 1, 60, tmp_path, tmp_path, env={"DB_PASSWORD": "hush"})
 
 
-def test_a_worker_that_says_why_it_gives_up_is_quoted(launch):
+def test_the_reason_that_a_worker_reports_is_the_error(launch):
     launcher, spec, workers = launch
     with pytest.raises(LaunchFailed, match="the dataset is empty: take more days") as failure:
         launcher.run(spec("explain"))
@@ -147,11 +148,11 @@ def test_a_worker_that_crashes_is_reported_with_its_last_line(launch):
 
 def test_a_killed_worker_is_one_clear_error_and_leaves_no_process(launch):
     launcher, spec, workers = launch
-    told = spec("lose")
+    losing = spec("lose")
     with pytest.raises(LaunchFailed, match=r"SIGKILL") as failure:
-        launcher.run(told)
+        launcher.run(losing)
     assert failure.value.reason == "lost_worker"
-    assert failure.value.worker == told.processes - 1  # not the one that only lost its peer
+    assert failure.value.worker == losing.processes - 1  # not the one that only lost its peer
     assert not alive(workers())
 
 
@@ -188,11 +189,11 @@ def test_an_interrupt_in_the_caller_leaves_no_process(launch):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_a_caller_that_is_killed_leaves_no_process(launch, tmp_path, number):
     launcher, spec, workers = launch
-    told = spec("wait")
+    waiting = spec("wait")
     code = (
         "from pathlib import Path; from throughline.launch import *;"
-        f"spec = LaunchSpec('the_worker', Path({str(told.parameters)!r}), {told.processes}, 60, "
-        f"Path({str(told.log)!r}), Path({str(told.workdir)!r}), {dict(told.env)!r});"
+        f"spec = LaunchSpec('the_worker', Path({str(waiting.parameters)!r}), {waiting.processes}, 60, "
+        f"Path({str(waiting.log)!r}), Path({str(waiting.workdir)!r}), {dict(waiting.env)!r});"
         f"{type(launcher).__name__}().run(spec, lambda event: print('event', flush=True))"
     )
     caller = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)

@@ -32,11 +32,11 @@ import json, os, pathlib, sys
 import horovod.torch as hvd
 import torch
 hvd.init()
-told = json.loads(pathlib.Path(sys.argv[1]).read_text())
+given = json.loads(pathlib.Path(sys.argv[1]).read_text())
 total = hvd.allreduce(torch.tensor([float(hvd.rank() + 1)]), op=hvd.Sum).item()
-print(json.dumps({"event": "sum", "total": total, "hosts": hvd.cross_size(), "days": told["days"],
-                  "told": os.environ["TOLD"]}), flush=True)
-sys.exit(told["code"] if hvd.rank() == 1 else 0)
+print(json.dumps({"event": "sum", "total": total, "hosts": hvd.cross_size(), "days": given["days"],
+                  "environment": os.environ["GIVEN"]}), flush=True)
+sys.exit(given["code"] if hvd.rank() == 1 else 0)
 """
 
 
@@ -62,15 +62,15 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[client.ApiClient]:
         subprocess.run([TESTBED / "down", state], env=environment, check=True, capture_output=True)
 
 
-def launched(api: client.ApiClient, name: str, at_least: int | None = None, **told: Any) -> dict[str, Any]:
+def launched(api: client.ApiClient, name: str, at_least: int | None = None, **given: Any) -> dict[str, Any]:
     """The job as the server took it, with its parameters sent after it; the server refuses fields it does not know."""
-    env = {"TOLD": "a $(HOME) b"}
-    spec = LaunchSpec("the_worker", Path("told.json"), 2, 90, Path("the.log"), Path(), env, at_least)
+    env = {"GIVEN": "a $(HOME) b"}
+    spec = LaunchSpec("the_worker", Path("given.json"), 2, 90, Path("the.log"), Path(), env, at_least)
     job = mpijob(
         spec, name, IMAGE, NAMESPACE, Resources(cpu=0.1, memory="512Mi"), labels={"usecase": "u"}, interface="lo"
     )
     created = client.CustomObjectsApi(api).create_namespaced_custom_object(*MPIJOBS, job, field_validation="Strict")
-    parameters = parameters_of(created, json.dumps(told))
+    parameters = parameters_of(created, json.dumps(given))
     client.CoreV1Api(api).create_namespaced_config_map(NAMESPACE, parameters, field_validation="Strict")
     return created
 
@@ -111,8 +111,8 @@ def test_ranks_run_in_worker_pods_and_leave_nothing_behind(api: client.ApiClient
     launched(api, name, at_least, days=7, code=0)
     end, text = ended(api, name), log(api, name)
     assert end == "Succeeded", text
-    told = {"event": "sum", "total": 3.0, "hosts": 2, "days": 7, "told": "a $(HOME) b"}
-    assert [f"[{rank}]<stdout>:{json.dumps(told)}" in text for rank in range(2)] == [True, True], text
+    given = {"event": "sum", "total": 3.0, "hosts": 2, "days": 7, "environment": "a $(HOME) b"}
+    assert [f"[{rank}]<stdout>:{json.dumps(given)}" in text for rank in range(2)] == [True, True], text
     client.CustomObjectsApi(api).delete_namespaced_custom_object(*MPIJOBS, name)
     core = client.CoreV1Api(api)
     mine = {"label_selector": f"app.kubernetes.io/instance={name}"}
@@ -120,7 +120,7 @@ def test_ranks_run_in_worker_pods_and_leave_nothing_behind(api: client.ApiClient
     eventually(lambda: not core.list_namespaced_pod(NAMESPACE, **mine).items, "the Pods go with the job")
 
 
-def test_a_rank_that_fails_ends_the_job_and_its_exit_code_is_told(api: client.ApiClient) -> None:
+def test_a_rank_that_fails_ends_the_job_with_its_exit_code(api: client.ApiClient) -> None:
     launched(api, "trips-failing", days=7, code=3)
     end, text = ended(api, "trips-failing"), log(api, "trips-failing")
     assert end == "Failed", text

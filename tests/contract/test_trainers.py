@@ -206,10 +206,10 @@ def assert_serves_what_is_strange(model: ServedModel, later: pl.DataFrame) -> No
 def test_it_learns_and_writes_a_model_that_can_be_served(trainer, data, tmp_path, capsys):
     assert run(trainer, data, tmp_path / "output") == 0
     events = events_of(capsys)
-    told = [event["event"] for event in events]
-    assert [name for name in told if name != "epoch"] == ["start", "done"]
+    names = [event["event"] for event in events]
+    assert [name for name in names if name != "epoch"] == ["start", "done"]
     report, model = report_of(tmp_path / "output"), model_of(tmp_path / "output")
-    assert told.count("epoch") == len(report.epochs) >= 1
+    assert names.count("epoch") == len(report.epochs) >= 1
     assert events[-1]["sha256"] == report.sha256
     assert all(epoch.validation_loss is not None for epoch in report.epochs)
     assert report.epochs[-1].train_loss <= report.epochs[0].train_loss
@@ -375,7 +375,7 @@ def test_a_threshold_that_is_a_float32_stays(value):
     assert at_most(np.array([value]))[0] == np.float32(value)
 
 
-def test_a_rounded_booster_says_what_the_booster_said():
+def test_a_rounded_booster_has_the_scores_of_the_booster():
     """On values at its thresholds, and on the float32 values next to them."""
     import lightgbm
 
@@ -458,7 +458,7 @@ def test_weights_that_cannot_be_are_refused(data, tmp_path, capsys, parameters, 
     assert problem in message
 
 
-def test_an_ensemble_of_nobody_and_one_that_names_somebody_twice_are_refused(data, tmp_path, capsys):
+def test_an_ensemble_without_members_and_one_that_names_a_member_twice_are_refused(data, tmp_path, capsys):
     assert run("ensemble", replace(data, members=[]), tmp_path / "output") == 1
     assert error_of(capsys)[0] == "bad_parameters"
     assert run("ensemble", replace(data, members=[data.members[0]] * 2), tmp_path / "output") == 1

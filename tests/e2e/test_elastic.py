@@ -5,20 +5,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import numpy as np
-import polars as pl
 import psutil
 import pytest
 
+from tests.support.training_home import write_dataset
 from throughline.experiment.prepare import prepare
 from throughline.experiment.spec import TrainingReport, TrainingSpec
-from throughline.foundation.references import TableReference
 from throughline.foundation.settings import PROJECT_ROOT
 from throughline.launch import LAUNCHERS, LaunchFailed, LaunchSpec
-from throughline.records import DatasetRecord
 
 pytestmark = pytest.mark.e2e
 
@@ -27,7 +23,6 @@ EPOCHS = 5
 # Of the log loss, about 0.45 here. A change of the number of workers changes which rows are seen when: two seeds of an
 # undisturbed training differ by about as much.
 TOLERANCE = 0.01
-START = datetime(2013, 1, 1, tzinfo=UTC)
 
 # The trainer as it is, but before its last epoch all workers wait for a file: a fast machine must not end before the
 # last kill. Waiting workers agree and commit, so that losses and new workers are noticed as in a step.
@@ -51,36 +46,8 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> Path:
-    draw = np.random.default_rng(7)
-    count = 6000
-    x, y, c = draw.normal(size=count), draw.normal(size=count), draw.integers(0, 5, count)
-    times = [START + timedelta(minutes=10 * number) for number in range(count)]
     folder = tmp_path_factory.mktemp("data")
-    pl.DataFrame(
-        {
-            "row_key": [f"{number:05d}" for number in range(count)],
-            "prediction_time": times,
-            "label_available_at": [time + timedelta(hours=3) for time in times],
-            "label": (draw.random(count) < 1 / (1 + np.exp(1.5 - x - y * (c > 2)))).astype(np.int64),
-            "x": x,
-            "y": y,
-            "gap": [None if missing else 1.0 for missing in draw.random(count) < 0.5],
-            "c": [None if place == 4 else f"c{place}" for place in c],
-        }
-    ).write_delta(str(folder / "table"))
-    dataset = DatasetRecord(
-        usecase="u",
-        table=TableReference("u/training/dataset", 0),
-        path=str(folder / "table"),
-        fingerprint="f",
-        as_of=times[-1] + timedelta(days=1),
-        rows=count,
-        numeric=["x", "y", "gap"],
-        categorical=["c"],
-        inputs=[],
-        holdout_from=times[-1],
-    )
-    return prepare(folder / "prepared", dataset, seed=1)
+    return prepare(folder / "prepared", write_dataset(folder), seed=1)
 
 
 class Training:

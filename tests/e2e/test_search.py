@@ -49,8 +49,8 @@ def children(settings: Settings, usecase: UseCase, run_id: str) -> list:
 
 
 def test_a_search_leaves_its_trials_and_a_plot_and_goes_on_where_it_was_left(settings, usecase, dataset, tmp_path):
-    told = []
-    run = Run(settings, told.append)
+    events = []
+    run = Run(settings, events.append)
     found = search(run, usecase, ["logistic"], dataset, RANDOM)
     trials = children(settings, usecase, found.run_id)
     assert [trial.info.status for trial in trials] == ["FINISHED"] * 3
@@ -73,14 +73,14 @@ def test_a_search_leaves_its_trials_and_a_plot_and_goes_on_where_it_was_left(set
     assert again.run_id == found.run_id
     assert len(children(settings, usecase, found.run_id)) == 5
     assert client.get_run(found.run_id).info.status == "FINISHED"
-    assert any(event.get("note") == "resumed after 3 trials" for event in told)
+    assert any(event.get("note") == "resumed after 3 trials" for event in events)
 
 
 def test_a_search_never_sees_the_weeks_of_the_evaluation(settings, usecase, dataset, monkeypatch):
     seen = []
 
-    def fit(run, rows, recipe, output, **told):
-        seen.append((rows.holdout_from, told["validation_from"]))
+    def fit(run, rows, recipe, output, **options):
+        seen.append((rows.holdout_from, options["validation_from"]))
         raise ThroughlineError("enough")
 
     monkeypatch.setattr(searching, "fit", fit)
@@ -103,27 +103,27 @@ def test_trials_that_do_worse_than_others_are_ended_and_none_that_ends_well_is_o
             }
         }
     )
-    told = []
-    asked = SearchRequest(trials=2, sampler="random")
+    events = []
+    request = SearchRequest(trials=2, sampler="random")
     with pytest.raises(ThroughlineError, match="None of 2 trials"):
-        search(Run(settings, told.append), small, ["mlp"], dataset, asked, {"epochs": 40, "seed": 9})
-    assert [event["state"] for event in told if event["event"] == "trial"] == ["pruned", "pruned"]
+        search(Run(settings, events.append), small, ["mlp"], dataset, request, {"epochs": 40, "seed": 9})
+    assert [event["state"] for event in events if event["event"] == "trial"] == ["pruned", "pruned"]
 
 
 def test_several_trainers_compete_with_several_trials_at_once(settings, usecase, dataset):
     names = ["logistic", "lightgbm"]
-    asked = SearchRequest(trials=4, sampler="tpe", pruner="median", parallel=2)
-    found = search(Run(settings), usecase, names, dataset, asked)
+    request = SearchRequest(trials=4, sampler="tpe", pruner="median", parallel=2)
+    found = search(Run(settings), usecase, names, dataset, request)
     trained = {trial.data.params["trainer"] for trial in children(settings, usecase, found.run_id)}
     assert trained == {"logistic", "lightgbm"}  # at least what is declared of each
     assert found.recipe.trainer in trained
 
 
 def test_features_that_later_weeks_do_not_need_are_left_out(settings, usecase, dataset):
-    told = []
-    asked = RANDOM.model_copy(update={"trials": 1, "select_features": True})
-    found = search(Run(settings, told.append), usecase, ["lightgbm"], dataset, asked)
-    (selection,) = [event for event in told if event["event"] == "selection"]
+    events = []
+    request = RANDOM.model_copy(update={"trials": 1, "select_features": True})
+    found = search(Run(settings, events.append), usecase, ["lightgbm"], dataset, request)
+    (selection,) = [event for event in events if event["event"] == "selection"]
     rises = client_of(settings).download_artifacts(found.run_id, "search/importances.json")
     assert next(iter(json.loads(Path(rises).read_text()))) == "queue"  # what the rows were made with
     if selection["taken"]:
@@ -133,9 +133,9 @@ def test_features_that_later_weeks_do_not_need_are_left_out(settings, usecase, d
         assert found.dataset == dataset
 
     # what was found once holds for the study's later trials
-    again = search(Run(settings, told.append), usecase, ["lightgbm"], dataset, asked)
+    again = search(Run(settings, events.append), usecase, ["lightgbm"], dataset, request)
     assert again == found
-    assert [event["event"] for event in told].count("selection") == 1
+    assert [event["event"] for event in events].count("selection") == 1
 
 
 def test_what_is_set_is_in_every_trial_and_in_what_is_found(settings, usecase, dataset):

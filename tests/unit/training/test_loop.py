@@ -64,11 +64,11 @@ def rows(tmp_path_factory) -> Path:
 def run(rows: Path, folder: Path, spec: dict | None = None, **parameters) -> tuple[int, Path]:
     """Exit code, as `python -m training.trainers.mlp` would have it, and the output folder."""
     output = folder / "output"
-    told = TrainingSpec(
+    training = TrainingSpec(
         data=str(rows), parameters={"epochs": 2, "seed": 1, **parameters}, output=str(output), **(spec or {})
     )
     folder.mkdir(exist_ok=True)
-    (folder / "spec.json").write_text(told.model_dump_json())
+    (folder / "spec.json").write_text(training.model_dump_json())
     return worker.main(Parameters, train, [str(folder / "spec.json")]), output
 
 
@@ -123,7 +123,7 @@ def test_it_learns_and_writes_a_model_that_can_be_served(rows, tmp_path, capsys)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_the_report_says_what_was_trained_on_and_how_it_went(rows, tmp_path, capsys):
+def test_the_report_has_the_rows_and_every_epoch(rows, tmp_path, capsys):
     _, output = run(rows, tmp_path, epochs=3)
     report, facts = report_of(output), open_prepared(rows).facts
     assert (report.rows_trained, report.rows_validation) == (facts.rows, facts.validation_rows)
@@ -136,21 +136,21 @@ def test_the_report_says_what_was_trained_on_and_how_it_went(rows, tmp_path, cap
     assert report.validation_log_loss == pytest.approx(report.epochs[-1].validation_loss, abs=1e-5)
     assert 0.5 < report.validation_auc < 1
     assert report.seconds >= sum(epoch.seconds for epoch in report.epochs)
-    told = events_of(capsys.readouterr().out)
-    assert told[0] == {"event": "start", "rows": facts.rows, "validation_rows": facts.validation_rows, "workers": 1}
-    assert [{"event": "epoch", **epoch.model_dump()} for epoch in report.epochs] == told[1:-1]
+    events = events_of(capsys.readouterr().out)
+    assert events[0] == {"event": "start", "rows": facts.rows, "validation_rows": facts.validation_rows, "workers": 1}
+    assert [{"event": "epoch", **epoch.model_dump()} for epoch in report.epochs] == events[1:-1]
     assert [epoch.epoch for epoch in report.epochs] == [1, 2, 3]
     for epoch in report.epochs:
         assert epoch.samples_per_s > 0
         assert 0 <= epoch.data_share < 1
-    assert told[-1]["sha256"] == report.sha256
+    assert events[-1]["sha256"] == report.sha256
 
 
-def test_a_long_epoch_tells_where_it_stands(rows, tmp_path, capsys, monkeypatch):
+def test_a_long_epoch_reports_its_progress(rows, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(loop, "PROGRESS_S", 0.0)
     run(rows, tmp_path, epochs=2, batch_size=16)
-    told = events_of(capsys.readouterr().out)
-    progress = [event for event in told if event["event"] == "progress"]
+    events = events_of(capsys.readouterr().out)
+    progress = [event for event in events if event["event"] == "progress"]
     steps = open_prepared(rows).facts.rows // 16
     assert [event["share"] for event in progress] == 2 * [round(step / steps, 3) for step in range(50, steps, 50)]
     assert {event["epoch"] for event in progress} == {1, 2}
@@ -188,7 +188,7 @@ def test_dropout_is_the_same_in_every_run_and_none_is_another_model(rows, tmp_pa
 
     files = []
     for name, dropout in (("a", 0.5), ("b", 0.5), ("c", 0.0)):
-        torch.rand(len(files) * 17)  # whoever drew before: a step's numbers are its own
+        torch.rand(len(files) * 17)  # earlier draws do not matter: the random numbers of a step are its own
         files.append((run(rows, tmp_path / name, dropout=dropout)[1] / "model.onnx").read_bytes())
     assert files[0] == files[1] != files[2]
 
@@ -222,8 +222,8 @@ def test_a_training_that_goes_on_from_a_checkpoint_is_bit_by_bit_the_undisturbed
     assert [(e.epoch, e.train_loss, e.validation_loss) for e in report.epochs] == [
         (e.epoch, pytest.approx(e.train_loss, rel=1e-9), e.validation_loss) for e in before.epochs
     ]
-    told = events_of(capsys.readouterr().out, "epoch")
-    assert [event["epoch"] for event in told] == list(range(commits // per_epoch + 1, 4))
+    events = events_of(capsys.readouterr().out, "epoch")
+    assert [event["epoch"] for event in events] == list(range(commits // per_epoch + 1, 4))
 
 
 def test_an_optimizer_that_is_shared_is_left_as_it_was():
@@ -258,8 +258,8 @@ def test_a_checkpoint_runs_no_code_when_it_is_read_and_is_replaced_whole(rows, t
     assert (progress["epoch"], progress["step"]) == (2, 0)
     assert kinds == {"model", "optimizer"}
     assert len(progress["epochs"]) == 2
-    told = events_of(capsys.readouterr().out, "checkpoint")
-    assert (told[-1]["epoch"], told[-1]["step"]) == (2, 0)
+    events = events_of(capsys.readouterr().out, "checkpoint")
+    assert (events[-1]["epoch"], events[-1]["step"]) == (2, 0)
     before = (folder / checkpoint.FILE).read_bytes()
 
     def write_half(path, content):

@@ -21,7 +21,7 @@ NEVER = {
 }
 FORBIDDEN = {
     "mlp": {*NEVER, "rich", "pandas", "scipy", "sklearn", "lightgbm"},
-    "lightgbm": {*NEVER, "torch"},
+    "lightgbm": {*NEVER, "rich", "torch", "pandas", "sklearn"},
     "logistic": {*NEVER, "torch", "lightgbm"},
 }
 

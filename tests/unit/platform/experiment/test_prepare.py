@@ -84,7 +84,7 @@ def test_no_row_of_the_holdout_and_no_label_from_then_is_trained_on():
     assert train["prediction_time"].max() < HOLDOUT - timedelta(hours=30)
 
 
-def test_what_is_said_of_prepared_rows_is_said_of_those_trained_on(tmp_path):
+def test_the_facts_of_prepared_rows_are_those_of_the_training_rows(tmp_path):
     dataset = written(tmp_path, frame(label_after=timedelta(hours=30)))
     train, validation = split_rows(pl.read_delta(dataset.path), dataset, seed=1)
     facts = open_prepared(prepare(tmp_path / "prepared", dataset, seed=1)).facts
@@ -286,11 +286,11 @@ def test_two_processes_that_prepare_at_once_find_the_same_rows_and_leave_nothing
             assert process.stdout.readline() == "written\n"
         for process in (two, one):  # both have written all; who comes second finds the folder there
             go_on(process)
-        said = [process.stdout.readline().strip() for process in (one, two)]
+        names = [process.stdout.readline().strip() for process in (one, two)]
         assert [process.wait() for process in (one, two)] == [0, 0]
-    assert len(set(said)) == 1
-    assert [file.name for file in (tmp_path / "prepared").iterdir()] == [Path(said[0]).name]
-    assert contents(Path(said[0])) == contents(prepare(tmp_path / "alone", dataset, 1))
+    assert len(set(names)) == 1
+    assert [file.name for file in (tmp_path / "prepared").iterdir()] == [Path(names[0]).name]
+    assert contents(Path(names[0])) == contents(prepare(tmp_path / "single", dataset, 1))
 
 
 def test_two_threads_that_prepare_at_once_do_not_write_into_each_other(tmp_path, dataset, monkeypatch):
@@ -336,7 +336,7 @@ def test_a_process_killed_half_way_leaves_nothing_that_looks_prepared(tmp_path, 
         os.kill(process.pid, signal.SIGKILL)
     folder = tmp_path / "prepared" / module._name(dataset, 1, None)
     assert not folder.exists()
-    assert contents(prepare(tmp_path / "prepared", dataset, 1)) == contents(prepare(tmp_path / "alone", dataset, 1))
+    assert contents(prepare(tmp_path / "prepared", dataset, 1)) == contents(prepare(tmp_path / "single", dataset, 1))
 
 
 @pytest.mark.parametrize("lost", [FACTS, TRAIN, VALIDATION])

@@ -35,7 +35,7 @@ def test_lack_of_memory_is_named_when_the_kernel_says_so():
     assert failure([(0, 143)], memory_kills=1).reason == "lost_worker"  # ended by somebody, not by the kernel
 
 
-def test_a_silent_end_is_told_with_code_and_last_line():
+def test_a_silent_end_is_reported_with_code_and_last_line():
     text = str(failure([(1, 3)], last_lines={0: "all is well", 1: "ImportError: no module"}))
     assert "worker 1 of 3 ended with exit code 3: ImportError: no module" in text
 
@@ -62,12 +62,12 @@ def test_a_secret_in_the_environment_of_a_worker_is_refused(name):
 
 
 def test_a_worker_learns_where_object_storage_is_and_no_credentials(monkeypatch):
-    told = {"AWS_PROFILE": "lake", "AWS_ENDPOINT_URL": "http://127.0.0.1:9000", "AWS_REGION": "eu-central-1"}
+    allowed = {"AWS_PROFILE": "lake", "AWS_ENDPOINT_URL": "http://127.0.0.1:9000", "AWS_REGION": "eu-central-1"}
     secrets = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE_SECRET"]
-    for name, value in {**told, **dict.fromkeys(secrets, "hush")}.items():
+    for name, value in {**allowed, **dict.fromkeys(secrets, "hush")}.items():
         monkeypatch.setenv(name, value)
     given = local._environment(LaunchSpec("trainer", Path("spec.json"), 1, 60, Path("the.log"), Path()))
-    assert told.items() <= given.items()
+    assert allowed.items() <= given.items()
     assert "hush" not in given.values()
 
 

@@ -25,7 +25,7 @@ from throughline.usecase import Resources
 
 SNAPSHOT = Path(__file__).with_name("mpijob.json")
 ENV = {"AWS_PROFILE": "lake", "PRICE": "5$"}
-SPEC = LaunchSpec("training.worker", Path("/here/told.json"), 3, 1800, Path("/here/the.log"), Path("/here"), ENV)
+SPEC = LaunchSpec("training.worker", Path("/here/given.json"), 3, 1800, Path("/here/the.log"), Path("/here"), ENV)
 WORKER = Resources(cpu=2, memory="4Gi", gpu=1)
 LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 
@@ -66,13 +66,13 @@ def test_kubernetes_neither_repeats_nor_outlives_a_launch():
     assert [replica["restartPolicy"] for replica in replicas(made)] == ["Never", "Never"]
 
 
-def test_nothing_of_this_machine_is_told():
+def test_nothing_of_this_machine_is_in_it():
     assert "/here" not in json.dumps(job())
 
 
 def test_a_value_is_not_expanded_by_kubernetes():
-    told = {entry["name"]: entry["value"] for entry in container(replicas(job())[0])["env"]}
-    assert told["PRICE"] == "5$$"
+    variables = {entry["name"]: entry["value"] for entry in container(replicas(job())[0])["env"]}
+    assert variables["PRICE"] == "5$$"
 
 
 def test_what_a_worker_is_asked_for_overrides_the_number_of_threads():
@@ -156,8 +156,8 @@ def test_a_label_that_kubernetes_would_refuse_is_refused(labels: dict[str, str])
     refused("cannot be a label", labels=labels)
 
 
-def refused(told: str, **changed: Any) -> None:
-    with pytest.raises(ThroughlineError, match=told) as caught:
+def refused(problem: str, **changed: Any) -> None:
+    with pytest.raises(ThroughlineError, match=problem) as caught:
         job(**changed)
     assert "\n" not in str(caught.value)
 
