@@ -1,4 +1,4 @@
-"""Where a training stands, in one file from which a restarted one goes on.
+"""The checkpoint of a training, from which a restarted one continues.
 
 Owns: the file, which is replaced as a whole. Safetensors, so that reading it runs no code.
 """

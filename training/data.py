@@ -1,9 +1,8 @@
-"""Who takes which rows, and in which order.
+"""Which rows a worker takes, and in which order.
 
 Owns: the shares of workers, the order within an epoch. Does not own: the rows (`experiment/prepared.py`).
-The file of prepared rows stands in an order drawn by the seed. A worker's share is one part of it: a row's place
-depends on seed and world size alone, and no worker reads another's rows. In each epoch a worker goes through its own
-share anew.
+The file of prepared rows is shuffled by the seed, and a worker's share is one part of it: a row's worker depends on
+seed and world size only. In each epoch a worker shuffles its share again.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from throughline.launch.protocol import WorkerFailed
 
 
 def share_of(rows: int, rank: int, world: int) -> slice:
-    """The part of the file that a worker takes; all are equal, up to `world - 1` rows at the end are nobody's."""
+    """The part of the file that a worker takes; all are equal, and up to `world - 1` rows at the end are left out."""
     share = rows // world
     if share == 0:
         raise WorkerFailed(f"{rows} training rows for {world} workers: use fewer workers or more days.", "bad_data")
@@ -22,8 +21,8 @@ def share_of(rows: int, rank: int, world: int) -> slice:
 
 
 def steps_of(share: int, batch: int) -> tuple[int, int]:
-    """(steps of an epoch, rows of a step), the same for every worker. What does not fill a last step is left out of
-    this epoch; the next one shuffles anew. Batches shrink when the share is smaller than one."""
+    """(steps of an epoch, rows of a step), the same for every worker. Rows that do not fill a last step are left out of
+    this epoch. A batch is no larger than the share."""
     batch = min(batch, share)
     return share // batch, batch
 

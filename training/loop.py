@@ -82,7 +82,7 @@ class _Loop:
         return {"model": self.model, "optimizer": self.optimizer}
 
     def train(self, state: State) -> None:
-        """From where `state` stands to the end; an elastic world calls it again when workers were lost or joined."""
+        """From `state` to the end; an elastic world calls it again when workers were lost or joined."""
         task, world, parameters = self.task, self.world, self.parameters
         task.leads, task.workers = world.rank == 0, world.size
         self._keep_to_own_cores()
@@ -101,7 +101,7 @@ class _Loop:
             resumed_at=state.resumed_at,
             interruptions=[Interruption(**interruption) for interruption in state.interruptions],
         )
-        # Nobody leaves before the model is written: a failure there must fail the launch of all.
+        # No worker leaves before the model is written: a failure there must fail the launch of all.
         world.sum(torch.zeros(1), name="written")
 
     def _keep_to_own_cores(self) -> None:

@@ -47,7 +47,7 @@ class AdamW(torch.nn.Module):
         self.gradient.zero_()
 
     def step(self, learning_rate: float) -> None:
-        """One update by the gradient that stands in `gradient`."""
+        """One update by `gradient`."""
         self.steps += 1
         count = int(self.steps)
         self.weights.mul_(1 - learning_rate * self.weight_decay)

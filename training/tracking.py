@@ -1,4 +1,4 @@
-"""Metrics to an MLflow run while a training goes on, over MLflow's REST API.
+"""Metrics to an MLflow run during a training, over MLflow's REST API.
 
 Owns: sending numbers. Does not own: the run, which the platform creates and ends. By the standard library: MLflow's
 own client costs every worker 4 s of a core, httpx 0.2 s.

@@ -58,6 +58,10 @@ else:
 """
 
 
+# torchrun imports torch before it starts a worker, 4 s of a core for each launch: some promises are drills for it.
+LIGHT = [pytest.param(name, marks=pytest.mark.drill if name == "torchrun" else ()) for name in LAUNCHERS]
+
+
 @pytest.fixture(params=LAUNCHERS)
 def launch(request, tmp_path):
     """(launcher, a function `spec(act, **changes)` for it, a function `workers()` for the processes it started)."""
@@ -128,6 +132,7 @@ def test_a_secret_in_the_environment_of_a_launch_is_refused(tmp_path):
         LaunchSpec("m", tmp_path, 1, 60, tmp_path, tmp_path, env={"DB_PASSWORD": "hush"})
 
 
+@pytest.mark.parametrize("launch", LIGHT, indirect=True)
 def test_the_reason_that_a_worker_reports_is_the_error(launch):
     launcher, spec, workers = launch
     with pytest.raises(LaunchFailed, match="the dataset is empty: take more days") as failure:
@@ -156,6 +161,7 @@ def test_a_killed_worker_is_one_clear_error_and_leaves_no_process(launch):
     assert not alive(workers())
 
 
+@pytest.mark.parametrize("launch", LIGHT, indirect=True)
 def test_a_launch_ends_at_its_deadline_even_when_workers_ignore_sigterm(launch, monkeypatch):
     launcher, spec, workers = launch
     late = [0]  # the launcher's clock jumps once the workers are up, however long that took
@@ -166,6 +172,7 @@ def test_a_launch_ends_at_its_deadline_even_when_workers_ignore_sigterm(launch, 
     assert not alive(workers())
 
 
+@pytest.mark.parametrize("launch", LIGHT, indirect=True)
 def test_a_cancelled_launch_leaves_no_process(launch):
     launcher, spec, workers = launch
     seen = []
@@ -175,6 +182,7 @@ def test_a_cancelled_launch_leaves_no_process(launch):
     assert not alive(workers())
 
 
+@pytest.mark.parametrize("launch", LIGHT, indirect=True)
 def test_an_interrupt_in_the_caller_leaves_no_process(launch):
     launcher, spec, workers = launch
 
@@ -186,7 +194,20 @@ def test_an_interrupt_in_the_caller_leaves_no_process(launch):
     assert not alive(workers())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    ("launch", "number"),
+    [
+        pytest.param(
+            name,
+            number,
+            marks=pytest.mark.drill if (name, number.name) == ("torchrun", "SIGTERM") else (),
+            id=f"{name}-{number.name}",
+        )
+        for name in LAUNCHERS
+        for number in (signal.SIGTERM, signal.SIGKILL)
+    ],
+    indirect=["launch"],
+)
 def test_a_caller_that_is_killed_leaves_no_process(launch, tmp_path, number):
     launcher, spec, workers = launch
     waiting = spec("wait")

@@ -1,7 +1,7 @@
 """The weighted mean of the scores of trained models, as one model.
 
 Owns: weights, the graph that holds the members. Does not own: the members, which were trained on the same prepared
-rows and are not trained further; the preprocessing, which all of them share and which stands in the graph once.
+rows and are not trained further; the preprocessing, which all of them share and which is in the graph once.
 
 A member's core is cut out of its served model behind `numbers` and `codes`. Members that were prepared otherwise are
 refused: their preprocessing would not fit, and their training rows may be this ensemble's validation rows.
@@ -100,7 +100,7 @@ def _check_names(members: list[Member], parameters: Parameters) -> None:
         raise WorkerFailed(f"Members {', '.join(names)}: give each a name of its own.", "bad_parameters")
     if parameters.weights is not None and set(parameters.weights) != set(names):
         raise WorkerFailed(
-            f"Parameter weights names {', '.join(sorted(parameters.weights)) or 'nobody'}, "
+            f"Parameter weights names {', '.join(sorted(parameters.weights)) or 'no member'}, "
             f"the members are {', '.join(names)}: give each of them a weight.",
             "bad_parameters",
         )
@@ -207,7 +207,7 @@ def core_of(model: onnx.ModelProto, name: str, learned: Preprocessing) -> onnx.M
 
 
 def _front_of(model: onnx.ModelProto) -> tuple[list[bytes], list[bytes], list[tuple[str, str]]]:
-    """All that stands before the core, and the metadata about features."""
+    """All before the core, and the metadata about features."""
     nodes = [
         node.SerializeToString(deterministic=True)
         for node in model.graph.node

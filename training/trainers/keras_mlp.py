@@ -195,7 +195,7 @@ class _FittedOnTorch:
     def export(self) -> onnx.ModelProto:
         import torch
 
-        from training.export import export_module  # postpones torch
+        from training.export import export_module  # postpones torch, which checking parameters does not need
 
         class Core(torch.nn.Module):
             def __init__(self, model: keras.Model, numbers: bool, codes: bool) -> None:

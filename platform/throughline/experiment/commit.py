@@ -1,4 +1,4 @@
-"""The commit of the code: which one stands in a checkout, and a clean worktree of any of them.
+"""Git commits of the code: the one of a checkout, and a clean worktree of any.
 
 Owns: git, worktrees in the temporary folder. Does not own: what is run there.
 """
@@ -33,7 +33,7 @@ class Commit:
 
 
 def current_commit(root: Path) -> Commit:
-    """What stands in the checkout at `root`."""
+    """The commit of the checkout at `root`."""
     try:
         digest = _git(root, "rev-parse", "HEAD")
         dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=normal"))

@@ -35,7 +35,7 @@ class TrainingSpec(Record):
     data: str = Field(description="Folder of prepared rows, see `prepared.py`.")
     parameters: dict[str, Any]
     output: str = Field(description="Folder that will hold model.onnx and report.json, all or nothing.")
-    checkpoint: str | None = Field(None, description="Folder from which a restarted training goes on.")
+    checkpoint: str | None = Field(None, description="Folder from which a restarted training continues.")
     checkpoint_s: float = Field(5.0, ge=0, description="Seconds between two checkpoints, at least.")
     tracking: Tracking | None = None
     threads: int = Field(1, ge=1, description="CPU threads per worker.")
@@ -58,7 +58,7 @@ class Epoch(Record):
 
 
 class Interruption(Record):
-    """Workers were lost or came back: where the training stood, and what it cost."""
+    """Workers were lost or returned: in which epoch, and what it cost."""
 
     epoch: int
     workers: int = Field(description="How many there were afterwards.")

@@ -52,7 +52,7 @@ class HorovodLauncher:
 
 
 class ElasticLauncher:
-    """`horovodrun` in its elastic mode: a lost worker is replaced, and meanwhile the others go on."""
+    """`horovodrun` in its elastic mode: a lost worker is replaced, and the others continue meanwhile."""
 
     def run(
         self, spec: LaunchSpec, on_event: OnEvent | None = None, cancelled: Callable[[], bool] | None = None
@@ -128,7 +128,7 @@ def _guarded(command: list[str], parent: int, report: bool = False) -> list[str]
 
 def _environment(spec: LaunchSpec) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if _INHERITED.fullmatch(name)}
-    # One thread per worker unless asked otherwise: workers share the cores, and sums keep their order.
+    # One thread per worker unless `env` sets more: workers share the cores, and sums keep their order.
     return {**inherited, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **spec.env}
 
 
@@ -197,7 +197,7 @@ def _run(
             env=_environment(spec),
             start_new_session=True,  # Ctrl-C reaches us, and we end the workers in order
         )
-        stream: IO[bytes] = process.stdout  # ty: ignore[invalid-assignment]  # a pipe was asked for
+        stream: IO[bytes] = process.stdout  # ty: ignore[invalid-assignment]  # PIPE above
         try:
             _follow(process, stream, output, spec, started, cancelled, elastic)
         finally:

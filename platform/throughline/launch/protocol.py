@@ -54,11 +54,11 @@ class LaunchSpec:
                 "pass the path of a file that holds the secret."
             )
         if self.processes < 1:
-            raise ThroughlineError(f"Launch of {self.module}: {self.processes} processes: ask for at least 1.")
+            raise ThroughlineError(f"Launch of {self.module}: {self.processes} processes: give at least 1.")
         if self.min_processes is not None and not 1 <= self.min_processes <= self.processes:
             raise ThroughlineError(
                 f"Launch of {self.module}: at least {self.min_processes} of {self.processes} processes: "
-                "ask for 1 up to all of them."
+                "give 1 up to all of them."
             )
 
 
