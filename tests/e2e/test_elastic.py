@@ -180,6 +180,11 @@ def test_the_same_seed_and_world_give_the_same_model_bit_by_bit(rows, undisturbe
     assert Training(rows, tmp_path / "again").run("horovod").model == undisturbed.model
 
 
+def test_torchrun_trains_with_two_workers(rows, tmp_path):
+    assert Training(rows, tmp_path / "first", epochs=1).run("torchrun").report.world_size == 2
+
+
+@pytest.mark.drill
 def test_the_same_seed_and_world_give_the_same_model_bit_by_bit_under_torchrun(rows, tmp_path):
     first, again = (Training(rows, tmp_path / name, epochs=2).run("torchrun") for name in ("first", "again"))
     assert first.report.world_size == 2
