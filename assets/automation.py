@@ -1,11 +1,11 @@
-"""Automation: the jobs a person or a sensor starts, and the sensor that retrains for a reason.
+"""Automation: the jobs that people and sensors start, the sensor for late rows and the sensor that retrains.
 
-The policy itself is `throughline.monitoring.triggers`; here it meets the instance: what was observed, what has
-already been tried.
+Owns: what each sensor reads and requests. Does not own: when to retrain (`throughline.monitoring.triggers`).
 """
 
 import json
 from datetime import datetime
+from typing import Literal
 
 from dagster import (
     AssetKey,
@@ -76,7 +76,7 @@ def ingest_job(usecase: UseCase, code: str) -> UnresolvedAssetJobDefinition:
 
 
 def retrain_job(usecase: UseCase, code: str) -> UnresolvedAssetJobDefinition:
-    """From a new dataset to, when the gate says so, a new revision."""
+    """A new dataset, a candidate trained on it, its evaluation, and a new revision if the gate releases it."""
     rooms = [[usecase.name, room] for room in (TRAINING, EVALUATION, DEPLOYMENT)]
     return _job(usecase, "retrain", AssetSelection.key_prefixes(*rooms), code, retrain_job.__doc__)
 
@@ -94,10 +94,10 @@ def _job(
 
 
 def late_rows_sensor(usecase: UseCase) -> SensorDefinition:
-    """Build the days again that source rows which came late, or were corrected, make old; once per such change.
+    """Rebuild the days of features whose source rows came late or were corrected, once per change.
 
-    A day's own run brings its rows and its features together. This is for rows that came by themselves: it waits while
-    any run is under way that may be about to build them.
+    A daily run brings a day's rows and features together; this is for rows that arrived outside of one. It waits while
+    any run is under way, which may be about to build them.
     """
 
     @sensor(
@@ -117,11 +117,13 @@ def late_rows_sensor(usecase: UseCase) -> SensorDefinition:
         builds = plan_late(settings, usecase, dbt.manifest(settings), pins)
         days = [day for build in builds.values() for day in build.days]
         if not days:
-            return SensorResult(skip_reason=SkipReason("every source row is built"), cursor=seen)
+            return SensorResult(skip_reason=SkipReason("the features of every source row are built"), cursor=seen)
         first, last = min(days).isoformat(), max(days).isoformat()
         attempts = context.instance.get_runs_count(RunsFilter(tags={tags.LATE_ROWS: combine(usecase.name, seen)}))
         if attempts >= LATE_ROWS_ATTEMPTS:
-            return SkipReason(f"{attempts} runs did not build days {first} to {last}: see why, then materialise them")
+            return SkipReason(
+                f"{attempts} runs failed to build days {first} to {last}: read their logs, then build them"
+            )
         request = RunRequest(
             run_key=f"{combine(usecase.name, seen)}-{attempts}",
             tags={
@@ -137,7 +139,7 @@ def late_rows_sensor(usecase: UseCase) -> SensorDefinition:
 
 
 def drift_sensor(usecase: UseCase) -> SensorDefinition:
-    """Retrain when the serving model is out of calibration or too old; once, with the cause in the run's tags."""
+    """Retrain when the serving model is out of calibration or too old: one run per cause, which its tags name."""
     calibration = AssetKey([usecase.name, MONITORING, "calibration"])
 
     @sensor(
@@ -158,7 +160,7 @@ def drift_sensor(usecase: UseCase) -> SensorDefinition:
             if event is None or event.run_id != record.run_id:
                 return SkipReason(f"the newest materialisation of calibration is not that of run {record.run_id}")
             verdict = decide_retraining(record, retraining_history(context.instance, usecase), usecase.monitoring)
-        # the cursor names the run whose judgement was seen last, so that whoever drives a replay can wait for it
+        # the cursor is the run whose judgement was read last: a replay waits for it
         cursor = record.run_id
         if not verdict.retrain:
             return SensorResult(skip_reason=SkipReason(verdict.reason), cursor=cursor)
@@ -177,8 +179,8 @@ def drift_sensor(usecase: UseCase) -> SensorDefinition:
 
 
 def retraining_history(instance: DagsterInstance, usecase: UseCase) -> list[Retraining]:
-    """The newest retrainings that were requested for a reason, as the trigger policy sees them."""
-    states = {
+    """The newest retrainings that this sensor requested, as the trigger policy reads them."""
+    states: dict[DagsterRunStatus, Literal["running", "succeeded", "failed"]] = {
         DagsterRunStatus.SUCCESS: "succeeded",
         DagsterRunStatus.FAILURE: "failed",
         DagsterRunStatus.CANCELED: "failed",

@@ -11,7 +11,7 @@
     arrivals     what brings raw days: a schedule, and a look at what arrived   arrivals.py
     automation   sensors that retrain for a reason                             automation.py
     maintenance  small tables, without losing a version that is pinned         maintenance.py
-    lineage      what each step read and wrote, told to whoever listens        lineage_events.py
+    lineage      what each step read and wrote, sent as OpenLineage events     lineage_events.py
 
 Each declaration in `usecases/` becomes one such graph (`pipeline.py`).
 """

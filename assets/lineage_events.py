@@ -1,12 +1,12 @@
-"""What runs do, told to an OpenLineage receiver where one is set: each step's beginning, end, inputs and outputs.
+"""Sends what runs do to an OpenLineage receiver, where one is set: each step's start, end, inputs and outputs.
 
-That a run began is told at once, its steps when it has ended, from its event log and by sensors of the daemon: no step
-waits for the receiver, and none fails with it. What an event says is `throughline.lineage.openlineage`.
+Owns: reading runs. The start of a run is sent at once, its steps when it has ended, from its event log by sensors of
+the daemon: no step waits for the receiver or fails with it. Does not own: an event's form (`lineage/openlineage.py`).
 """
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from dagster import (
     AssetMaterialization,
@@ -27,8 +27,12 @@ from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
 from throughline.lineage.openlineage import StepRun, Table, send
 
-ENDED = {DagsterRunStatus.SUCCESS: "COMPLETE", DagsterRunStatus.FAILURE: "FAIL", DagsterRunStatus.CANCELED: "ABORT"}
-_TOLD = {
+ENDED: dict[DagsterRunStatus, Literal["COMPLETE", "FAIL", "ABORT"]] = {
+    DagsterRunStatus.SUCCESS: "COMPLETE",
+    DagsterRunStatus.FAILURE: "FAIL",
+    DagsterRunStatus.CANCELED: "ABORT",
+}
+_READ_EVENTS = {
     DagsterEventType.STEP_START,
     DagsterEventType.ASSET_MATERIALIZATION,
     DagsterEventType.STEP_SUCCESS,
@@ -54,25 +58,25 @@ def _sensor(settings: Settings, status: DagsterRunStatus) -> SensorDefinition:
         minimum_interval_seconds=10,
         description=lineage_events.__doc__,
     )
-    def tell(context: RunStatusSensorContext) -> SkipReason:
+    def send_run(context: RunStatusSensorContext) -> SkipReason:
         run = context.dagster_run
         record = context.instance.get_run_record_by_id(run.run_id)
-        if record.start_time is None:
+        if record is None or record.start_time is None:
             return SkipReason(f"run {run.run_id} never began: {status.value.lower()}")
-        entries = context.instance.all_logs(run.run_id, of_type=_TOLD) if status in ENDED else []
+        entries = context.instance.all_logs(run.run_id, of_type=_READ_EVENTS) if status in ENDED else []
         steps = steps_of(run, entries)
         problem = send(settings, [*steps, whole(run, status, record.start_time, record.end_time, steps)])
         if problem:
-            context.log.warning(f"Run {run.run_id} is not fully told: {problem}")
-        return SkipReason(problem or f"run {run.run_id} told: {status.value.lower()}, {len(steps)} steps")
+            context.log.warning(f"Run {run.run_id} was not fully sent: {problem}")
+        return SkipReason(problem or f"run {run.run_id} sent: {status.value.lower()}, {len(steps)} steps")
 
-    return tell
+    return send_run
 
 
 def whole(
     run: DagsterRun, status: DagsterRunStatus, began: float, ended: float | None, steps: Iterable[StepRun]
 ) -> StepRun:
-    """The run itself, `status` being what is told of it: a run that has just begun may have ended when that is told."""
+    """The run itself with the `status` that is sent: a run that has just started may have ended by then."""
     over = status in ENDED and ended is not None
     return StepRun(
         run_id=run.run_id,
@@ -86,12 +90,14 @@ def whole(
 
 
 def steps_of(run: DagsterRun, entries: Iterable[EventLogEntry]) -> list[StepRun]:
-    """The steps that began, in that order, with what their materializations say of inputs and outputs."""
+    """The steps that began, in that order, with the inputs and outputs that their materializations name."""
     started: dict[str, EventLogEntry] = {}
     ended: dict[str, EventLogEntry] = {}
     made: dict[str, list[AssetMaterialization]] = {}
     for entry in entries:
         event = entry.dagster_event
+        if event is None or event.step_key is None:
+            continue
         if event.event_type == DagsterEventType.STEP_START:
             started.setdefault(event.step_key, entry)
         elif event.event_type == DagsterEventType.ASSET_MATERIALIZATION:
@@ -99,22 +105,28 @@ def steps_of(run: DagsterRun, entries: Iterable[EventLogEntry]) -> list[StepRun]
         else:
             ended[event.step_key] = entry
     last = max((entry.timestamp for entry in (*started.values(), *ended.values())), default=0.0)
-    return [_step(run, entry, ended.get(step), made.get(step, []), last) for step, entry in started.items()]
+    return [_step(run, step, entry, ended.get(step), made.get(step, []), last) for step, entry in started.items()]
 
 
 def _step(
-    run: DagsterRun, start: EventLogEntry, end: EventLogEntry | None, made: list[AssetMaterialization], last: float
+    run: DagsterRun,
+    step: str,
+    start: EventLogEntry,
+    end: EventLogEntry | None,
+    made: list[AssetMaterialization],
+    last: float,
 ) -> StepRun:
-    """A step that never said how it ended was cut off with its run, at the latest at `last`."""
-    succeeded = end is not None and end.dagster_event.is_step_success
+    """A step without an end was cut off with its run, at the latest at `last`."""
+    last_event = end.dagster_event if end else None
+    succeeded = last_event is not None and last_event.is_step_success
     otherwise = "ABORT" if run.status == DagsterRunStatus.CANCELED else "FAIL"
-    failure = end.dagster_event.step_failure_data if end and end.dagster_event.is_step_failure else None
+    failure = last_event.step_failure_data if last_event and last_event.is_step_failure else None
     error = failure.error if failure else None
     cause = error.cause if error and error.cause else error
     return StepRun(
         run_id=run.run_id,
         job=run.job_name,
-        step=start.dagster_event.step_key,
+        step=step,
         started=_instant(start.timestamp),
         ended=_instant(end.timestamp if end else last),
         state="COMPLETE" if succeeded else otherwise,
@@ -125,7 +137,7 @@ def _step(
 
 
 def _outputs(made: list[AssetMaterialization]) -> list[Table]:
-    """Each asset once, by the last that was said of it."""
+    """Each asset once, by its last materialization."""
     found: dict[str, str | None] = {}
     for each in made:
         version = each.metadata.get("delta_version")
@@ -135,7 +147,7 @@ def _outputs(made: list[AssetMaterialization]) -> list[Table]:
 
 
 def _inputs(made: list[AssetMaterialization]) -> list[Table]:
-    """What Dagster knows was read, at the table version where the asset says it, otherwise by its data version."""
+    """What was read, at the table version that the asset's metadata names, otherwise by its data version."""
     found: dict[str, str] = {}
     for each in made:
         for tag, version in (each.tags or {}).items():

@@ -1,5 +1,7 @@
 """Monitoring: the inference log as it stands, outcomes joined to predictions, calibration on the data clock."""
 
+from datetime import timedelta
+
 from dagster import (
     AssetCheckResult,
     AssetChecksDefinition,
@@ -35,7 +37,7 @@ def monitoring_assets(usecase: UseCase) -> Definitions:
     return Definitions(
         assets=[_inference_log(usecase), _outcomes(usecase), _calibration(usecase)],
         asset_checks=[
-            _data_clock_freshness(usecase, name)
+            _data_clock_freshness(usecase, name, table.freshness)
             for name, table in usecase.sources.tables.items()
             if table.freshness is not None
         ],
@@ -128,9 +130,7 @@ def _calibration(usecase: UseCase) -> AssetsDefinition:
     return calibration
 
 
-def _data_clock_freshness(usecase: UseCase, table: str) -> AssetChecksDefinition:
-    limit = usecase.sources.tables[table].freshness
-
+def _data_clock_freshness(usecase: UseCase, table: str, limit: timedelta) -> AssetChecksDefinition:
     @asset_check(
         name="fresh_on_the_data_clock",
         asset=AssetKey([usecase.name, RAW, table]),

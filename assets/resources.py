@@ -47,8 +47,8 @@ def resources(settings: Settings) -> Mapping[str, Any]:
 def as_of(context: AssetExecutionContext, settings: Settings, usecase: UseCase) -> datetime:
     """The instant (UTC) up to which this run may know anything.
 
-    The data clock, unless the run says otherwise: a replay brings a whole day's deliveries before it lives through
-    that day, hour by hour; whatever reads them filters by knowledge time.
+    The data clock, unless a tag of the run states another: a replay brings a whole day's deliveries before it
+    replays that day hour by hour; whatever reads them filters by knowledge time.
     """
     stated = context.run.tags.get(tags.AS_OF)
     if stated is not None:

@@ -15,7 +15,7 @@ import pytest
 from throughline import services
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings, load_settings
-from throughline.services import strangers
+from throughline.services import processes
 from throughline.services.control import log_tail
 from throughline.services.daemon import Supervisor
 from throughline.services.ports import take_ports
@@ -82,7 +82,7 @@ def test_every_port_of_ours_listens_on_loopback_only(settings: Settings) -> None
     services.up(settings, ["spark", "collector"])
     found = [
         connection.laddr.ip
-        for process in strangers.ours(Supervisor(settings).url)
+        for process in processes.of_home(Supervisor(settings).url)
         for connection in process.connections(kind="tcp")
         if connection.status == psutil.CONN_LISTEN
     ]
@@ -110,10 +110,10 @@ def test_a_service_that_cannot_start_is_reported_with_the_end_of_its_log(setting
     assert state(settings, "mlflow").state == "dead"
 
 
-def test_a_port_that_a_stranger_holds_is_refused_naming_both(settings: Settings) -> None:
-    with socket.socket() as stranger:
-        stranger.bind(("127.0.0.1", settings.port("dagster")))
-        stranger.listen()
+def test_a_port_that_another_process_holds_is_refused_naming_both(settings: Settings) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", settings.port("dagster")))
+        other.listen()
         with pytest.raises(
             ThroughlineError, match=rf"{settings.port('dagster')}, which dagster-webserver.*{os.getpid()}"
         ):
@@ -138,7 +138,7 @@ def test_the_command_ends_although_its_services_live(settings: Settings) -> None
 def test_down_leaves_no_process_and_no_port_even_when_the_supervisor_was_killed(settings: Settings) -> None:
     services.up(settings, ["collector"])
     supervisor = Supervisor(settings)
-    running = strangers.ours(supervisor.url)
+    running = processes.of_home(supervisor.url)
     assert running
     os.kill(supervisor.pid(), signal.SIGKILL)
     time.sleep(0.2)
@@ -147,7 +147,7 @@ def test_down_leaves_no_process_and_no_port_even_when_the_supervisor_was_killed(
     assert "supervisor" in lost.detail
     services.down(settings)
     services.down(settings)
-    assert strangers.ours(supervisor.url) == []
-    assert strangers.holders(set(range(settings.port_base, settings.port_base + 7)), supervisor.url) == {}
+    assert processes.of_home(supervisor.url) == []
+    assert processes.port_holders(set(range(settings.port_base, settings.port_base + 7)), supervisor.url) == {}
     assert not Path(supervisor.socket).exists()
     assert {one.state for one in services.status(settings)} == {"stopped"}

@@ -1,4 +1,4 @@
-"""A run's steps are told when it has ended; a receiver that is down fails neither the run nor the sensor."""
+"""A run's steps are sent when it has ended; a receiver that is down fails neither the run nor the sensor."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def here() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def told(tmp_path, here: Receiver) -> Settings:
+def settings(tmp_path, here: Receiver) -> Settings:
     return load_settings(home=tmp_path, openlineage_url=here.url)
 
 
@@ -71,7 +71,7 @@ def run(instance: DagsterInstance, fails: bool = False) -> ExecuteInProcessResul
     return job.execute_in_process(instance=instance, raise_on_error=False)
 
 
-def tell(
+def send_run(
     settings: Settings, instance: DagsterInstance, done: ExecuteInProcessResult, began: bool = False
 ) -> SkipReason:
     """By the sensor for how the run ended, or by the one for runs that begin."""
@@ -90,18 +90,18 @@ def test_without_a_receiver_there_is_no_sensor(tmp_path) -> None:
     assert not lineage_events(load_settings(home=tmp_path)).sensors
 
 
-def test_with_one_that_a_run_begins_and_every_way_in_which_it_ends_is_told(told: Settings) -> None:
-    sensors = list(lineage_events(told).sensors)
+def test_with_a_receiver_the_start_of_a_run_and_every_way_in_which_it_ends_are_sent(settings: Settings) -> None:
+    sensors = list(lineage_events(settings).sensors)
     assert {each.name for each in sensors} == {
         f"openlineage_{status.value.lower()}" for status in (DagsterRunStatus.STARTED, *ENDED)
     }
     assert {each.default_status for each in sensors} == {DefaultSensorStatus.RUNNING}
 
 
-def test_each_step_is_told_with_what_it_read_and_wrote(told: Settings, here: Receiver) -> None:
+def test_each_step_is_sent_with_its_inputs_and_outputs(settings: Settings, here: Receiver) -> None:
     with DagsterInstance.ephemeral() as instance:
         done = run(instance)
-        assert tell(told, instance, done).skip_message == f"run {done.run_id} told: success, 4 steps"
+        assert send_run(settings, instance, done).skip_message == f"run {done.run_id} sent: success, 4 steps"
     steps = {name.partition(".")[2] for name, _ in here.told()}
     assert steps == {"u__raw__t", "u__features__ticks", "u__training__dataset", "u__training__model", ""}
     assert [state for _, state in here.told()] == ["START", "COMPLETE"] * 5
@@ -123,19 +123,19 @@ def test_each_step_is_told_with_what_it_read_and_wrote(told: Settings, here: Rec
     assert {event.run.facets["parent"].job["name"] for event in of_steps} == {ended.job.name}
 
 
-def test_that_a_run_began_is_told_before_it_has_ended(told: Settings, here: Receiver) -> None:
+def test_the_start_of_a_run_is_sent_before_it_has_ended(settings: Settings, here: Receiver) -> None:
     with DagsterInstance.ephemeral() as instance:
         done = run(instance)
-        tell(told, instance, done, began=True)
+        send_run(settings, instance, done, began=True)
         assert here.told() == [("__ASSET_JOB", "START")]
         assert here.events[0].run.runId == done.run_id
 
 
-def test_a_step_that_failed_says_why_and_those_that_never_began_are_not_told(told: Settings, here: Receiver) -> None:
+def test_a_failed_step_is_sent_with_its_error_and_later_steps_are_not(settings: Settings, here: Receiver) -> None:
     with DagsterInstance.ephemeral() as instance:
         done = run(instance, fails=True)
         assert done.dagster_run.status == DagsterRunStatus.FAILURE
-        tell(told, instance, done)
+        send_run(settings, instance, done)
     assert here.told()[-3:] == [
         ("__ASSET_JOB.u__training__model", "FAIL"), ("__ASSET_JOB", "START"), ("__ASSET_JOB", "FAIL")
     ]  # fmt: skip
@@ -145,12 +145,12 @@ def test_a_step_that_failed_says_why_and_those_that_never_began_are_not_told(tol
     assert "details" not in message
 
 
-def test_of_a_run_that_was_cancelled_in_the_queue_nothing_is_told(told: Settings, here: Receiver) -> None:
+def test_nothing_is_sent_of_a_run_that_was_cancelled_in_the_queue(settings: Settings, here: Receiver) -> None:
     job = Definitions(assets=graph()).resolve_implicit_global_asset_job_def()
     with DagsterInstance.ephemeral() as instance:
         waiting = instance.create_run_for_job(job)
         event = instance.report_run_canceled(waiting)
-        sensor = next(each for each in lineage_events(told).sensors if each.name.endswith("canceled"))
+        sensor = next(each for each in lineage_events(settings).sensors if each.name.endswith("canceled"))
         context = build_run_status_sensor_context(
             sensor_name=sensor.name,
             dagster_event=event,
@@ -167,4 +167,4 @@ def test_a_receiver_that_is_down_is_a_line_in_the_sensors_log(tmp_path, here: Re
     with DagsterInstance.ephemeral() as instance:
         done = run(instance)
         assert done.success
-        assert "0 of 10 events taken by" in tell(settings, instance, done).skip_message
+        assert "0 of 10 events taken by" in send_run(settings, instance, done).skip_message

@@ -54,7 +54,7 @@ class ThreadHome:
     def run_log(self, run_id: str) -> str:
         """The messages of a run so far."""
         messages: list[str] = []
-        Graph(self.settings)._tell(run_id, None, RunOutcome(run_id, ""), lambda event: messages.append(event.message))
+        Graph(self.settings)._report(run_id, None, RunOutcome(run_id, ""), lambda event: messages.append(event.message))
         return "\n".join(messages)
 
 

@@ -1,4 +1,4 @@
-"""`throughline advance`: let recorded days pass."""
+"""`throughline advance`: replay recorded days."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from throughline.usecase import get_usecase, load_usecases
 
 
 def advance(
-    days: int = typer.Option(1, "--days", min=1, help="How many days of the recording to live through."),
+    days: int = typer.Option(1, "--days", min=1, help="How many days of the recording to replay."),
     usecase: str | None = typer.Option(None, "--usecase", help="One use case; all of them when not given."),
     as_json: bool = typer.Option(False, "--json", help="Print what happened as JSON."),
 ) -> None:
@@ -23,7 +23,7 @@ def advance(
     settings = load_settings()
     graph = Graph(settings)
     chosen = [get_usecase(usecase)] if usecase else list(load_usecases().values())
-    lived: list[dict[str, Any]] = []
+    days_done: list[dict[str, Any]] = []
     for declared in chosen:
         for _ in range(days):
             done = advance_day(
@@ -31,7 +31,7 @@ def advance(
                 declared,
                 graph,
                 follow=lambda run_id: follow_run(graph, settings, run_id, quiet=True),
-                say=lambda text: console.print(f"[dim]{text}[/]"),
+                report=lambda text: console.print(f"[dim]{text}[/]"),
             )
             judged = done.calibration
             row = {
@@ -48,9 +48,9 @@ def advance(
                 "retraining_status": done.retraining_status,
                 "seconds": round(done.seconds, 1),
             }
-            lived.append(row)
+            days_done.append(row)
             _show(row, console if as_json else out())
-    emit(as_json, lived, lambda: None)
+    emit(as_json, days_done, lambda: None)
 
 
 def _show(row: dict[str, Any], screen: Console) -> None:

@@ -58,7 +58,7 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, listed, rest = super().resolve_command(ctx, args)
-        return name, listed and load(listed.name), rest
+        return name, load(name) if name and listed else None, rest
 
 
 def load(name: str) -> Any:

@@ -30,7 +30,7 @@ def out() -> Console:
 
 
 def emit(as_json: bool, result: Any, human: Callable[[], None]) -> None:
-    """The result of a command: JSON on stdout when asked for, otherwise whatever `human` prints."""
+    """The result of a command: JSON on stdout with --json, otherwise whatever `human` prints."""
     if as_json:
         sys.stdout.write(json.dumps(result, default=str) + "\n")
     else:
@@ -40,7 +40,7 @@ def emit(as_json: bool, result: Any, human: Callable[[], None]) -> None:
 def follow_run(graph: Graph, settings: Settings, run_id: str, quiet: bool = False) -> RunOutcome:
     """Wait for a run, with a line per finished step and what is under way below it.
 
-    When it fails and a service died meanwhile, that and the end of its log are told, too.
+    When it fails and a service died meanwhile, the end of that service's log is shown, too.
     """
     running: dict[str, float] = {}
     link = f"{settings.url('dagster')}/runs/{run_id}"
@@ -62,8 +62,8 @@ def follow_run(graph: Graph, settings: Settings, run_id: str, quiet: bool = Fals
             status.update(f"{', '.join(running) or 'waiting'} [dim]{link}[/]")
 
         outcome = graph.follow(run_id, show)
-    if not outcome.succeeded and (casualty := services.casualty(settings)):
-        console.print(f"  {casualty}", style="red", markup=False)
-        for line in casualty.tail:
+    if not outcome.succeeded and (dead := services.dead_service(settings)):
+        console.print(f"  {dead}", style="red", markup=False)
+        for line in dead.tail:
             console.print(f"    {line}", style="dim", markup=False)
     return outcome

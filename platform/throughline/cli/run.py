@@ -18,7 +18,7 @@ from throughline.graph.client import Graph
 from throughline.graph.code import fingerprint_graph
 from throughline.graph.plan import plan_run
 from throughline.records import DatasetRecord, EndpointRecord, EvaluationRecord, FeatureStoreRecord, GateDecision
-from throughline.records.store import find_record
+from throughline.records.store import find_record, load_record
 from throughline.rollout.endpoint import example_request, predict
 from throughline.services import doctor
 from throughline.usecase import UseCase, load_usecases
@@ -48,9 +48,10 @@ def _run_usecase(settings: Settings, usecase: UseCase) -> dict[str, Any]:
     materialised: list[str] = []
     started = time.monotonic()
     if plan:
-        days = f", days {plan.days[0]} to {plan.days[1]}" if plan.days else ""
-        console.print(f"[bold]{usecase.name}[/]: {len(plan.assets)} of {len(states)} assets to materialise{days}")
-        run_id = graph.launch(plan.assets, partitions=plan.days and tuple(day.isoformat() for day in plan.days))
+        days = (plan.days[0].isoformat(), plan.days[1].isoformat()) if plan.days else None
+        span = f", days {days[0]} to {days[1]}" if days else ""
+        console.print(f"[bold]{usecase.name}[/]: {len(plan.assets)} of {len(states)} assets to materialise{span}")
+        run_id = graph.launch(plan.assets, partitions=days)
         outcome = follow_run(graph, settings, run_id)
         materialised = outcome.materialised
         if not outcome.succeeded:
@@ -62,16 +63,14 @@ def _run_usecase(settings: Settings, usecase: UseCase) -> dict[str, Any]:
     else:
         console.print(f"[bold]{usecase.name}[/]: nothing changed, nothing to materialise")
 
-    def record(room: str, name: str, kind: type) -> Any:
-        return find_record(settings, (usecase.name, room, name), kind)
-
-    endpoint = record("deployment", "endpoint", EndpointRecord)
-    gate = record("evaluation", "gate", GateDecision)
-    if endpoint is None:
+    name = usecase.name
+    endpoint = find_record(settings, (name, "deployment", "endpoint"), EndpointRecord)
+    gate = find_record(settings, (name, "evaluation", "gate"), GateDecision)
+    if endpoint is None or gate is None:
         reasons = f"{gate.model}: {gate.failures}" if gate else "no candidate was judged"
-        raise ThroughlineError(f"{usecase.name} has no live endpoint: the gate released nothing yet ({reasons}).")
-    dataset = record("training", "dataset", DatasetRecord)
-    evaluation = record("evaluation", "evaluation", EvaluationRecord)
+        raise ThroughlineError(f"{name} has no live endpoint: the gate released nothing yet ({reasons}).")
+    dataset = load_record(settings, (name, "training", "dataset"), DatasetRecord)
+    evaluation = load_record(settings, (name, "evaluation", "evaluation"), EvaluationRecord)
     prediction = predict(settings, usecase, [example_request(settings, usecase, now)])[0]
     return {
         "usecase": usecase.name,

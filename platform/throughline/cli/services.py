@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from throughline import services
 from throughline.foundation.settings import Settings, load_settings
@@ -79,7 +81,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def describe(statuses: list[ServiceStatus]) -> list[dict]:
-    """For `--json`: `detail` only where there is something to say."""
+    """For `--json`; `detail` only where there is one."""
     return [
         {"name": one.name, "state": one.state, "address": one.address} | ({"detail": one.detail} if one.detail else {})
         for one in statuses
@@ -100,7 +102,7 @@ def show_models(models: list[dict]) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str, str, float], None]]:
+def progress() -> Generator[Callable[[str, str, float], None]]:
     """What `services.up` reports to: a live table on a terminal, a line per change of state elsewhere; on stderr."""
     if sys.stderr.isatty():
         with _live() as report:
@@ -121,17 +123,14 @@ def _lines() -> Callable[[str, str, float], None]:
 
 
 @contextmanager
-def _live() -> Iterator[Callable[[str, str, float], None]]:
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
+def _live() -> Generator[Callable[[str, str, float], None]]:
     columns = (
         SpinnerColumn(finished_text="[green]✓"),
         TextColumn("{task.description:18}"),
         TextColumn("{task.fields[state]}"),
     )
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as shown:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
 
         def report(name: str, state: str, seconds: float) -> None:
             if name not in tasks:

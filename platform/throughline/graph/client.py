@@ -1,6 +1,6 @@
 """The graph as seen from outside: what is stale, launching a run, following it. Dagster's GraphQL, no Dagster import.
 
-Owns: the questions asked of the webserver and the shape of its answers. Does not own: which assets should run
+Owns: the queries to the webserver and the shape of its answers. Does not own: which assets should run
 (`plan.py`), or how progress is shown.
 """
 
@@ -32,7 +32,7 @@ Key = tuple[str, ...]
 class AssetState:
     """How one asset stands. `partitions` are the materialised ones; None for an unpartitioned asset.
 
-    `causes` says what made a stale one stale: CODE (its own or one above it), DATA or DEPENDENCIES.
+    `causes`: why it is stale: CODE (its own or one above it), DATA or DEPENDENCIES.
     """
 
     key: Key
@@ -87,14 +87,14 @@ class JobRun:
 
 
 ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
-ANSWER_S, ATTEMPTS = 60.0, 5  # a busy machine's webserver takes its time; one that is down says so at once
+ANSWER_S, ATTEMPTS = 60.0, 5  # a busy machine's webserver takes its time; one that is down refuses at once
 
 
 LOAD_S = 300.0  # importing the graph took 60 s on a machine with 20 processes per core
 
 
 class NoAnswerYet(ThroughlineError):
-    """The webserver took the question and did not answer in time: what was asked for may be done or not."""
+    """The webserver took the request and did not answer in time: it may or may not have been carried out."""
 
 
 class Graph:
@@ -108,7 +108,7 @@ class Graph:
 
     def states(self) -> list[AssetState]:
         """Every asset of the location, with the partitions it has."""
-        answer = self._ask(_STATES)
+        answer = self._request(_STATES)
         for entry in answer["workspaceOrError"]["locationEntries"]:
             if entry["locationOrLoadError"]["__typename"] == "PythonError":
                 raise ThroughlineError(f"The graph does not load: {_cause(entry['locationOrLoadError'])}")
@@ -128,21 +128,21 @@ class Graph:
     def reload_if_changed(self, fingerprint: str) -> None:
         """Have the code location load the code again unless `fingerprint` is that of what it loaded."""
         selector = {"repositoryLocationName": LOCATION, "repositoryName": REPOSITORY}
-        jobs = self._ask(_LOADED, selector=selector)["repositoryOrError"].get("jobs", [])
+        jobs = self._request(_LOADED, selector=selector)["repositoryOrError"].get("jobs", [])
         if fingerprint not in {tag["value"] for job in jobs for tag in job["tags"] if tag["key"] == CODE}:
-            self._ask(_RELOAD, name=LOCATION)
+            self._request(_RELOAD, name=LOCATION)
 
     def _outdated(self, nodes: Sequence[Mapping[str, Any]]) -> set[Key]:
-        """The daily assets whose oldest day is stale: of the asset as a whole, Dagster always says FRESH."""
+        """The daily assets whose oldest day is stale: of the asset as a whole, Dagster always reports FRESH."""
         oldest = {tuple(n["assetKey"]["path"]): min(days) for n in nodes if (days := _partitions(n))}
         if not oldest:
             return set()
-        questions = [
+        fields = [
             f"a{n}: assetNodeOrError(assetKey: {{path: {json.dumps(key)}}}) "
             f"{{ ... on AssetNode {{ staleStatus(partition: {json.dumps(day)}) }} }}"
             for n, (key, day) in enumerate(oldest.items())
         ]
-        answer = self._ask(f"query {{ {' '.join(questions)} }}")
+        answer = self._request(f"query {{ {' '.join(fields)} }}")
         return {key for n, key in enumerate(oldest) if answer[f"a{n}"].get("staleStatus") == "STALE"}
 
     def launch(
@@ -160,7 +160,7 @@ class Graph:
         """
         request = uuid.uuid4().hex
         all_tags = {**(tags or {}), REQUEST: request}
-        with contextlib.suppress(ThroughlineError):  # a token that is nobody's launches in nobody's name
+        with contextlib.suppress(ThroughlineError):  # with an unknown token the run has no submitter
             all_tags[SUBMITTER] = current_principal(self._settings).name
         if partitions:
             all_tags[RANGE_START], all_tags[RANGE_END] = partitions
@@ -178,7 +178,7 @@ class Graph:
             "executionMetadata": {"tags": [{"key": k, "value": v} for k, v in sorted(all_tags.items())]},
         }
         try:
-            answer = self._ask(_LAUNCH, params=params)["launchPipelineExecution"]
+            answer = self._request(_LAUNCH, params=params)["launchPipelineExecution"]
         except NoAnswerYet:
             # Launched a second time it might run twice: the run that there may be is looked for instead.
             for _ in range(ATTEMPTS):
@@ -191,13 +191,13 @@ class Graph:
         return answer["run"]["runId"]
 
     def follow(self, run_id: str, on_event: Callable[[RunEvent], None], timeout_s: float = 3600) -> RunOutcome:
-        """Wait for a run, telling each event once. Raises when the run outlives the deadline."""
+        """Wait for a run; `on_event` gets each event once. Raises when the run outlives the deadline."""
         outcome = RunOutcome(run_id, "STARTING")
         deadline = time.monotonic() + timeout_s
         cursor = None
         while True:
-            status = self._ask(_STATUS, runId=run_id)["runOrError"]["status"]
-            cursor = self._tell(run_id, cursor, outcome, on_event)
+            status = self._request(_STATUS, runId=run_id)["runOrError"]["status"]
+            cursor = self._report(run_id, cursor, outcome, on_event)
             if status in ENDED:
                 outcome.status = status
                 return outcome
@@ -209,7 +209,7 @@ class Graph:
 
     def runs(self, tags: Mapping[str, str], limit: int = 20) -> list[dict[str, Any]]:
         """The newest runs that carry all of the tags: id, status, tags."""
-        answer = self._ask(_RUNS, filter={"tags": [{"key": k, "value": v} for k, v in tags.items()]}, limit=limit)
+        answer = self._request(_RUNS, filter={"tags": [{"key": k, "value": v} for k, v in tags.items()]}, limit=limit)
         return [
             {"run_id": r["runId"], "status": r["status"], "tags": {t["key"]: t["value"] for t in r["tags"]}}
             for r in answer["runsOrError"]["results"]
@@ -217,48 +217,48 @@ class Graph:
 
     def jobs(self, names: Sequence[str], limit: int = 20) -> list[JobRun]:
         """The newest runs of the named jobs, newest first."""
-        found = [run for name in names for run in self._ask(_JOBS, job=name, limit=limit)["runsOrError"]["results"]]
+        found = [run for name in names for run in self._request(_JOBS, job=name, limit=limit)["runsOrError"]["results"]]
         newest = sorted(found, key=lambda run: run["creationTime"], reverse=True)[:limit]
         return [_job_run(run) for run in newest]
 
     def job(self, run_id: str) -> JobRun:
         """One run. Raises when there is none."""
-        run = self._ask(_JOB, runId=run_id)["runOrError"]
+        run = self._request(_JOB, runId=run_id)["runOrError"]
         if "runId" not in run:
             raise ThroughlineError(f"There is no run {run_id}: `throughline jobs` lists what is.")
         return _job_run(run)
 
     def cancel(self, run_id: str) -> None:
         """Ask a run to end. Raises when it is not under way."""
-        answer = self._ask(_CANCEL, runId=run_id)["terminateRun"]
+        answer = self._request(_CANCEL, runId=run_id)["terminateRun"]
         if answer["__typename"] != "TerminateRunSuccess":
             raise ThroughlineError(f"Run {run_id} was not cancelled: {answer.get('message') or answer['__typename']}")
 
     def sensor_cursor(self, sensor: str) -> str | None:
         """Where a running sensor stands; None before its first tick."""
         selector = {"repositoryLocationName": LOCATION, "repositoryName": REPOSITORY, "sensorName": sensor}
-        state = self._ask(_SENSOR, selector=selector)["sensorOrError"].get("sensorState") or {}
+        state = self._request(_SENSOR, selector=selector)["sensorOrError"].get("sensorState") or {}
         return (state.get("typeSpecificData") or {}).get("lastCursor")
 
-    def _tell(
+    def _report(
         self, run_id: str, cursor: str | None, outcome: RunOutcome, on_event: Callable[[RunEvent], None]
     ) -> str | None:
         more = True
         while more:
-            log = self._ask(_LOGS, runId=run_id, cursor=cursor)["logsForRun"]
+            log = self._request(_LOGS, runId=run_id, cursor=cursor)["logsForRun"]
             for event in log["events"]:
-                for told in _events(event, outcome):
-                    on_event(told)
+                for shown in _events(event, outcome):
+                    on_event(shown)
             more, cursor = log["hasMore"], log["cursor"]
         return cursor
 
-    def _ask(self, query: str, **variables: Any) -> dict[str, Any]:
-        """The answer's data. What only asks is asked again when no answer comes in time, what changes things is not."""
-        asked = {"query": query, "variables": variables}
+    def _request(self, query: str, **variables: Any) -> dict[str, Any]:
+        """The answer's data. A query is sent again when no answer comes in time, a mutation is not."""
+        body = {"query": query, "variables": variables}
         for left in reversed(range(1 if query.lstrip().startswith("mutation") else ATTEMPTS)):
             try:
                 limit = LOAD_S if query is _RELOAD else self._answer_s
-                answer = self._client.post(f"{self._url}/graphql", json=asked, timeout=limit)
+                answer = self._client.post(f"{self._url}/graphql", json=body, timeout=limit)
                 content = answer.raise_for_status().json()
                 break
             except (httpx.HTTPError, ValueError) as error:
@@ -269,7 +269,7 @@ class Graph:
                         f"The Dagster webserver at {self._url} does not answer ({problem}): see `throughline status`."
                     ) from error
         if content.get("errors"):
-            raise ThroughlineError(f"Dagster refused a question: {content['errors'][0]['message'].splitlines()[0]}")
+            raise ThroughlineError(f"Dagster refused a query: {content['errors'][0]['message'].splitlines()[0]}")
         return content["data"]
 
 
@@ -330,7 +330,7 @@ def _events(event: Mapping[str, Any], outcome: RunOutcome) -> Iterator[RunEvent]
 def _cause(error: Mapping[str, Any]) -> str:
     """What a person should read, without the class in front: our own one line, else the innermost error's words.
 
-    Our own error often has a cause further in (a refused connection, a validation); its line already says what to do.
+    Our own error often has a cause further in (a refused connection, a validation); its line already names the remedy.
     """
     chain = [error, *(link["error"] for link in error.get("errorChain") or [])]
     lines = [_first_line(link["message"]) for link in chain]

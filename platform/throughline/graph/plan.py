@@ -14,7 +14,7 @@ from throughline.foundation.days import between
 from throughline.graph.client import AssetState, Key
 
 RELEASE_ROOMS = frozenset({"training", "evaluation", "deployment"})
-SUBMITTED_ROOMS = frozenset({"experiments"})  # what stands there, people ask for
+SUBMITTED_ROOMS = frozenset({"experiments"})  # materialised when somebody submits a training
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""Living through recorded days: the data clock moves, deliveries come, predictions are asked for, sensors decide.
+"""Replays recorded days: the data clock moves, deliveries come, requests are sent, sensors decide.
 
 Owns: the order of events within a replayed day. Does not own: any decision; those are the graph's and its sensors'.
 
-A day's deliveries and features are brought in one run before the day is lived through hour by hour, because a run per
-hour would cost more than the day. Nothing looks ahead all the same: every reader filters by knowledge time, and the
+A day's deliveries and features are brought in one run before the day is replayed hour by hour: a run per hour would
+cost more than the day. Nothing looks ahead all the same: every reader filters by knowledge time, and the
 online store is given each hour's ticks only when the data clock gets there.
 """
 
@@ -42,28 +42,32 @@ class ReplayedDay:
 
 
 def advance_day(
-    settings: Settings, usecase: UseCase, graph: Graph, follow: Callable[[str], RunOutcome], say: Callable[[str], None]
+    settings: Settings,
+    usecase: UseCase,
+    graph: Graph,
+    follow: Callable[[str], RunOutcome],
+    report: Callable[[str], None],
 ) -> ReplayedDay:
     """Move the data clock by one local day. Interrupted, it goes on within the day when called again.
 
-    `follow` waits for a run by its id; `say` is told what goes on. Raises when the day cannot be brought.
+    `follow` waits for a run by its id; `report` gets a line per stage. Raises when the day cannot be brought.
     """
     started = time.monotonic()
     clock = data_clock(settings, usecase.clock_start(settings))
     if not isinstance(clock, ReplayClock):
-        raise ThroughlineError("This home's data clock is the wall clock, which nobody advances.")
+        raise ThroughlineError("This home's data clock is the wall clock, which cannot be advanced.")
     day = usecase.local_day(clock.now())
     if day >= usecase.replay.end:
         raise ThroughlineError(f"The recording of {usecase.name} ends before {day}: there is nothing to advance to.")
     end = usecase.day_start(day + timedelta(days=1))
     clock.advance_to(clock.now())
 
-    say(f"{day}: bringing the day's data")
+    report(f"{day}: bringing the day's data")
     key = day.isoformat()
     ingest = graph.launch(job=f"{usecase.name}_ingest", partitions=(key, key), tags={tags.AS_OF: end.isoformat()})
     _must(follow(ingest), f"the data of {day}")
 
-    predictions = _live_through(settings, usecase, clock, end, say)
+    predictions = _replay_hours(settings, usecase, clock, end, report)
 
     monitor = graph.launch(job=f"{usecase.name}_monitor")
     _must(follow(monitor), f"the monitoring of {day}")
@@ -71,29 +75,29 @@ def advance_day(
     calibration = load_record(settings, (usecase.name, "monitoring", "calibration"), CalibrationRecord)
 
     _wait_for_sensor(graph, f"{usecase.name}_drift", monitor)
-    asked = graph.runs({tags.RETRAIN: usecase.name, tags.CLOCK: calibration.window_until.isoformat()}, limit=1)
+    retrainings = graph.runs({tags.RETRAIN: usecase.name, tags.CLOCK: calibration.window_until.isoformat()}, limit=1)
     status = None
-    if asked:
-        say(f"{day}: retraining, {asked[0]['tags'][tags.CAUSE]}")
-        status = follow(asked[0]["run_id"]).status
+    if retrainings:
+        report(f"{day}: retraining, {retrainings[0]['tags'][tags.CAUSE]}")
+        status = follow(retrainings[0]["run_id"]).status
     return ReplayedDay(
         day=day,
         predictions=predictions,
         outcomes=outcomes,
         calibration=calibration,
-        retraining=asked[0]["tags"][tags.CAUSE] if asked else None,
+        retraining=retrainings[0]["tags"][tags.CAUSE] if retrainings else None,
         retraining_status=status,
         seconds=time.monotonic() - started,
     )
 
 
-def _live_through(
-    settings: Settings, usecase: UseCase, clock: ReplayClock, end: datetime, say: Callable[[str], None]
+def _replay_hours(
+    settings: Settings, usecase: UseCase, clock: ReplayClock, end: datetime, report: Callable[[str], None]
 ) -> int:
     """Hour by hour to `end`: ticks go online, then every request due within the hour is sent. Returns how many."""
     from throughline.featurestore.materialise import materialise  # postpones feast (4 s)
 
-    asked = 0
+    sent = 0
     while (now := clock.now()) < end:
         hour_end = min(now.replace(minute=0, second=0, microsecond=0) + HOUR, end)
         # two hours of overlap: a tick that an interrupted hour left out is picked up by the next
@@ -101,10 +105,10 @@ def _live_through(
         due = requests_between(settings, usecase, now, hour_end)
         if due.height:
             predict(settings, usecase, as_instances(usecase, due))
-            asked += due.height
+            sent += due.height
         clock.advance_to(hour_end)
-    say(f"{usecase.local_day(end - HOUR)}: {asked} predictions")
-    return asked
+    report(f"{usecase.local_day(end - HOUR)}: {sent} predictions")
+    return sent
 
 
 def _must(outcome: RunOutcome, what: str) -> None:

@@ -6,10 +6,10 @@ Owns: what runs on one machine, how it is started, watched and stopped. Does not
     conf.py        the same as a supervisord.conf: pure
     daemon.py      supervisord itself: its socket, starting it, talking to it
     health.py      whether a service answers
-    strangers.py   who holds a port; what was left behind
+    processes.py   which process listens on a port, which belong to a home
     control.py     up, down, status
 """
 
-from throughline.services.control import ServiceFailed, ServiceStatus, casualty, down, served_models, status, up
+from throughline.services.control import ServiceFailed, ServiceStatus, dead_service, down, served_models, status, up
 
-__all__ = ["ServiceFailed", "ServiceStatus", "casualty", "down", "served_models", "status", "up"]
+__all__ = ["ServiceFailed", "ServiceStatus", "dead_service", "down", "served_models", "status", "up"]

@@ -1,6 +1,6 @@
 """A supervisord.conf from declared services: pure text.
 
-Owns: how supervisor is told what to do, quoting included. Does not own: what the services are.
+Owns: supervisor's format, quoting included. Does not own: what the services are.
 """
 
 from __future__ import annotations

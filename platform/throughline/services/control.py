@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
+import psutil
+
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.files import locked, write_atomic
 from throughline.foundation.settings import SECRETS, Settings
-from throughline.services import health, strangers
+from throughline.services import health
+from throughline.services import processes as os_processes
 from throughline.services.conf import log_path, render
 from throughline.services.daemon import Process, Supervisor
 from throughline.services.declared import SHARED, Service, declare, render_workspace, secret_env, select
@@ -27,13 +30,13 @@ from throughline.services.declared import SHARED, Service, declare, render_works
 _POLL_S = 0.25
 _TAIL_LINES = 40  # a Java stack trace is long, and its first line is the one that matters
 
-Holders = Callable[[], dict[int, strangers.Holder]]
+Holders = Callable[[], dict[int, os_processes.Holder]]
 Report = Callable[[str, str, float], None]  # service, its state, seconds since the command began
 
 
 @dataclass(frozen=True)
 class ServiceStatus:
-    """`state`: running (it answers), starting (within its deadline), unhealthy, stopped, dead (nobody stopped it)."""
+    """`state`: running (it answers), starting (within its deadline), unhealthy, stopped, dead (it ended by itself)."""
 
     name: str
     state: str
@@ -53,7 +56,7 @@ def up(settings: Settings, names: list[str] | None = None, report: Report = lamb
     """Start what does not run (all services, or `names`) and wait until each answers; a no-op when all do.
 
     A running service whose settings changed is restarted. Raises `ServiceFailed`, or `ThroughlineError` for a port that
-    a stranger holds.
+    a process outside this home holds.
     """
     wanted = select(declare(settings), names)
     begun = time.monotonic()
@@ -84,21 +87,21 @@ def down(settings: Settings) -> None:
             supervisor.shutdown()
             _wait_gone(pid, timeout_s=60)
         # A supervisord that was killed, or whose socket was deleted, leaves its services running.
-        strangers.end([*_orphaned_supervisor(settings, supervisor), *strangers.ours(supervisor.url)])
+        os_processes.end([*_orphaned_supervisor(settings, supervisor), *os_processes.of_home(supervisor.url)])
         supervisor.socket.unlink(missing_ok=True)
-        left = strangers.ours(supervisor.url)
+        left = os_processes.of_home(supervisor.url)
         ports = {port for service in declare(settings) for port in service.ports}
-        held = [holder for holder in strangers.holders(ports, supervisor.url).values() if holder.ours]
+        held = [holder for holder in os_processes.port_holders(ports, supervisor.url).values() if holder.own]
     if left or held:
-        pids = sorted({process.pid for process in left} | {holder.pid for holder in held})
+        pids = sorted({process.pid for process in left} | {holder.pid for holder in held if holder.pid})
         raise ThroughlineError(f"Still running after `down`: {pids}. End them by hand (kill -9) and try again.")
 
 
 def status(settings: Settings) -> list[ServiceStatus]:
-    """How each service is, asked in parallel."""
+    """The state of each service; their health checks run in parallel."""
     supervisor = Supervisor(settings)
     processes, services = supervisor.processes(), declare(settings)
-    if not processes and (left := strangers.services_left(supervisor.url)):
+    if not processes and (left := os_processes.services_left(supervisor.url)):
         lost = "runs without its supervisor, which was killed: `throughline up` starts it again"
         return [
             ServiceStatus(
@@ -110,8 +113,8 @@ def status(settings: Settings) -> list[ServiceStatus]:
         return list(pool.map(partial(_judge, settings, processes, _port_holders(services, supervisor)), services))
 
 
-def casualty(settings: Settings) -> ServiceFailed | None:
-    """Who died meanwhile, with the end of its log: what work that failed may want to say."""
+def dead_service(settings: Settings) -> ServiceFailed | None:
+    """The failure of a service that died, with the end of its log; None when none did."""
     dead = [one for one in status(settings) if one.state == "dead"]
     return _failure(settings, dead) if dead else None
 
@@ -148,8 +151,8 @@ def _prepare(settings: Settings, supervisor: Supervisor) -> None:
         _wait_gone(pid, timeout_s=60)
         pid = None
     if pid is None:
-        # What a killed supervisord left running is nobody's child any more: it cannot be watched.
-        strangers.end([*_orphaned_supervisor(settings, supervisor), *strangers.ours(supervisor.url)])
+        # What a killed supervisord left running has no parent that could watch it.
+        os_processes.end([*_orphaned_supervisor(settings, supervisor), *os_processes.of_home(supervisor.url)])
         supervisor.start()
     else:
         _apply(supervisor)
@@ -167,11 +170,12 @@ def _apply(supervisor: Supervisor) -> None:
 
 
 def _free_ports(services: list[Service], supervisor: Supervisor) -> None:
-    """End what killed services of ours left running; refuse when a stranger holds a port that is needed."""
+    """End what killed services of this home left running; refuse when another process holds a needed port."""
     running = {process.pid for process in supervisor.processes().values() if process.pid}
-    strangers.end([p for p in strangers.ours(supervisor.url) if not running & {p.pid, *(a.pid for a in p.parents())}])
+    found = os_processes.of_home(supervisor.url)
+    os_processes.end([p for p in found if not running & {p.pid, *(parent.pid for parent in p.parents())}])
     by_port = {port: service.name for service in services for port in service.ports}
-    for port, holder in sorted(strangers.holders(set(by_port), supervisor.url).items()):
+    for port, holder in sorted(os_processes.port_holders(set(by_port), supervisor.url).items()):
         raise ThroughlineError(
             f"Port {port}, which {by_port[port]} needs, is taken by {holder}: stop it, or set THROUGHLINE_PORT_BASE."
         )
@@ -216,7 +220,7 @@ def _failure(settings: Settings, failed: list[ServiceStatus]) -> ServiceFailed:
 def _port_holders(services: list[Service], supervisor: Supervisor) -> Holders:
     """Who listens on the services' ports, looked up once, when the first of them answers (0.03 s)."""
     ports = {port for service in services for port in service.ports}
-    return cache(lambda: strangers.holders(ports, supervisor.url))
+    return cache(lambda: os_processes.port_holders(ports, supervisor.url))
 
 
 def _judge(settings: Settings, processes: dict[str, Process], holders: Holders, service: Service) -> ServiceStatus:
@@ -229,15 +233,15 @@ def _judge(settings: Settings, processes: dict[str, Process], holders: Holders, 
     return ServiceStatus(service.name, state, service.address, detail)
 
 
-def _foreign(service: Service, holders: dict[int, strangers.Holder]) -> str | None:
+def _foreign(service: Service, holders: dict[int, os_processes.Holder]) -> str | None:
     """Why an answer is not the service's own: a process outside this home listens on its port."""
     found = ((port, holders.get(port)) for port in service.ports)
-    others = [f"port {port} is held by {holder}" for port, holder in found if holder and not holder.ours]
+    others = [f"port {port} is held by {holder}" for port, holder in found if holder and not holder.own]
     return ", ".join(others) or None
 
 
 def state_of(process: Process | None, problem: str | None, now: float, deadline_s: float) -> tuple[str, str]:
-    """Pure: (state, detail) from what supervisor and the health check said at `now` (Unix seconds)."""
+    """State and detail, from supervisor's view of a process and its health check's problem at `now` (Unix seconds)."""
     if process is None or process.state in ("STOPPED", "STOPPING"):
         return "stopped", ""
     if process.state not in ("RUNNING", "STARTING"):
@@ -253,8 +257,6 @@ def _commands_lock(settings: Settings) -> AbstractContextManager[None]:
 
 
 def _has_secrets(pid: int, settings: Settings) -> bool:
-    import psutil
-
     inherited = psutil.Process(pid).environ()
     names = {f"THROUGHLINE_{name.upper()}" for name in SECRETS}
     return {name: value for name, value in inherited.items() if name in names} == secret_env(settings)
@@ -262,8 +264,6 @@ def _has_secrets(pid: int, settings: Settings) -> bool:
 
 def _orphaned_supervisor(settings: Settings, supervisor: Supervisor) -> list:
     """A supervisord of this home that runs but whose socket is gone, found by its pid file."""
-    import psutil
-
     try:
         pid = int((settings.home / "supervisord.pid").read_text())
         process = psutil.Process(pid)
@@ -274,8 +274,6 @@ def _orphaned_supervisor(settings: Settings, supervisor: Supervisor) -> list:
 
 def _wait_gone(pid: int, timeout_s: float) -> None:
     """Until the process ended; one that only waits to be reaped has ended."""
-    import psutil
-
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         try:

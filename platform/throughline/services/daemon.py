@@ -1,6 +1,6 @@
-"""Supervisord itself: where its socket is, starting it, and asking it things.
+"""Supervisord itself: where its socket is, starting it, calling it.
 
-Owns: one supervisord per home and the conversation with it. Does not own: which services there are.
+Owns: one supervisord per home and the calls to it. Does not own: which services there are.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import sys
 import xmlrpc.client
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from supervisor.xmlrpc import SupervisorTransport
 
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
@@ -57,11 +60,11 @@ class Supervisor:
         check_private(runtime_folder())
         self._settings.logs.mkdir(parents=True, exist_ok=True)
         console = self._settings.logs / "supervisord.start.log"
-        with console.open("wb") as output:
+        with console.open("wb") as file:
             result = subprocess.run(
                 [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.conf)],
                 stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdout=file,
                 stderr=subprocess.STDOUT,
                 cwd=self._settings.home,
                 env=inherited_env(dict(os.environ), self._settings),
@@ -70,10 +73,9 @@ class Supervisor:
                 check=False,
             )
         if result.returncode != 0 or self.pid() is None:
-            said = console.read_text(errors="replace").strip().splitlines()
-            raise ThroughlineError(
-                f"supervisord did not start ({said[-1] if said else f'exit code {result.returncode}'}): see {console}."
-            )
+            output = console.read_text(errors="replace").strip().splitlines()
+            cause = output[-1] if output else f"exit code {result.returncode}"
+            raise ThroughlineError(f"supervisord did not start ({cause}): see {console}.")
 
     def processes(self) -> dict[str, Process]:
         """By service name; empty when supervisord does not run."""
@@ -92,8 +94,8 @@ class Supervisor:
 
     def reload(self) -> tuple[list[str], list[str], list[str]]:
         """Read the configuration again, changing nothing: names (added, changed, removed)."""
-        (names,) = self._call("reloadConfig")
-        return tuple(names)
+        ((added, changed, removed),) = self._call("reloadConfig")
+        return added, changed, removed
 
     def replace(self, name: str, remove: bool = True, add: bool = True) -> None:
         """Forget a stopped service's old definition and take the new one."""
@@ -106,10 +108,8 @@ class Supervisor:
         """Ask it to stop every service and itself; returns at once."""
         self._call("shutdown")
 
-    def _call(self, method: str, *arguments: object) -> object:
+    def _call(self, method: str, *arguments: object) -> Any:
         if self._proxy is None:
-            from supervisor.xmlrpc import SupervisorTransport
-
             self._proxy = xmlrpc.client.ServerProxy(
                 "http://localhost", transport=SupervisorTransport(serverurl=self.url)
             )
@@ -133,7 +133,7 @@ class Supervisor:
         )
 
     def _exit(self, row: dict) -> str:
-        """Supervisor keeps no signal number (it says -1), but its log names it."""
+        """Supervisor keeps no signal number (it reports -1), but its log names it."""
         if row["exitstatus"] >= 0:
             return f"exit status {row['exitstatus']}"
         log = self._settings.logs / "supervisord.log"

@@ -95,7 +95,7 @@ def secret_env(settings: Settings) -> dict[str, str]:
 
 
 def _host(settings: Settings) -> str:
-    """Where what asks for no token (Spark, MLflow, Dagster) listens: loopback, whatever `bind` says."""
+    """Where a service without a token check (Spark, MLflow, Dagster) listens: loopback, whatever `bind` is."""
     return settings.bind if is_loopback(settings.bind) else "127.0.0.1"
 
 
@@ -104,7 +104,10 @@ def _executable(name: str) -> str:
 
 
 def _spark(settings: Settings) -> Service:
-    spark_home = Path(next(iter(importlib.util.find_spec("pyspark").submodule_search_locations)))
+    found = importlib.util.find_spec("pyspark")  # without importing it
+    if found is None or not found.submodule_search_locations:
+        raise ThroughlineError("pyspark is not installed: make env.")
+    spark_home = Path(next(iter(found.submodule_search_locations)))
     port, scratch = settings.port("spark"), settings.home / "spark"
     java = [
         # A session here is many small statements on few cores, which the optimising compiler and G1's threads compete

@@ -15,8 +15,13 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
+
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
+from throughline.services.daemon import Supervisor
+from throughline.services.declared import declare
+from throughline.services.processes import port_holders
 
 JAVA_AT_LEAST = 17
 DISK_GIB = 3.0
@@ -130,14 +135,10 @@ def check_memory(total_gib: float) -> Check:
 
 
 def check_ports(settings: Settings) -> Check:
-    """Ports that this home's services need and a process that is not theirs holds."""
-    from throughline.services.daemon import Supervisor
-    from throughline.services.declared import declare
-    from throughline.services.strangers import holders
-
+    """Ports that this home's services need and another process holds."""
     needed = {port: service.name for service in declare(settings) for port in service.ports}
-    strangers = {p: h for p, h in holders(set(needed), Supervisor(settings).url).items() if not h.ours}
-    taken = ", ".join(f"{port} ({needed[port]}) by {holder}" for port, holder in sorted(strangers.items()))
+    holders = sorted(port_holders(set(needed), Supervisor(settings).url).items())
+    taken = ", ".join(f"{port} ({needed[port]}) by {holder}" for port, holder in holders if not holder.own)
     free = f"{min(needed)} to {max(needed)} free or ours" if settings.port_base else f"{sorted(needed)} free or ours"
     return Check(
         name="Ports",
@@ -160,10 +161,10 @@ def java_version() -> int | None:
     match = re.search(r'JAVA_VERSION="([^"]+)"', text)
     if match is None:
         try:
-            said = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=20, check=False).stderr
+            output = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=20, check=False).stderr
         except (OSError, subprocess.TimeoutExpired):
             return None
-        match = re.search(r'version "([^"]+)"', said)
+        match = re.search(r'version "([^"]+)"', output)
     return None if match is None else java_major(match[1])
 
 
@@ -179,6 +180,4 @@ def _existing(path: Path) -> Path:
 
 
 def _memory_gib() -> float:
-    import psutil
-
     return psutil.virtual_memory().total / 2**30

@@ -11,12 +11,13 @@ import socket
 import urllib.request
 from urllib.parse import urlsplit
 
+from throughline.foundation.security.tokens import auth_headers
 from throughline.foundation.settings import Settings
 
 _DAEMONS = "{ instance { daemonHealth { allDaemonStatuses { daemonType required lastHeartbeatTime } } } }"
 _SILENT_S = 150  # a Dagster daemon beats every 30 s; a busy machine may miss some
 
-# no proxy is asked about this machine
+# never through a proxy
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -56,7 +57,5 @@ def _heartbeats(url: str, settings: Settings, timeout_s: float) -> dict[str, flo
 def _open(url: str, settings: Settings, timeout_s: float, body: bytes | None = None) -> http.client.HTTPResponse:
     headers = {"Content-Type": "application/json"}
     if settings.token is not None:
-        from throughline.foundation.security.tokens import auth_headers
-
         headers |= auth_headers(settings)
     return _opener.open(urllib.request.Request(url, data=body, headers=headers), timeout=timeout_s)

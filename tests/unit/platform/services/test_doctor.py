@@ -87,7 +87,7 @@ def test_the_compiler_is_asked_for_only_while_horovod_is_not_built(tmp_path: Pat
         assert "Java" not in names  # nothing here runs Spark
 
 
-def test_a_strangers_port_stops_a_run_and_names_the_process(tmp_path: Path) -> None:
+def test_a_port_held_by_another_process_stops_a_run_and_names_that_process(tmp_path: Path) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()

@@ -15,10 +15,11 @@ from supervisor.options import ServerOptions
 
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import DEFAULT_PORTS, Settings, load_settings
-from throughline.services import control, health, strangers
+from throughline.services import control, health, processes
 from throughline.services.conf import render
 from throughline.services.daemon import Process, Supervisor, check_private, inherited_env, socket_path
 from throughline.services.declared import declare, render_workspace, select
+from throughline.services.processes import Holder
 
 NAMES = ["spark", "mlflow", "model-server", "collector", "code-location", "dagster-webserver", "dagster-daemon"]
 
@@ -234,9 +235,9 @@ def test_whoever_holds_a_port_is_named_and_known_as_ours_or_not() -> None:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        (holder,) = strangers.holders({port}, "unix:///nowhere").values()
+        (holder,) = processes.port_holders({port}, "unix:///nowhere").values()
     assert holder.pid == os.getpid()
-    assert not holder.ours
+    assert not holder.own
     assert str(os.getpid()) in str(holder)
 
 
@@ -276,7 +277,7 @@ def test_another_process_that_answers_on_the_port_is_not_taken_for_the_service(h
         holders = control._port_holders([service], Supervisor(settings(home)))
         found = control._judge(settings(home), processes, holders, service)
     assert found.state == "starting"
-    assert found.detail == f"port {port} is held by {strangers.Holder(os.getpid(), command_line(), False)}"
+    assert found.detail == f"port {port} is held by {Holder(os.getpid(), command_line(), False)}"
 
 
 def command_line() -> str:

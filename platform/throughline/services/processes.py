@@ -1,7 +1,7 @@
-"""Who holds a port, and what an earlier start left behind.
+"""Processes of this machine: which listen on a port, which belong to a home.
 
-Owns: telling our processes from strangers'. A process is ours when supervisor put this home's socket into its
-environment, which every descendant inherits. Does not own: what is done about a stranger.
+Owns: the rule that a process belongs to a home when the address of its supervisord is in the process's environment,
+which every descendant inherits. Does not own: starting services (`daemon.py`).
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import psutil
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that listens on a port; `pid` is None where the system does not tell."""
+    """A process that listens on a port; `pid` is None where the system hides it, `own` when it belongs to the home."""
 
     pid: int | None
     command: str
-    ours: bool
+    own: bool
 
     def __str__(self) -> str:
         return "a process of another user" if self.pid is None else f"process {self.pid} ({self.command})"
 
 
-def holders(ports: set[int], supervisor_url: str) -> dict[int, Holder]:
-    """Who listens on each of `ports`, on any address."""
+def port_holders(ports: set[int], supervisor_url: str) -> dict[int, Holder]:
+    """The process that listens on each of `ports`, on any address."""
     found: dict[int, Holder] = {}
     for connection in psutil.net_connections(kind="tcp"):
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ports:
@@ -34,18 +34,18 @@ def holders(ports: set[int], supervisor_url: str) -> dict[int, Holder]:
     return found
 
 
-def ours(supervisor_url: str) -> list[psutil.Process]:
-    """Every living process of this home's services, but not this one or an ancestor of it."""
+def of_home(supervisor_url: str) -> list[psutil.Process]:
+    """Every living process of the home's services, but not this one or an ancestor of it."""
     spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     return [
-        process for process in psutil.process_iter() if process.pid not in spared and _is_ours(process, supervisor_url)
+        process for process in psutil.process_iter() if process.pid not in spared and _belongs(process, supervisor_url)
     ]
 
 
 def services_left(supervisor_url: str) -> set[str]:
     """Names of the services whose processes live, whether or not supervisord does."""
     names = set()
-    for process in ours(supervisor_url):
+    for process in of_home(supervisor_url):
         try:
             names.add(process.environ().get("SUPERVISOR_PROCESS_NAME", ""))
         except (psutil.Error, OSError):
@@ -70,7 +70,7 @@ def _signal(send: Callable[[], None]) -> None:
         return
 
 
-def _is_ours(process: psutil.Process, supervisor_url: str) -> bool:
+def _belongs(process: psutil.Process, supervisor_url: str) -> bool:
     try:
         return (
             process.uids().real == os.getuid()
@@ -89,4 +89,4 @@ def _holder(pid: int | None, supervisor_url: str) -> Holder:
         command = " ".join(process.cmdline())
     except psutil.Error:
         return Holder(None, "", False)
-    return Holder(pid, command if len(command) <= 100 else f"{command[:97]}...", _is_ours(process, supervisor_url))
+    return Holder(pid, command if len(command) <= 100 else f"{command[:97]}...", _belongs(process, supervisor_url))
