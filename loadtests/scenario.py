@@ -104,8 +104,8 @@ def drive(settings: Settings, usecase: UseCase, url: str, users: int, seconds: f
     )
 
 
-def _bodies(rows: list[dict[str, Any]]) -> Iterator[bytes]:
-    encoded = [json.dumps({"instances": [row]}).encode() for row in rows]
+def _bodies(rows: list[dict[str, Any]]) -> Iterator[str]:
+    encoded = [json.dumps({"instances": [row]}) for row in rows]
     random.Random(SEED).shuffle(encoded)
     return itertools.cycle(encoded)
 

@@ -1,1 +1,1 @@
-"""The model server: KServe's, with one model per use case that reads features online and logs every prediction."""
+"""The model server: KServe's, with one model per use case, which reads features online and logs every prediction."""

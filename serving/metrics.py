@@ -1,6 +1,6 @@
-"""What Prometheus is told beside KServe's own figures.
+"""Prometheus metrics of the model server, in addition to those that KServe defines.
 
-Owns: names and labels. Labels are bounded: use cases, versions, roles, decisions, entities and features.
+Owns: their names and labels. Every label has few values: use cases, model versions, roles, decisions, views, flags.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _AGES = [_HOUR * hours for hours in (1, 2, 3, 6, 12, 24, 48, 7 * 24, 30 * 24)]
 
 
 class Metrics:
-    """Counts of one server. A registry of its own: two servers in one process do not meet."""
+    """The counters of one server, in a registry of its own: two servers in one process do not share them."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._registry = CollectorRegistry()
@@ -56,6 +56,8 @@ class Metrics:
 
 
 class _Outbox:
+    """The publisher's counts, read at each scrape."""
+
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
 

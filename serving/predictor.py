@@ -1,7 +1,7 @@
-"""From typed requests to predictions: features, score, decision, event; or to why a score is what it is.
+"""From typed requests to predictions (features, score, decision, event) or to explanations of a score.
 
 Owns: that path for one revision of one use case. Does not own: protocols, where features come from, what is stored,
-how a score is taken apart (`throughline.evaluation.explain`).
+how a score is explained (`throughline.evaluation.explain`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 class Reader(Protocol):
-    """What is asked of `throughline.featurestore.online.FeatureReader`."""
+    """The part of `throughline.featurestore.online.FeatureReader` that a predictor uses."""
 
     def read(self, requests: pl.DataFrame) -> FeatureRead: ...
 
@@ -52,15 +52,15 @@ class Unavailable(ThroughlineError):
 
 
 @dataclass(frozen=True)
-class Job:
-    """Rows of one request, and when it came (`time.perf_counter`)."""
+class PendingRequest:
+    """Rows of one request, and when it arrived (`time.perf_counter`)."""
 
     frame: pl.DataFrame
     arrived: float = field(default_factory=time.perf_counter)
 
 
 class Predictor:
-    """One revision, ready to answer; immutable, so that a swap is one assignment."""
+    """One loaded revision; immutable, so that replacing it is one assignment."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Predictor:
         self._observe = observe
 
     def warm_up(self) -> None:
-        """Answer the declaration's own example without logging it: a model and features that do not fit are refused."""
+        """Score the declaration's own example without logging it: a model and features that do not fit are refused."""
         try:
             example = parse_instances(self.usecase, [example_instance(self.usecase)])
         except BadRequest:
@@ -95,22 +95,22 @@ class Predictor:
         if not _is_probability(score[0]):
             raise ThroughlineError(f"the example request is scored {score[0]}, not a probability")
 
-    def answer(self, jobs: Sequence[Job]) -> list[list[Prediction] | Exception]:
-        """Answer requests together; one that fails does not take the others with it."""
+    def predict(self, requests: Sequence[PendingRequest]) -> list[list[Prediction] | Exception]:
+        """Predictions per request; where a batch fails each request is tried by itself, and gets its own error."""
         try:
-            return list(self._answer(jobs))
-        except Exception as error:
-            if len(jobs) > 1:
-                return [result for job in jobs for result in self.answer([job])]
+            return list(self._predict(requests))
+        except Exception as error:  # the boundary of a request: it gets the error
+            if len(requests) > 1:
+                return [result for request in requests for result in self.predict([request])]
             if not isinstance(error, ThroughlineError):
                 log.exception("Prediction of %s failed", self.usecase.name)
-                error = Unavailable(f"The features or the score of {self.usecase.name} cannot be had now.")
+                error = self._unavailable()
             return [error]
 
     def explain(self, frame: pl.DataFrame, background: Background, until: float) -> list[dict[str, Any]]:
-        """Why each row scores as it does now; nothing is logged. `until`: on `time.monotonic`.
+        """The explanation of each row's score of now; nothing is logged. `until`: a deadline on `time.monotonic`.
 
-        Raises `Unavailable` when the time is over, or the background is of another model.
+        Raises `Unavailable` after the deadline, and when the background is another model's.
         """
         try:
             against = frame_of(background, self._served, self.revision.sha256)
@@ -120,7 +120,7 @@ class Predictor:
             raise Unavailable(str(error)) from error
         except Exception as error:
             log.exception("Explanation of %s failed", self.usecase.name)
-            raise Unavailable(f"The features or the score of {self.usecase.name} cannot be had now.") from error
+            raise self._unavailable() from error
         return [
             {
                 "model_name": self.revision.name,
@@ -131,12 +131,12 @@ class Predictor:
             for explanation in explanations
         ]
 
-    def _answer(self, jobs: Sequence[Job]) -> list[list[Prediction]]:
-        """Read the features of all jobs at once, score each on its own: a score must not depend on its neighbours."""
-        frame = jobs[0].frame if len(jobs) == 1 else pl.concat([job.frame for job in jobs])
+    def _predict(self, pending: Sequence[PendingRequest]) -> list[list[Prediction]]:
+        """Read the features of all requests at once, score each by itself: a score must not depend on the batch."""
+        frame = pending[0].frame if len(pending) == 1 else pl.concat([each.frame for each in pending])
         read = self._reader.read(frame)
         outside = self._served.outside_domain(read.values)
-        starts = np.cumsum([0, *(job.frame.height for job in jobs)])
+        starts = np.cumsum([0, *(each.frame.height for each in pending)])
         scores = [self._served.score(read.values[start:end]) for start, end in itertools.pairwise(starts)]
         if not all(map(_is_probability, np.concatenate(scores))):
             raise Unavailable(f"The model {self.revision.revision} of {self.usecase.name} gave no probability.")
@@ -144,11 +144,11 @@ class Predictor:
         features = read.values.select(self._columns).to_dicts()
         requests = frame.to_dicts()
         now, wall = self._clock.now(), datetime.now(UTC)
-        answers, row = [], 0
-        for job, job_scores in zip(jobs, scores, strict=True):
-            latency_ms = (time.perf_counter() - job.arrived) * 1000
+        results, row = [], 0
+        for each, own_scores in zip(pending, scores, strict=True):
+            latency_ms = (time.perf_counter() - each.arrived) * 1000
             predictions, all_flags, ages = [], [], []
-            for score in job_scores:
+            for score in own_scores:
                 prediction = self._prediction(float(score))
                 flags = [
                     *(f"unknown_entity:{name}" for name in read.unknown[row]),
@@ -156,7 +156,7 @@ class Predictor:
                     *(f"outside_domain:{name}" for name in outside[row]),
                 ]
                 times = {view: instants[row] for view, instants in read.event_times.items()}
-                data = {
+                data: dict[str, Any] = {
                     "id": prediction.prediction_id,
                     "subject": self.usecase.name,
                     "time": now,
@@ -180,8 +180,13 @@ class Predictor:
                 ages.append({view: (now - at).total_seconds() if at else None for view, at in times.items()})
                 row += 1
             self._observe(self.revision, predictions, all_flags, ages)
-            answers.append(predictions)
-        return answers
+            results.append(predictions)
+        return results
+
+    def _unavailable(self) -> Unavailable:
+        return Unavailable(
+            f"Features or score of {self.usecase.name} are not available now: see the log of the model server."
+        )
 
     def _prediction(self, score: float) -> Prediction:
         return Prediction(
@@ -196,7 +201,7 @@ class Predictor:
 def load_served(settings: Settings, folder: Path, revision: Revision) -> ServedModel:
     """The model of a revision: its folder's signature verified, its digest checked on the bytes that are run.
 
-    Raises `ThroughlineError`; a signature that does not hold is told in the history, too.
+    Raises `ThroughlineError`; a signature that does not hold is recorded in the history, too.
     """
     place = (folder / revision.file).parent
     return ServedModel.load(verified(settings, revision, place), revision.sha256)

@@ -1,6 +1,6 @@
-"""Between the protocols and a use case: V1 objects and V2 tensors in, the same prediction out.
+"""The wire formats of a use case: V1 objects or V2 tensors as input, the same prediction as output.
 
-Owns: the names, datatypes and shapes on the wire. Does not own: what a field may hold (`throughline.usecase.requests`).
+Owns: names, datatypes and shapes on the wire. Does not own: what a field may hold (`throughline.usecase.requests`).
 In a tensor, "" stands for a null text or timestamp and NaN for a null number; an integer tensor cannot hold a null.
 """
 
@@ -22,7 +22,7 @@ _DATATYPES = {"string": "BYTES", "timestamp": "BYTES", "integer": "INT64", "numb
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer to one instance, the same in every protocol."""
+    """The result for one instance, the same in every protocol."""
 
     prediction_id: str
     model_name: str
@@ -48,7 +48,7 @@ def input_tensors(usecase: UseCase) -> list[dict[str, Any]]:
 
 
 def output_tensors() -> list[dict[str, Any]]:
-    """V2 metadata of the answer."""
+    """V2 metadata of the output."""
     return [{"name": name, "datatype": datatype, "shape": [-1]} for name, datatype in _OUTPUTS.items()]
 
 
@@ -92,11 +92,11 @@ def instances_of_v2(usecase: UseCase, request: InferRequest) -> list[dict[str, A
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def answer_v1(predictions: Sequence[Prediction]) -> dict[str, Any]:
+def response_v1(predictions: Sequence[Prediction]) -> dict[str, Any]:
     return {"predictions": [asdict(prediction) for prediction in predictions]}
 
 
-def answer_v2(request: InferRequest, predictions: Sequence[Prediction]) -> InferResponse:
+def response_v2(request: InferRequest, predictions: Sequence[Prediction]) -> InferResponse:
     """Output tensors of shape [N], binary where the caller asked for it."""
     for wanted in request.request_outputs or []:
         if wanted.name not in _OUTPUTS:
@@ -128,10 +128,11 @@ def _values(name: str, tensor: InferInput, count: int) -> list[Any]:
     if tensor._raw_data is not None:
         try:
             values = tensor.as_numpy().reshape(-1).tolist()
-        # KServe decodes what the caller sent as lengths and bytes: struct.error and ValueError are the caller's doing.
+        # struct.error, ValueError and more: the lengths and bytes are the caller's.
         except Exception:
             raise BadRequest(f"inputs.{name}", f"its bytes are not {count} values of {tensor.datatype}") from None
     else:
+        # ty: ignore[invalid-argument-type]  # without raw bytes it is the list that was sent
         values = list(tensor.data) if tensor.data is not None else []
         if len(tensor.shape) == 2 and values and all(isinstance(row, list) and len(row) == 1 for row in values):
             values = [row[0] for row in values]

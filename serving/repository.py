@@ -1,6 +1,7 @@
-"""Which revisions are served: loaded at the start and on request, swapped whole.
+"""Which revisions are served: loaded at the start and on request, each replaced as a whole.
 
-Owns: KServe's model repository for the revisions of one home. Does not own: how one is loaded (`predictor`) or chosen.
+Owns: KServe's model repository for the revisions of one home. Does not own: how a revision is loaded (`predictor.py`),
+which one is deployed (`throughline.rollout`).
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from starlette.concurrency import run_in_threadpool
 
-from serving.lane import Lane
+from serving.batching import Batcher
 from serving.metrics import Metrics
 from serving.model import UseCaseModel
-from serving.predictor import Job, Predictor, Reader, load_served
+from serving.predictor import PendingRequest, Predictor, Reader, load_served
 from throughline.events.publisher import Publisher
 from throughline.foundation.clock import data_clock
 from throughline.foundation.errors import ThroughlineError
@@ -34,11 +35,11 @@ OpenReader = Callable[[Settings, UseCase], Reader]
 
 
 class RevisionRefused(ThroughlineError):
-    """A revision that cannot be served; what was served before still is."""
+    """A revision that cannot be served; the one served before stays."""
 
 
 class Repository(ModelRepository):
-    """The models by use case. `load` builds a new model and puts it in place by one assignment."""
+    """The models by use case. `load` builds a new model and replaces the served one by one assignment."""
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class Repository(ModelRepository):
         self._publisher = publisher
         self._metrics = metrics
         self._readers: dict[str, Reader] = {}
-        self._lanes: dict[str, Lane[tuple[Predictor, Job], Any]] = {}
+        self._batchers: dict[str, Batcher[tuple[Predictor, PendingRequest], Any]] = {}
         self._loading = threading.Lock()
 
     def load_models(self) -> None:
@@ -90,9 +91,9 @@ class Repository(ModelRepository):
                 predictor.warm_up()
             except ThroughlineError as error:
                 raise RevisionRefused(f"Revision of {name} refused: {error}") from error
-            if name not in self._lanes:
-                self._lanes[name] = Lane(_answer)
-            self.update(UseCaseModel(predictor, self._lanes[name], folder))
+            if name not in self._batchers:
+                self._batchers[name] = Batcher(_predict)
+            self.update(UseCaseModel(predictor, self._batchers[name], folder))
         log.info("%s serves revision %s", name, revision.revision)
         return True
 
@@ -114,8 +115,8 @@ class Repository(ModelRepository):
         ]
 
     def close(self) -> None:
-        for lane in self._lanes.values():
-            lane.close()
+        for batcher in self._batchers.values():
+            batcher.close()
 
     def _reader(self, usecase: UseCase) -> Reader:
         reader = self._readers.get(usecase.name)
@@ -131,35 +132,36 @@ class Repository(ModelRepository):
         return reader
 
 
-def _answer(work: Sequence[tuple[Predictor, Job]]) -> list[Any]:
-    """Answers in order; while a swap is under way the jobs in a lane may belong to two predictors."""
-    answers: list[Any] = [None] * len(work)
-    for predictor in dict.fromkeys(predictor for predictor, _ in work):
-        places = [place for place, (owner, _) in enumerate(work) if owner is predictor]
-        for place, answer in zip(places, predictor.answer([work[place][1] for place in places]), strict=True):
-            answers[place] = answer
-    return answers
+def _predict(batch: Sequence[tuple[Predictor, PendingRequest]]) -> list[Any]:
+    """Results in order; while a revision is being replaced a batch may belong to two predictors."""
+    results: list[Any] = [None] * len(batch)
+    for predictor in dict.fromkeys(predictor for predictor, _ in batch):
+        places = [place for place, (owner, _) in enumerate(batch) if owner is predictor]
+        for place, result in zip(places, predictor.predict([batch[place][1] for place in places]), strict=True):
+            results[place] = result
+    return results
 
 
-class Loader(ModelRepositoryExtension):
-    """KServe's load and unload, with the reason of a refusal and answers its own gRPC service can use."""
+class RevisionLoader(ModelRepositoryExtension):
+    """KServe's load and unload, with the reason of a refusal, and results in the form that its gRPC service reads."""
 
     def __init__(self, repository: Repository) -> None:
         super().__init__(repository)
         self._repository = repository
 
-    async def load(self, model_name: str) -> dict[str, Any]:
+    # KServe annotates both with None; its gRPC service reads name and state of what they return.
+    async def load(self, model_name: str) -> dict[str, Any]:  # ty: ignore[incompatible-method-override]  # see above
         await run_in_threadpool(self._repository.load, model_name)
         return {"name": model_name, "load": True}
 
-    async def unload(self, model_name: str) -> dict[str, Any]:
+    async def unload(self, model_name: str) -> dict[str, Any]:  # ty: ignore[incompatible-method-override]  # see above
         await super().unload(model_name)
         return {"name": model_name, "unload": True}
 
 
-class Plane(DataPlane):
-    """KServe's data plane, where a declared use case without a revision is not ready instead of unknown, and a body
-    that cannot be decoded is the caller's fault."""
+class RevisionDataPlane(DataPlane):
+    """KServe's data plane, with two differences: a declared use case without a revision is not ready instead of
+    unknown, and a body that cannot be decoded is a fault of the caller."""
 
     def __init__(self, repository: Repository) -> None:
         super().__init__(repository)
@@ -176,7 +178,7 @@ class Plane(DataPlane):
     def decode(self, body: Any, headers: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().decode(body, headers, *args, **kwargs)
-        # KServe takes the body apart unchecked: KeyError, TypeError, struct.error and more, all from what was sent.
+        # KServe decodes unchecked: KeyError, TypeError, struct.error and more, all caused by what was sent.
         except Exception as error:
             reason = str(error) if type(error).__module__.startswith("kserve") else type(error).__name__
             raise BadRequest("body", f"cannot be decoded ({reason[:200]})") from None

@@ -1,8 +1,8 @@
 """The server process: KServe's ModelServer over our repository, on the address of the settings.
 
 Owns: putting the parts together, start and stop. Does not own: any of the parts.
-KServe listens on all interfaces and logs each gRPC call and each request's timing: neither is wanted here, so the two
-listeners are started here, with KServe's own endpoints on them.
+KServe listens on all interfaces and logs each gRPC call and the timing of each request. So the two listeners are
+started here, with KServe's own endpoints on them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from kserve.protocol.grpc.servicer import InferenceServicer
 from kserve.protocol.rest.v1_endpoints import register_v1_endpoints
 from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
 
-from serving import edge
+from serving import middleware
 from serving.metrics import Metrics
-from serving.repository import Loader, OpenReader, Plane, Repository
+from serving.repository import OpenReader, Repository, RevisionDataPlane, RevisionLoader
 from throughline.events.publisher import Publisher
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.security.tokens import BearerToken, demanded_token
@@ -34,7 +34,7 @@ GRACE_S = 10
 
 
 class Server(ModelServer):
-    """One home's model server; `start` returns when it was told to stop and has drained."""
+    """One home's model server; `start` returns after SIGTERM or SIGINT, when all requests are answered."""
 
     def __init__(self, settings: Settings, usecases: Mapping[str, UseCase], open_reader: OpenReader) -> None:
         for service in ("model_http", "model_grpc"):
@@ -51,11 +51,11 @@ class Server(ModelServer):
             grace_period=GRACE_S,
         )
         logging.getLogger("kserve").setLevel(logging.WARNING)
-        self.dataplane = Plane(self.repository)
-        self.model_repository_extension = Loader(self.repository)
+        self.dataplane = RevisionDataPlane(self.repository)
+        self.model_repository_extension = RevisionLoader(self.repository)
         self._settings = settings
 
-    def start(self, models: list[object] | None = None) -> None:
+    def start(self, models: object = None) -> None:
         """Load what was deployed, serve until SIGTERM or SIGINT, then send the events that are left."""
         self.repository.load_models()
         config = uvicorn.Config(
@@ -78,16 +78,16 @@ class Server(ModelServer):
             self.publisher.close()
 
     def create_app(self) -> FastAPI:
-        """KServe's REST endpoints and ours behind the edge."""
+        """KServe's REST endpoints and ours, behind our middleware."""
         app = FastAPI(title="Throughline model server", docs_url=None, redoc_url=None)
         app.add_api_route("/", self.dataplane.live, methods=["GET"])
         app.add_api_route("/metrics", self._metrics, methods=["GET"])
         app.add_api_route("/v1/throughline/revisions", self._revisions, methods=["GET"])
         register_v1_endpoints(app, self.dataplane, self.model_repository_extension)
         register_v2_endpoints(app, self.dataplane, self.model_repository_extension)
-        edge.install(app)
-        app.add_middleware(edge.Body)
-        app.add_middleware(BearerToken, token=demanded_token(self._settings), exempt=edge.is_open)
+        middleware.install(app)
+        app.add_middleware(middleware.BodyMiddleware)
+        app.add_middleware(BearerToken, token=demanded_token(self._settings), exempt=middleware.is_open)
         return app
 
     async def _metrics(self) -> Response:
@@ -105,9 +105,9 @@ class _GrpcListener:
 
     async def serve(self, host: str, port: int) -> None:
         self._server = grpc.aio.server(
-            interceptors=[edge.GrpcEdge(self._token)],
+            interceptors=[middleware.GrpcInterceptor(self._token)],
             # Without it a second server on the same port would silently take half of the calls.
-            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", edge.MAX_BODY)],
+            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", middleware.MAX_BODY)],
         )
         grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
             InferenceServicer(self._owner.dataplane, self._owner.model_repository_extension), self._server

@@ -555,7 +555,7 @@ def test_server_and_collector_import_no_more_than_they_use(tmp_path, usecase):
             assert {"polars", "uvicorn"} <= imported
             assert not imported & absent, name
         assert held["model-server"] < 300, held
-        assert held["collector"] < 250, held
+        assert held["collector"] < 260, held  # pyarrow, which delta-rs is given tables by, is 70 of them
 
 
 def test_a_port_in_use_is_one_clear_line(served, tmp_path):

@@ -15,7 +15,7 @@ Does not own: how these are found (`throughline.lineage`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 from rich.markup import escape
@@ -25,11 +25,10 @@ from throughline.cli.arguments import Table
 from throughline.cli.output import emit, out
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import load_settings
+from throughline.lineage.impact import Impact
+from throughline.lineage.impact import impact as impact_of
+from throughline.lineage.trace import Step, Trace, Tracer
 from throughline.usecase import load_usecases
-
-if TYPE_CHECKING:
-    from throughline.lineage.impact import Impact
-    from throughline.lineage.trace import Step, Trace
 
 
 def trace(
@@ -52,16 +51,12 @@ def impact(
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Follow a table version forward: which features, datasets, models and live predictions it reached."""
-    from throughline.lineage.impact import impact as impact_of
-
     found = impact_of(load_settings(), pinned)
     emit(as_json, found.model_dump(mode="json"), lambda: _show_impact(found))
 
 
 def _traced(prediction_id: str, rows: int) -> Trace:
     """By whichever use case logged it."""
-    from throughline.lineage.trace import Tracer
-
     settings, problems = load_settings(), []
     for usecase in load_usecases().values():
         tracer = Tracer(settings, usecase, raw_rows=rows)

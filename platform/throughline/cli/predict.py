@@ -9,8 +9,10 @@ from typing import Any
 import typer
 
 from throughline.cli.output import emit, out
+from throughline.foundation.clock import data_clock
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import load_settings
+from throughline.rollout import endpoint
 from throughline.usecase import get_usecase
 
 
@@ -20,19 +22,17 @@ def predict(
     json_body: Path | None = typer.Option(None, "--json-body", help="A file with one instance, or with `instances`."),
     as_json: bool = typer.Option(False, "--json", help="Print the prediction as JSON."),
 ) -> None:
-    """Ask the live endpoint. Send entity keys and request fields; features are looked up there."""
-    from throughline.foundation.clock import data_clock
-    from throughline.rollout.endpoint import example_request
-    from throughline.rollout.endpoint import predict as ask
-
+    """Send a request to the live endpoint: entity keys and request fields; it looks the features up."""
     if example == (json_body is not None):
         raise typer.BadParameter("give either --example or --json-body FILE")
     settings, declared = load_settings(), get_usecase(usecase)
     if json_body is not None:
         instances = _instances(json_body)
     else:
-        instances = [example_request(settings, declared, data_clock(settings, declared.clock_start(settings)).now())]
-    predictions = ask(settings, declared, instances)
+        instances = [
+            endpoint.example_request(settings, declared, data_clock(settings, declared.clock_start(settings)).now())
+        ]
+    predictions = endpoint.predict(settings, declared, instances)
     result = predictions[0] if len(predictions) == 1 else predictions
     emit(as_json, result, lambda: _show(instances, predictions))
 

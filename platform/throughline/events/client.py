@@ -1,4 +1,7 @@
-"""Asking how the inference log stands: the collector what it has, the model server what it has yet to send."""
+"""Client of the inference log: waits until it is complete, and pins its version.
+
+Does not own: what a model server sends (`publisher.py`), what the collector writes (`collector.py`).
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ from throughline.usecase import UseCase
 
 
 def drain(settings: Settings, url: str, timeout_s: float = 60) -> None:
-    """Wait until the model server at `url` has sent every event of its answers, and the collector has written them.
+    """Wait until the model server at `url` has sent all its events and the collector has written them.
 
-    Before that, what is on its way looks lost. Raises when it does not come to that.
+    Before that, events on their way are counted as lost. Raises after `timeout_s`, and when a service does not answer.
     """
     deadline, headers = time.monotonic() + timeout_s, auth_headers(settings)
     try:
@@ -35,7 +38,7 @@ def drain(settings: Settings, url: str, timeout_s: float = 60) -> None:
 
 
 def snapshot(settings: Settings, usecase: UseCase) -> InferenceLogRecord:
-    """Have everything received so far written, and pin the log of the use case. Raises when the collector is away."""
+    """Have everything received so far written, and pin the log of the use case. Raises when the collector is down."""
     try:
         with httpx.Client(base_url=settings.url("collector"), headers=auth_headers(settings), timeout=60) as client:
             flushed = client.post("/flush").raise_for_status().json()

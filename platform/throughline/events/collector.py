@@ -1,4 +1,4 @@
-"""The collector: what comes over HTTP and is appended to tables in micro-batches: inference events, pushed rows.
+"""The collector: takes inference events and pushed rows over HTTP and appends them to tables in micro-batches.
 
     python -m throughline.events.collector
 
@@ -18,10 +18,11 @@ import logging
 import signal
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
@@ -104,10 +105,10 @@ class Collector(Intake):
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The HTTP face of a collector for one home; it opens the journal when it starts and closes it when it stops."""
+    """The HTTP application of a collector for one home; its journals are open while it runs."""
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         app.state.collector = await run_in_threadpool(Collector, settings)
         app.state.pushed = await run_in_threadpool(PushIntake, settings, load_usecases())
         intakes: list[Intake] = [app.state.collector, app.state.pushed]
@@ -197,13 +198,11 @@ def _metrics(counted: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    import uvicorn
-
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         settings = load_settings()
         app = create_app(settings)
-        # uvicorn repeats the signal that stopped it when all is written: a stop that was asked for is a success.
+        # uvicorn raises the signal that stopped it once more at the end: a stop by SIGTERM is a success.
         signal.signal(signal.SIGTERM, lambda *_: None)
         uvicorn.run(
             app,

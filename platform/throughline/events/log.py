@@ -1,8 +1,7 @@
-"""Finding one prediction among all that were logged, and counting the others.
+"""An index of the inference log: finds a prediction by its id, counts predictions by hour, revision and model.
 
-Owns: an index of the inference log: where each id stands, predictions per hour and revision, what never arrived.
-Does not own: writing the log (`events/table.py`). Of a prediction 24 bytes are kept in memory; a log that grew is read
-from where it was left, one that was compacted anew.
+Owns: where each id stands, the counts, and how many events never arrived. Does not own: writing the log (`table.py`).
+A prediction takes 24 bytes of memory. After an append only new files are read; after a compaction all are.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Share:
 
 
 class PredictionLog:
-    """The inference log of one use case as it stood when last looked at; not thread-safe."""
+    """The inference log of one use case at the version of the last `refresh`; not thread-safe."""
 
     def __init__(self, settings: Settings, usecase: str) -> None:
         self._location = settings.table_path(usecase, LAYER, TABLE)
@@ -60,7 +59,7 @@ class PredictionLog:
 
     @property
     def table(self) -> TableReference | None:
-        """The version that was looked at; None before the first prediction."""
+        """The version that is indexed; None before the first prediction."""
         return None if self.version is None else log_table(self.usecase, self.version)
 
     @property
@@ -73,7 +72,7 @@ class PredictionLog:
         return int((self._sources["highest"] - self._sources["events"]).sum())
 
     def refresh(self) -> bool:
-        """Take up what was logged since; whether there was anything."""
+        """Index what was logged since; whether there was anything."""
         table = find(self._location)
         if table is None or table.version() == self.version:
             return False
@@ -104,7 +103,7 @@ class PredictionLog:
         return f"{self.table} holds {self.predictions:,} predictions{gaps}"
 
     def share(self, revision: str, at: datetime) -> Share:
-        """Of the hour of `at` (data clock). Shadow predictions answer nobody and do not count."""
+        """Of the hour of `at` (data clock). Shadow predictions are nobody's answer and do not count."""
         hour = at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
         answered = self._hours.filter((pl.col("hour") == hour) & (pl.col("role") != "shadow"))
         mine = answered.filter(pl.col("revision") == revision)

@@ -1,9 +1,9 @@
-"""Sends events from a server to the collector; none is lost when the collector, or the server, goes away for a while.
+"""Sends events from a model server to the collector; none is lost while either of them is down.
 
-Owns: the outbox on disk, sequence numbers per server start, retries, the counts. Does not own: what an event says.
+Owns: the outbox on disk, sequence numbers per server start, retries, counts. Does not own: what is in an event.
 
 An event is written to the outbox before the caller gets its answer, and leaves it when the collector has confirmed it.
-After a kill the next start sends what is left; the collector drops what it has already.
+After a kill the next start sends what is left; the collector drops what it has.
 `http.client` instead of httpx: 0.10 against 0.55 ms of processor time per event (measured), in the process that serves.
 """
 
@@ -136,7 +136,7 @@ class Publisher:
     def _post(self, headers: dict[str, str], body: str) -> int:
         connection = getattr(self._local, "connection", None)
         if connection is None:
-            connection = http.client.HTTPConnection(self._address.hostname, self._address.port, timeout=10)
+            connection = http.client.HTTPConnection(str(self._address.hostname), self._address.port, timeout=10)
             self._local.connection = connection
         try:
             connection.request("POST", "/", body.encode(), headers | self._headers)

@@ -17,10 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import mmh3
-from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
+
+# protobuf makes the members of its modules when they are imported
+from google.protobuf.descriptor_pb2 import (
+    FieldDescriptorProto,  # ty: ignore[missing-module-member]  # see above
+    FileDescriptorProto,  # ty: ignore[missing-module-member]  # see above
+)
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
-from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.timestamp_pb2 import Timestamp  # ty: ignore[missing-module-member]  # see above
 from pydantic import Field
 
 from throughline.foundation.errors import ThroughlineError
@@ -176,7 +181,8 @@ class RedisRows:
             for view, keys in wanted:
                 fields = [f"_ts:{view.name}", *(feature_field(view.name, name) for name in view.features)]
                 for key in keys:
-                    pipe.hmget(key + self._project, fields)
+                    # redis-py takes keys of bytes, its annotation does not
+                    pipe.hmget(key + self._project, fields)  # ty: ignore[invalid-argument-type]  # see above
             answers = iter(pipe.execute())
         found = []
         for view, keys in wanted:
@@ -228,7 +234,7 @@ def _value_class() -> Any:
             type_name=f".throughline.{many.name}",
             oneof_index=0,
         )
-    pool = DescriptorPool()
+    pool = DescriptorPool()  # ty: ignore[possibly-missing-implicit-call]  # it is implemented in C
     pool.Add(file)
     return GetMessageClass(pool.FindMessageTypeByName("throughline.Value"))
 

@@ -1,7 +1,7 @@
 """Runs of the graph and their steps as OpenLineage events, for a lineage server that others read too.
 
 Owns: their form, and sending them. Does not own: what a step read and wrote (the graph knows). A dataset's namespace is
-the URI of the lakehouse, its name the table; a step's run has the same id however often it is told.
+the URI of the lakehouse, its name the table; a step's run has the same id however often it is sent.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 from uuid import UUID, uuid5
 
 from throughline.foundation.settings import Settings, in_bucket
 
 if TYPE_CHECKING:
     from openlineage.client import OpenLineageClient
-    from openlineage.client.event_v2 import Dataset, RunEvent
+    from openlineage.client.event_v2 import InputDataset, OutputDataset, RunEvent
+    from openlineage.client.facet_v2 import DatasetFacet
 
 NAMESPACE = "throughline"
+D = TypeVar("D", "InputDataset", "OutputDataset")
 _PRODUCER = "urn:throughline:lineage"
 _TIMEOUT_S, _RETRIES, _ALL_S = 5.0, 1, 30.0
 _LONGEST_ERROR = 300
@@ -72,7 +74,7 @@ def events_of(step: StepRun, namespace: str) -> list[RunEvent]:
             run=parent_run.Run(runId=step.run_id), job=parent_run.Job(namespace=NAMESPACE, name=step.job)
         )
     error = error_message_run.ErrorMessageRunFacet(
-        message=(step.error or "it ended without a word")[:_LONGEST_ERROR], programmingLanguage="PYTHON"
+        message=(step.error or "no reason was given")[:_LONGEST_ERROR], programmingLanguage="PYTHON"
     )
 
     def event(state: RunState, at: datetime) -> RunEvent:
@@ -91,16 +93,16 @@ def events_of(step: StepRun, namespace: str) -> list[RunEvent]:
     return [event(RunState.START, step.started), *ended]
 
 
-def _dataset(kind: type[Dataset], table: Table, namespace: str) -> Dataset:
+def _dataset(kind: type[D], table: Table, namespace: str) -> D:
     from openlineage.client.facet_v2 import dataset_version_dataset
 
     facet = dataset_version_dataset.DatasetVersionDatasetFacet
-    facets = {} if table.version is None else {"version": facet(datasetVersion=table.version)}
+    facets: dict[str, DatasetFacet] = {} if table.version is None else {"version": facet(datasetVersion=table.version)}
     return kind(namespace=namespace, name=table.name, facets=facets)
 
 
 def send(settings: Settings, steps: Iterable[StepRun]) -> str | None:
-    """Tell the receiver of the steps, in order; why it did not take them all, or None. Never raises for its sake.
+    """Send the steps to the receiver, in order. Returns why not all were taken, or None; raises nothing for a receiver.
 
     Each event waits for 5 s and is tried twice, all of them for half a minute; after one that was not taken the others
     are not sent.

@@ -139,7 +139,7 @@ class PinnedTables:
         if None in missing.values():
             parts = {None: self._collect(pinned, lambda rows: rows)}
         else:
-            days = sorted(missing.values())
+            days = sorted(day for day in missing.values() if day is not None)
             near = pl.col(DAY).is_between(days[0], days[-1]) & pl.col(DAY).is_in(days)
             rows = self._collect(pinned, lambda rows: rows.filter(near))
             parts = {day: part for (day,), part in rows.partition_by(DAY, as_dict=True).items()}

@@ -1,4 +1,4 @@
-"""What MLflow knows of a model version and of the run it came from, asked over REST and remembered.
+"""What MLflow holds about a model version and its run, fetched over REST and kept in memory.
 
 Owns: these questions. Does not own: how a version is registered (`registry/versions.py`). A trace needs three answers
 per model version, which do not change.
@@ -80,11 +80,12 @@ class MlflowRegistry:
         if run_id not in self._runs:
             found = self._ask("runs/get", {"run_id": run_id}, "run")
             info = found["info"]
+            times = {name: _instant(info[name]) for name in ("start_time", "end_time") if info.get(name) is not None}
             run = TrackedRun(
                 run_id=run_id,
                 status=info["status"],
-                started_at=_instant(info.get("start_time")),
-                ended_at=_instant(info.get("end_time")),
+                started_at=times.get("start_time"),
+                ended_at=times.get("end_time"),
                 artifacts=info["artifact_uri"],
                 said=_said(found.get("data", {}).get("tags", [])),
             )
@@ -135,5 +136,5 @@ def _decoded(text: str) -> Any:
         return text
 
 
-def _instant(milliseconds: Any) -> datetime | None:
-    return None if milliseconds is None else datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
+def _instant(milliseconds: Any) -> datetime:
+    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)

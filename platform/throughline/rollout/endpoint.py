@@ -1,4 +1,4 @@
-"""A caller of the model server: examples from the schedule, predictions and explanations over REST V1."""
+"""Client of the model server: predictions and explanations over REST V1, and requests made from the spine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCH = 500
 
 
 def example_request(settings: Settings, usecase: UseCase, now: datetime) -> dict[str, Any]:
-    """The first row of the spine that can be predicted at `now` (UTC) with the declared lead. A real one."""
+    """The first row of the spine that can be predicted at `now` (UTC) with the declared lead. Raises without one."""
     due = requests_between(settings, usecase, now, None)
     if due.is_empty():
         raise ThroughlineError(
@@ -54,16 +54,16 @@ def as_instances(usecase: UseCase, rows: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def predict(settings: Settings, usecase: UseCase, instances: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Predictions of the live endpoint, in order. Raises one line that repeats the server's own refusal."""
-    return _ask(settings, usecase, "predict", instances, BATCH)
+    """Predictions of the live endpoint, in order. Raises one line with the server's reason for a refusal."""
+    return _send(settings, usecase, "predict", instances, BATCH)
 
 
 def explain(settings: Settings, usecase: UseCase, instances: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the live endpoint would predict and why, in order; nothing is logged. Raises as `predict` does."""
-    return _ask(settings, usecase, "explain", instances, AT_ONCE)
+    """Scores and their explanations by the live endpoint, in order; nothing is logged. Raises as `predict` does."""
+    return _send(settings, usecase, "explain", instances, AT_ONCE)
 
 
-def _ask(
+def _send(
     settings: Settings, usecase: UseCase, verb: str, instances: Sequence[dict[str, Any]], batch: int
 ) -> list[dict[str, Any]]:
     url = f"{settings.url('model_http')}/v1/models/{usecase.name}:{verb}"
@@ -71,20 +71,20 @@ def _ask(
     with httpx.Client(headers=auth_headers(settings), timeout=60) as client:
         for first in range(0, len(instances), batch):
             try:
-                answer = client.post(url, json={"instances": list(instances[first : first + batch])})
+                response = client.post(url, json={"instances": list(instances[first : first + batch])})
             except httpx.HTTPError as error:
                 raise ThroughlineError(
                     f"The model server at {settings.url('model_http')} does not answer ({error}): "
                     "see `throughline status`, start it with `throughline up`."
                 ) from error
-            if answer.is_error:
-                raise ThroughlineError(f"The model server refused the request: {_words(answer)}")
-            predictions += answer.json()["predictions"]
+            if response.is_error:
+                raise ThroughlineError(f"The model server refused the request: {_reason(response)}")
+            predictions += response.json()["predictions"]
     return predictions
 
 
-def _words(answer: httpx.Response) -> str:
+def _reason(response: httpx.Response) -> str:
     try:
-        return str(answer.json()["error"])
+        return str(response.json()["error"])
     except (ValueError, KeyError, TypeError):
-        return f"HTTP {answer.status_code}"
+        return f"HTTP {response.status_code}"

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from serving.predictor import Job, Predictor, Unavailable
+from serving.predictor import PendingRequest, Predictor, Unavailable
 from throughline.featurestore.online import FeatureRead
 from throughline.foundation.clock import WallClock
 from throughline.foundation.errors import ThroughlineError
@@ -73,15 +73,15 @@ def predictor(model: FakeModel):
     return made, events, observed
 
 
-def job(hour: int = 12, carrier: str = "B6", rows: int = 1) -> Job:
+def request(hour: int = 12, carrier: str = "B6", rows: int = 1) -> PendingRequest:
     instance = example_instance(USECASE) | {"scheduled_departure": f"2013-04-01T{hour:02}:00:00Z", "carrier": carrier}
-    return Job(parse_instances(USECASE, [instance] * rows))
+    return PendingRequest(parse_instances(USECASE, [instance] * rows))
 
 
 def test_requests_answered_together_are_scored_apart_and_in_order():
     model = FakeModel()
     made, events, observed = predictor(model)
-    answers = made.answer([job(6), job(23, rows=2), job(12)])
+    answers = made.predict([request(6), request(23, rows=2), request(12)])
     assert [[p.score for p in answer] for answer in answers] == [[6 / 24], [23 / 24] * 2, [0.5]]
     assert model.calls == [1, 2, 1]
     assert [event.flags for event in events] == [[], ["outside_domain:hour"], ["outside_domain:hour"], []]
@@ -93,13 +93,13 @@ def test_requests_answered_together_are_scored_apart_and_in_order():
 
 def test_features_that_are_too_old_to_be_used_are_flagged():
     made, events, _ = predictor(FakeModel())
-    made.answer([job(), job(carrier="OO")])
+    made.predict([request(), request(carrier="OO")])
     assert [event.flags for event in events] == [[], ["expired:view"]]
 
 
 def test_a_request_that_fails_does_not_take_its_neighbours_with_it():
     made, events, _ = predictor(FakeModel())
-    first, failed, last = made.answer([job(6), job(carrier="??"), job(12)])
+    first, failed, last = made.predict([request(6), request(carrier="??"), request(12)])
     assert (first[0].score, last[0].score) == (0.25, 0.5)
     assert isinstance(failed, Unavailable)
     assert "store gone" not in str(failed)
@@ -109,7 +109,7 @@ def test_a_request_that_fails_does_not_take_its_neighbours_with_it():
 @pytest.mark.parametrize("score", [float("nan"), -0.1, 1.1, float("inf")])
 def test_what_is_not_a_probability_is_not_an_answer(score):
     made, events, _ = predictor(FakeModel(score))
-    (answer,) = made.answer([job()])
+    (answer,) = made.predict([request()])
     assert isinstance(answer, Unavailable)
     assert events == []
 
@@ -118,7 +118,7 @@ def test_the_decision_follows_the_declared_costs():
     threshold = USECASE.prediction.decision.threshold
     for score, decision in ((threshold, "late"), (threshold - 1e-9, "on_time")):
         made, _, _ = predictor(FakeModel(score))
-        assert made.answer([job()])[0][0].decision == decision
+        assert made.predict([request()])[0][0].decision == decision
 
 
 def test_a_model_that_does_not_fit_the_features_is_refused_before_it_serves():

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from serving.lane import Lane
+from serving.batching import Batcher
 
 
 def test_requests_that_wait_form_one_batch_and_keep_their_answers():
@@ -20,29 +20,29 @@ def test_requests_that_wait_form_one_batch_and_keep_their_answers():
         return [job * 10 for job in jobs]
 
     async def ask() -> list[int]:
-        tasks = [asyncio.ensure_future(lane.submit(number)) for number in range(6)]
+        tasks = [asyncio.ensure_future(batcher.submit(number)) for number in range(6)]
         await asyncio.sleep(0.05)
         go.set()
         return await asyncio.gather(*tasks)
 
-    lane = Lane(work, max_jobs=4)
+    batcher = Batcher(work, max_items=4)
     assert asyncio.run(ask()) == [0, 10, 20, 30, 40, 50]
     assert [job for batch in batches for job in batch] == list(range(6))
     assert 2 <= len(batches) <= 3
     assert max(map(len, batches)) == 4
-    lane.close()
+    batcher.close()
 
 
 def test_an_error_reaches_the_request_it_belongs_to():
-    lane = Lane(lambda jobs: [ValueError("bad") if job < 0 else job for job in jobs])
+    batcher = Batcher(lambda jobs: [ValueError("bad") if job < 0 else job for job in jobs])
 
     async def ask():
-        return await asyncio.gather(lane.submit(1), lane.submit(-1), return_exceptions=True)
+        return await asyncio.gather(batcher.submit(1), batcher.submit(-1), return_exceptions=True)
 
     good, bad = asyncio.run(ask())
     assert good == 1
     assert isinstance(bad, ValueError)
-    lane.close()
+    batcher.close()
 
 
 def test_work_that_fails_as_a_whole_does_not_end_the_lane():
@@ -54,11 +54,11 @@ def test_work_that_fails_as_a_whole_does_not_end_the_lane():
             raise RuntimeError("once")
         return jobs
 
-    lane = Lane(work)
+    batcher = Batcher(work)
     with pytest.raises(RuntimeError, match="once"):
-        asyncio.run(lane.submit(1))
-    assert asyncio.run(lane.submit(2)) == 2
-    lane.close()
+        asyncio.run(batcher.submit(1))
+    assert asyncio.run(batcher.submit(2)) == 2
+    batcher.close()
 
 
 def test_closing_answers_what_waits():
@@ -69,11 +69,11 @@ def test_closing_answers_what_waits():
         return jobs
 
     async def ask():
-        lane = Lane(work, max_jobs=1)
-        tasks = [asyncio.ensure_future(lane.submit(number)) for number in range(3)]
+        batcher = Batcher(work, max_items=1)
+        tasks = [asyncio.ensure_future(batcher.submit(number)) for number in range(3)]
         await asyncio.sleep(0.05)
         slow.set()
-        await asyncio.to_thread(lane.close)
+        await asyncio.to_thread(batcher.close)
         return await asyncio.gather(*tasks)
 
     assert asyncio.run(ask()) == [0, 1, 2]

@@ -1,7 +1,7 @@
-"""The edge of the server: who may call, and what every refusal looks like, in REST and gRPC.
+"""What stands between the network and KServe's endpoints, in REST and gRPC: tokens, body size, error responses.
 
-Owns: the one table from errors to answers. KServe answers 500 to some bad requests and shows internals in others;
-here what the caller did wrong is 4xx with {"error": "field: problem"}, and what we did wrong says nothing about how.
+Owns: the one table from exceptions to statuses. KServe answers 500 to some bad requests and shows internals in others;
+here a fault of the caller is 4xx with {"error": "field: problem"}, and a fault of ours is 500 without details.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 MAX_BODY = 8 << 20
 INTERNAL = "internal error: see the log of the model server"
 
-# The first match counts. NotImplementedError is KServe's word for a path it offers and a model does not.
-_ANSWERS: list[tuple[tuple[type[Exception], ...], int, grpc.StatusCode]] = [
+# The first match counts. KServe raises NotImplementedError for an endpoint that a model does not have.
+_STATUSES: list[tuple[tuple[type[Exception], ...], int, grpc.StatusCode]] = [
     ((BadRequest, InvalidInput, InferenceError), 400, grpc.StatusCode.INVALID_ARGUMENT),
     ((ModelNotFound,), 404, grpc.StatusCode.NOT_FOUND),
     ((RevisionRefused,), 409, grpc.StatusCode.FAILED_PRECONDITION),
@@ -49,7 +49,7 @@ _ANSWERS: list[tuple[tuple[type[Exception], ...], int, grpc.StatusCode]] = [
 
 def classify(error: Exception) -> tuple[int, grpc.StatusCode, str]:
     """HTTP status, gRPC status and the text a caller may read."""
-    for kinds, status, code in _ANSWERS:
+    for kinds, status, code in _STATUSES:
         if isinstance(error, kinds):
             return status, code, " ".join(str(error).split()) or "not supported"
     if isinstance(error, RequestValidationError):
@@ -58,37 +58,39 @@ def classify(error: Exception) -> tuple[int, grpc.StatusCode, str]:
 
 
 def is_open(path: str) -> bool:
-    """Whether a path needs no token: it says no more than whether server or model are up."""
+    """Whether a path needs no token: it shows no more than whether server or model are up."""
     return path in ("/", "/v2/health/live", "/v2/health/ready") or (
         path.startswith("/v2/models/") and path.endswith("/ready")
     )
 
 
 def install(app: FastAPI) -> None:
-    """Every error of the app through `classify`."""
+    """Turn every exception of the app into the response that `classify` gives."""
 
-    async def answer(_: Request, error: Exception) -> JSONResponse:
+    async def known_error(_: Request, error: Exception) -> JSONResponse:
         status, _code, text = classify(error)
         if status == 500:
             log.error("Request failed", exc_info=error)
         return JSONResponse({"error": text}, status)
 
-    async def http_error(_: Request, error: HTTPException) -> JSONResponse:
+    async def http_error(_: Request, error: Exception) -> JSONResponse:
+        if not isinstance(error, HTTPException):
+            raise error
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
-    for kinds, _, _ in _ANSWERS:
+    for kinds, _, _ in _STATUSES:
         for kind in kinds:
-            app.add_exception_handler(kind, answer)
-    app.add_exception_handler(RequestValidationError, answer)
+            app.add_exception_handler(kind, known_error)
+    app.add_exception_handler(RequestValidationError, known_error)
     app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(Exception, answer)
+    app.add_exception_handler(Exception, known_error)
 
 
-class Body:
-    """ASGI middleware: bounds the body, and takes one without a content type of ours for the JSON it is.
+class BodyMiddleware:
+    """ASGI middleware: limits the size of a body, and reads a body of any content type as JSON.
 
-    curl -d sends a form's content type, for which KServe hands the raw bytes to the model (V1) or asks for the length
-    of a binary header (V2).
+    curl -d sends a form's content type, for which KServe hands the raw bytes to the model (V1) or wants the length of a
+    binary header (V2).
     """
 
     def __init__(self, app: ASGIApp, limit: int = MAX_BODY) -> None:
@@ -125,8 +127,8 @@ class Body:
         await JSONResponse({"error": f"body: send at most {self._limit} bytes"}, 413)(scope, receive, send)
 
 
-class GrpcEdge(grpc.aio.ServerInterceptor):
-    """Token and errors of every call."""
+class GrpcInterceptor(grpc.aio.ServerInterceptor):
+    """Checks the token of every call and turns exceptions into gRPC statuses."""
 
     def __init__(self, token: str | None) -> None:
         self._token = token
@@ -134,13 +136,14 @@ class GrpcEdge(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
-        details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
-        handler = await continuation(details)
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        # grpc's stubs do not declare the attributes of a handler
+        handler: Any = await continuation(handler_call_details)
         if handler is None or handler.unary_unary is None:
             return handler
-        metadata = dict(details.invocation_metadata or ())
-        permitted = details.method.endswith(("/ServerLive", "/ServerReady", "/ModelReady")) or allowed(
+        method, metadata = handler_call_details.method, dict(handler_call_details.invocation_metadata or ())
+        permitted = method.endswith(("/ServerLive", "/ServerReady", "/ModelReady")) or allowed(
             self._token, metadata.get("authorization")
         )
 
@@ -152,7 +155,7 @@ class GrpcEdge(grpc.aio.ServerInterceptor):
             except Exception as error:  # the boundary of the server
                 _, code, text = classify(error)
                 if code is grpc.StatusCode.INTERNAL:
-                    log.error("%s failed", details.method, exc_info=error)
+                    log.error("%s failed", method, exc_info=error)
             await context.abort(code, text)
 
         return grpc.unary_unary_rpc_method_handler(
