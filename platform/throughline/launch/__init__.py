@@ -8,16 +8,3 @@ from throughline.launch.local import (
     TorchrunLauncher,
 )
 from throughline.launch.protocol import Launcher, LaunchFailed, LaunchResult, LaunchSpec, WorkerFailed
-
-__all__ = [
-    "LAUNCHERS",
-    "ElasticLauncher",
-    "HorovodLauncher",
-    "LaunchFailed",
-    "LaunchResult",
-    "LaunchSpec",
-    "Launcher",
-    "SingleProcessLauncher",
-    "TorchrunLauncher",
-    "WorkerFailed",
-]

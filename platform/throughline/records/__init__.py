@@ -21,31 +21,3 @@ from throughline.records.features import FeatureRecord, FeatureStoreRecord, Feat
 from throughline.records.governance import GateDecision, HistoryEvent, RuleVerdict
 from throughline.records.monitoring import CalibrationRecord, InferenceLogRecord, OutcomesRecord
 from throughline.records.training import DatasetRecord, ModelOrigin, ModelRecord
-
-__all__ = [
-    "Background",
-    "BehaviourCheck",
-    "CalibrationRecord",
-    "DatasetRecord",
-    "EndpointRecord",
-    "EvaluationRecord",
-    "FeatureRecord",
-    "FeatureStoreRecord",
-    "FeatureViewRecord",
-    "GateDecision",
-    "GlobalImportance",
-    "HistoryEvent",
-    "InferenceLogRecord",
-    "Interval",
-    "Metrics",
-    "ModelOrigin",
-    "ModelRecord",
-    "OnlineStoreRecord",
-    "OutcomesRecord",
-    "Record",
-    "ReliabilityBin",
-    "Revision",
-    "RuleVerdict",
-    "ServingCost",
-    "SliceMetrics",
-]

@@ -11,5 +11,3 @@ Owns: what runs on one machine, how it is started, watched and stopped. Does not
 """
 
 from throughline.services.control import ServiceFailed, ServiceStatus, dead_service, down, served_models, status, up
-
-__all__ = ["ServiceFailed", "ServiceStatus", "dead_service", "down", "served_models", "status", "up"]
