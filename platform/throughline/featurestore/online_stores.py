@@ -72,7 +72,9 @@ def online_store_of(config: RepoConfig) -> NewestOnlineStore:
     """The store that a configuration names. Raises when it is not one of this module's."""
     store = get_online_store_from_config(config.online_store)
     if not isinstance(store, NewestOnlineStore):
-        raise ThroughlineError(f"Online store {type(store).__name__} does not keep the newest row: configure one here.")
+        raise ThroughlineError(
+            f"Online store {type(store).__name__} does not keep the newest row: use one of {__name__}."
+        )
     return store
 
 
