@@ -88,6 +88,7 @@ def log_table(usecase: str, version: int) -> TableReference:
 
 def to_binary(event: InferenceEvent) -> tuple[dict[str, str], bytes]:
     """Headers and body of the HTTP request that carries the event."""
+    # postpones cloudevents: who only reads the log has no use for it
     from cloudevents.conversion import to_binary as cloudevents_to_binary
     from cloudevents.http import CloudEvent
 
@@ -100,6 +101,7 @@ def to_binary(event: InferenceEvent) -> tuple[dict[str, str], bytes]:
 
 def from_binary(headers: Mapping[str, str], body: bytes) -> InferenceEvent:
     """The inverse of `to_binary`. Raises `BadEvent` naming what is wrong."""
+    # postpones cloudevents
     from cloudevents.exceptions import GenericException
     from cloudevents.http import from_http
 
