@@ -10,7 +10,7 @@ import pytest
 from tests.support import traced_home as home
 from tests.support.traced_home import COMMIT, DIGEST, NAME, SHA
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.references import TableReference
+from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.settings import Settings
 from throughline.lineage.impact import impact
 from throughline.lineage.registered import MlflowRegistry
@@ -54,7 +54,8 @@ def test_a_thread_through_a_real_registry_is_whole(traced: tuple[Settings, str, 
 
 def test_a_table_version_reached_the_registered_model_and_its_prediction(traced: tuple[Settings, str, str]) -> None:
     found = impact(traced[0], TableReference.parse(f"{NAME}/raw/flight_departures@0"))
-    assert (found.models, found.predictions) == ([f"{NAME}/1"], {f"{NAME}/1": 1})
+    version = ModelReference(name=NAME, version=1)
+    assert (found.models, found.predictions) == ([version], {version: 1})
 
 
 def test_what_mlflow_does_not_know_is_one_line(traced: tuple[Settings, str, str]) -> None:

@@ -1,6 +1,6 @@
 """A real MLflow server for tests, in a home of its own or for one home after another.
 
-Owns: starting, emptying and ending it. Does not own: how the platform starts its own (`services/declared.py`).
+Owns: starting, emptying and ending it. Does not own: the server (`services/mlflow_server.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tests.support.servers import get_ok, wait_until_ready
 from throughline.foundation.settings import Settings, load_settings
+from throughline.services.declared import NO_TELEMETRY
 from throughline.services.ports import take_ports
 
 
@@ -33,7 +34,7 @@ def mlflow_server(home: Path, artifacts: Path | None = None) -> Iterator[Setting
         *("--host", "127.0.0.1", "--port", str(settings.port("mlflow"))),
         *("--backend-store-uri", f"sqlite:///{settings.mlflow_home / 'mlflow.db'}", *place),
     ]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    quiet = {**NO_TELEMETRY, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (home / "mlflow.log").open("w") as log:
         server = subprocess.Popen(
             command, env={**os.environ, **quiet}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
