@@ -43,3 +43,60 @@ def test_two_processes_do_not_share_a_journal(tmp_path):
         Journal(tmp_path)
     held.close()
     Journal(tmp_path).close()
+
+
+def contents(journal: Journal) -> list[list[bytes]]:
+    return [Journal.read(segment) for segment in journal.sealed()]
+
+
+def test_a_segment_is_sealed_once_it_has_its_lines_however_they_came(tmp_path):
+    journal = Journal(tmp_path / "deep" / "down", segment_lines=3)
+    for lines in ([b"a"], [b"b"], [b"c"], [b"d", b"e"], [b"f", b"g"], [b"h"]):
+        journal.append(lines)
+    assert contents(journal) == [[b"a", b"b", b"c"], [b"d", b"e", b"f", b"g"], [b"h"]]
+    assert [segment.stem for segment in journal.sealed()] == ["000000000001", "000000000002", "000000000003"]
+
+
+def test_a_new_process_numbers_its_segments_after_those_it_found(tmp_path):
+    first = Journal(tmp_path)
+    first.append([b"a"])
+    first.close()
+    second = Journal(tmp_path)
+    second.append([b"b"])
+    assert [segment.stem for segment in second.sealed()] == ["000000000001", "000000000002"]
+    assert second.size == 4
+
+
+class FullDisk:
+    """A file that takes `taken` bytes of a write and then no more."""
+
+    def __init__(self, file, taken: int) -> None:
+        self._file, self._taken = file, taken
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def write(self, content: bytes) -> int:
+        return self._file.write(content[: self._taken])
+
+
+def test_a_line_that_the_disk_took_in_part_is_taken_back_and_the_next_is_whole(tmp_path):
+    journal = Journal(tmp_path)
+    journal.append([b"before"])
+    whole = journal._open
+    journal._open = FullDisk(whole, taken=3)
+    with pytest.raises(OSError, match="the disk took only part of the line"):
+        journal.append([b"refused"])
+    assert journal.size == len(b"before\n")
+    journal._open = whole
+    journal.append([b"after"])
+    assert contents(journal) == [[b"before", b"after"]]
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_line_is_on_the_disk_only_where_that_was_demanded(tmp_path, monkeypatch, sync):
+    synced = []
+    monkeypatch.setattr("os.fsync", synced.append)
+    journal = Journal(tmp_path)
+    journal.append([b"a"], sync=sync)
+    assert synced == ([journal._open.fileno()] if sync else [])

@@ -175,3 +175,18 @@ def test_automation_is_bounded_whatever_happens(life: list[tuple[int, str, str |
         assert len(around) <= MAX_ATTEMPTS
         later = [r for r in instance.runs[instance.runs.index(run) + 1 :] if r in around and r is not run]
         assert not (run.state == "succeeded" and later)
+
+
+def test_every_answer_gives_the_cause_and_what_stands_against_it() -> None:
+    gap = "gap +0.1000 is beyond 0.05"
+    assert decide("ok") == Verdict(False, f"ok: {gap}")
+    assert decide("cannot_say") == Verdict(False, f"cannot_say: {gap}")
+    yes = decide("drift")
+    assert yes == Verdict(True, f"drift: {gap}", NOW.isoformat(), f"{NOW.isoformat()}/attempt-1")
+    running = decide(history=[past("running")])
+    assert running == Verdict(False, f"drift: {gap}; a retraining is already running")
+    done = decide(history=[past("succeeded", NOW - DAY)])
+    assert done == Verdict(False, f"drift: {gap}; cooling down since {(NOW - DAY).isoformat()}")
+    failed = decide(history=[past("failed")] * MAX_ATTEMPTS)
+    assert failed == Verdict(False, f"drift: {gap}; gave up after 3 failed attempts, cooling down")
+    assert [answer.retrain for answer in (running, done, failed)] == [False, False, False]
