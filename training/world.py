@@ -9,81 +9,43 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 
-class World(Protocol):
-    """`rank` and `size` may change between two calls of the function given to `run`, and never within one."""
+class World:
+    """A single process, which loads no engine; the engines' worlds derive from it.
 
-    @property
-    def rank(self) -> int: ...
+    `rank` and `size` may change between two calls of the function given to `run`, and never within one. `local_rank`
+    and `local_size` count the workers of this machine; a worker's GPU is its `local_rank`.
+    """
 
-    @property
-    def size(self) -> int: ...
-
-    @property
-    def local_rank(self) -> int:
-        """Number of this worker on its machine; also the number of its GPU."""
-        ...
-
-    @property
-    def local_size(self) -> int:
-        """Workers on this machine."""
-        ...
+    rank, size, local_rank, local_size = 0, 1, 0, 1
 
     def share(self, model: torch.nn.Module, optimizer: torch.nn.Module) -> torch.nn.Module:
         """The module to call. When `run` calls, all workers have the tensors of rank 0."""
-        ...
+        return model
 
     def average(self, gradient: torch.Tensor) -> None:
         """Replace the gradient of this worker by the mean over all workers, after `backward`."""
-        ...
 
     def sum(self, values: torch.Tensor, name: str) -> torch.Tensor:
         """The sum over all workers; returns when every worker has called it."""
-        ...
+        return values
 
     def run(self, train: Callable[[Any], None], values: Mapping[str, Any]) -> None:
         """Call `train(state)` with `values` as attributes of `state`; `state.commit()` keeps them.
 
         An elastic world calls it again, with everything as last committed, after workers were lost or joined.
         """
-        ...
-
-    def close(self) -> None: ...
-
-
-def join() -> World:
-    """The world of the launcher that started this process."""
-    if "HOROVOD_RANK" in os.environ or "HOROVOD_ELASTIC" in os.environ:
-        return HorovodWorld(elastic="HOROVOD_ELASTIC" in os.environ)
-    return TorchWorld() if "TORCHELASTIC_RUN_ID" in os.environ else SingleWorld()
-
-
-class SingleWorld:
-    """One worker; no engine is loaded."""
-
-    rank, size, local_rank, local_size = 0, 1, 0, 1
-
-    def share(self, model: torch.nn.Module, optimizer: torch.nn.Module) -> torch.nn.Module:
-        return model
-
-    def average(self, gradient: torch.Tensor) -> None:
-        return
-
-    def sum(self, values: torch.Tensor, name: str) -> torch.Tensor:
-        return values
-
-    def run(self, train: Callable[[Any], None], values: Mapping[str, Any]) -> None:
         train(SimpleNamespace(**values, commit=lambda: None))
 
     def close(self) -> None:
-        return
+        """Leave the other workers."""
 
 
-class HorovodWorld(SingleWorld):
+class HorovodWorld(World):
     """Horovod: Gloo on CPUs, NCCL where it was built with it."""
 
     def __init__(self, elastic: bool) -> None:
@@ -136,7 +98,7 @@ class HorovodWorld(SingleWorld):
         self._hvd.shutdown()
 
 
-class TorchWorld(SingleWorld):
+class TorchWorld(World):
     """torch.distributed under torchrun: the same training without Horovod."""
 
     def __init__(self) -> None:
@@ -176,3 +138,10 @@ class TorchWorld(SingleWorld):
 
     def close(self) -> None:
         self._distributed.destroy_process_group()
+
+
+def join() -> World:
+    """The world of the launcher that started this process."""
+    if "HOROVOD_RANK" in os.environ or "HOROVOD_ELASTIC" in os.environ:
+        return HorovodWorld(elastic="HOROVOD_ELASTIC" in os.environ)
+    return TorchWorld() if "TORCHELASTIC_RUN_ID" in os.environ else World()

@@ -28,6 +28,7 @@ def _of_search(name: str) -> Any:
 
 
 def train(
+    context: typer.Context,
     usecase: Annotated[str, typer.Argument(help=_help("usecase"))],
     trainer: Annotated[str | None, typer.Option(help=_help("trainer"))] = None,
     parameters: Annotated[
@@ -48,26 +49,11 @@ def train(
 ) -> None:
     """Train a model version and evaluate it on the weeks held out. Nothing is released by it."""
     settings = load_settings()
-    searched = {
-        "trials": search,
-        "sampler": sampler,
-        "pruner": pruner,
-        "parallel": parallel,
-        "select_features": select_features,
-    }
-    given = {
-        "usecase": usecase,
-        "trainer": trainer,
-        "parameters": dict(map(_assignment, parameters or [])),
-        "as_of": as_of,
-        "dataset": dataset,
-        "table": table,
-        "commit": commit,
-        "force": force,
-        "search": searched if search else None,
-    }
+    # Options are named like the fields, so that all but these three are passed on as they are.
+    given = {**context.params, "trials": search, "parameters": dict(map(_assignment, parameters or []))}
+    given["search"] = {name: given[name] for name in SearchRequest.model_fields} if search else None
     try:
-        request = TrainingRequest.model_validate(given)
+        request = TrainingRequest.model_validate({name: given[name] for name in TrainingRequest.model_fields})
         job = submit(request, settings)
     except ValidationError as error:
         raise typer.BadParameter(error.errors()[0]["msg"].removeprefix("Value error, ")) from error

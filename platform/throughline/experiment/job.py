@@ -39,17 +39,11 @@ class Training(Record):
 
 
 class Rebuild(Record):
-    """Fit a recipe into the folder `output` and register nothing; the result is a `Code`."""
+    """Fit a recipe into the folder `output` and register nothing; the result is each module's code fingerprint."""
 
     recipe: Recipe
     dataset: DatasetRecord
     output: str
-
-
-class Code(Record):
-    """Trainer module -> fingerprint of its code at the commit."""
-
-    modules: dict[str, str]
 
 
 class _File(Record):
@@ -69,9 +63,8 @@ def train_at(
     run: Run, commit: str, request: TrainingRequest, dataset: DatasetRecord, tags: Mapping[str, str]
 ) -> ModelRecord:
     """Train and register with the code of a commit."""
-    return ModelRecord.model_validate_json(
-        _run_at(run, commit, Training(request=request, dataset=dataset, tags=dict(tags)))
-    )
+    work = Training(request=request, dataset=dataset, tags=dict(tags))
+    return ModelRecord.model_validate_json(_run_at(run, commit, work))
 
 
 def rebuild_at(run: Run, commit: str, recipe: Recipe, dataset: DatasetRecord, output: Path) -> dict[str, str]:
@@ -79,8 +72,7 @@ def rebuild_at(run: Run, commit: str, recipe: Recipe, dataset: DatasetRecord, ou
 
     Returns the fingerprint of each trainer module's code at that commit.
     """
-    work = Rebuild(recipe=recipe, dataset=dataset, output=str(output))
-    return Code.model_validate_json(_run_at(run, commit, work)).modules
+    return json.loads(_run_at(run, commit, Rebuild(recipe=recipe, dataset=dataset, output=str(output))))
 
 
 def _run_at(run: Run, commit: str, work: Training | Rebuild) -> str:
@@ -104,12 +96,11 @@ def _run_at(run: Run, commit: str, work: Training | Rebuild) -> str:
         return result.read_text()
 
 
-def _do(run: Run, work: Training | Rebuild) -> ModelRecord | Code:
+def _do(run: Run, work: Training | Rebuild) -> str:
     if isinstance(work, Training):
-        return train_here(run, work.request, work.dataset, work.tags)
+        return train_here(run, work.request, work.dataset, work.tags).model_dump_json()
     fit(run, work.dataset, work.recipe, Path(work.output))
-    modules = {recipe.module for recipe in (work.recipe, *work.recipe.members)}
-    return Code(modules={module: code_of(module) for module in sorted(modules)})
+    return json.dumps({recipe.module: code_of(recipe.module) for recipe in (work.recipe, *work.recipe.members)})
 
 
 def main(arguments: list[str]) -> int:
@@ -122,7 +113,7 @@ def main(arguments: list[str]) -> int:
     try:
         file = _File.model_validate_json(Path(arguments[0]).read_text())
         run = Run(load_settings(**file.settings), on_event=emit)
-        Path(file.result).write_text(_do(run, file.work).model_dump_json())
+        Path(file.result).write_text(_do(run, file.work))
     except ValidationError as error:
         emit({"event": "error", "message": f"This commit cannot read the job: {error.errors()[0]['msg']}"})
         return 1
