@@ -1,8 +1,8 @@
-"""Arrivals: what brings raw days by itself, on a schedule or because something arrived.
+"""Arrivals: a schedule and sensors that ingest raw days, by the calendar or because rows arrived.
 
-The policy of arrivals is `throughline.sources.arrivals`; here it meets the instance: what is there, what was launched.
-Either way a day is brought whole and replaces what was there, so that both may bring the same day. Features of days
-that came late are built by the sensor for late rows (`automation.py`).
+The policy is `throughline.sources.arrivals`; this module reads from the instance what was ingested and launched.
+A day is ingested as a whole and replaces what was there, so schedule and sensor may both ingest it. Features of late
+days are built by the sensor for late rows (`automation.py`).
 """
 
 from datetime import date, timedelta
@@ -33,13 +33,14 @@ from assets.resources import clock_now
 from throughline.foundation import tags
 from throughline.foundation.days import between
 from throughline.foundation.settings import Settings
-from throughline.sources.arrivals import Outcome, Request, Seen, changed, decide
-from throughline.sources.source import Watched, source_of
+from throughline.sources.arrivals import ATTEMPTS, Request, RunState, Seen, changed, decide
+from throughline.sources.declared import source_of
+from throughline.sources.source import Watched
 from throughline.usecase import UseCase
 from throughline.usecase.feeds import FilesFeed, PushFeed
 
-AFTER_MIDNIGHT = "15 0 * * *"  # the last rows of a day are on their way for minutes
-CATCH_UP = timedelta(days=7)  # days that are missing for longer are for a person, who sees why
+AFTER_MIDNIGHT = "15 0 * * *"  # the last rows of a day take minutes to arrive
+CATCH_UP = timedelta(days=7)  # a day that is missing for longer needs a person to find out why
 
 
 def arrivals(usecase: UseCase, settings: Settings) -> Definitions:
@@ -51,9 +52,9 @@ def arrivals(usecase: UseCase, settings: Settings) -> Definitions:
 
 
 def daily_schedule(usecase: UseCase, settings: Settings) -> ScheduleDefinition:
-    """Shortly after each local midnight, the days of the last week that have ended and are not there, in one run.
+    """Ingests, shortly after each local midnight, the missing days of the last week in one run.
 
-    For production, where the data clock is the wall clock: a replay's days end when somebody advances it.
+    For production, where the data clock is the wall clock; a replay ingests days when it advances.
     """
 
     @schedule(
@@ -66,24 +67,24 @@ def daily_schedule(usecase: UseCase, settings: Settings) -> ScheduleDefinition:
     )
     def daily(context: ScheduleEvaluationContext, settings: ResourceParam[Settings]) -> RunRequest | SkipReason:
         if settings.clock != "wall":
-            return SkipReason("the data clock is a replay's: `throughline advance` brings its days")
+            return SkipReason("the data clock is a replay's: `throughline advance` ingests its days")
         until = min(usecase.local_day(context.scheduled_execution_time), usecase.replay.end)
         first = max(usecase.first_day(settings), until - CATCH_UP)
         ended = between(first, until)
         daily_tables = [name for name, table in usecase.sources.tables.items() if not table.static]
-        there = [_brought(context.instance, usecase, name, first) for name in daily_tables]
-        missing = [day for day in ended if not all(day in days for days in there)]
+        ingested = [_ingested(context.instance, usecase, name, first) for name in daily_tables]
+        missing = [day for day in ended if not all(day in days for days in ingested)]
         if not missing:
-            return SkipReason(f"every day before {until} is there")
+            return SkipReason(f"every day before {until} was ingested")
         return RunRequest(run_key=f"{until}", tags=_range(missing[0], missing[-1]))
 
     return daily
 
 
 def arrivals_sensor(usecase: UseCase, table: str) -> SensorDefinition:
-    """Bring the days of what arrived, each once; a run that failed is tried three times, then when something changes.
+    """Ingests the days of rows that arrived, each once; a failed run is tried three times, then after the next change.
 
-    The cursor holds what was seen. A day of which something arrives before it has ended is brought when it has.
+    The cursor holds what was seen. A day whose rows arrive before it has ended is ingested when it has.
     """
     key = AssetKey([usecase.name, GROUP, table])
 
@@ -96,7 +97,7 @@ def arrivals_sensor(usecase: UseCase, table: str) -> SensorDefinition:
     )
     def arrived(context: SensorEvaluationContext, settings: ResourceParam[Settings]) -> SensorResult | SkipReason:
         source = source_of(settings, usecase, table)
-        assert isinstance(source, Watched)
+        assert isinstance(source, Watched)  # FileSource and PushSource are
         seen = Seen.model_validate_json(context.cursor) if context.cursor else Seen()
         parts = source.parts()
         first = usecase.first_day(settings)
@@ -105,9 +106,9 @@ def arrivals_sensor(usecase: UseCase, table: str) -> SensorDefinition:
         days = {name: {first} if static else source.days(name) for name in changed(seen, parts)}
         today = usecase.local_day(clock_now(settings, usecase))
         until = first + timedelta(days=1) if static else min(today, usecase.replay.end)
-        there = set() if context.cursor else _brought(context.instance, usecase, table, first)
-        outcome = _outcome(context.instance, key, seen.request)
-        now, launch = decide(seen, parts, days, outcome, first, until, there)
+        ingested = set() if context.cursor else _ingested(context.instance, usecase, table, first)
+        state = _state(context.instance, key, seen.request)
+        now, launch = decide(seen, parts, days, state, first, until, ingested)
         cursor = now.model_dump_json()
         if launch is None:
             reason = SkipReason(_why_not(now))
@@ -125,8 +126,8 @@ def arrivals_sensor(usecase: UseCase, table: str) -> SensorDefinition:
     return arrived
 
 
-def _brought(instance: DagsterInstance, usecase: UseCase, table: str, first: date) -> set[date]:
-    """The days of a raw table that were brought; of a reference table, the first day."""
+def _ingested(instance: DagsterInstance, usecase: UseCase, table: str, first: date) -> set[date]:
+    """The days of a raw table that were ingested; of a reference table, the first day."""
     key = AssetKey([usecase.name, GROUP, table])
     if usecase.sources.tables[table].static:
         return {first} if instance.get_latest_materialization_event(key) else set()
@@ -141,8 +142,8 @@ def _tag(key: AssetKey, request: Request) -> str:
     return f"{key.to_user_string()} {request.key}"
 
 
-def _outcome(instance: DagsterInstance, key: AssetKey, request: Request | None) -> Outcome | None:
-    """Of the newest run of a request: somebody may have started it again by hand."""
+def _state(instance: DagsterInstance, key: AssetKey, request: Request | None) -> RunState | None:
+    """Of the newest run of a request, which a person may have started again."""
     if request is None:
         return None
     runs = instance.get_runs(filters=RunsFilter(tags={tags.ARRIVAL: _tag(key, request)}), limit=1)
@@ -155,11 +156,11 @@ def _outcome(instance: DagsterInstance, key: AssetKey, request: Request | None) 
 
 def _why_not(now: Seen) -> str:
     if now.request is not None:
-        return f"days {now.request.first} to {now.request.last} are being brought"
+        return f"days {now.request.first} to {now.request.last} are being ingested"
     if now.given_up:
         return (
-            f"gave up on {len(now.given_up)} days from {now.given_up[0]}: see why their runs failed; a part that "
-            "changes is tried again"
+            f"{len(now.given_up)} days from {now.given_up[0]} on failed {ATTEMPTS} times: correct what their runs "
+            "report; a part that changes is tried again"
         )
     if now.wanted:
         return f"{len(now.wanted)} days from {now.wanted[0]} on have not ended, or lie after `replay.end`"

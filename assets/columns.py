@@ -1,8 +1,8 @@
-"""Columns as people see them in the graph: what each one is, and which raw columns it is computed from.
+"""Columns in the metadata of assets: their types and descriptions, and the raw columns they are computed from.
 
-Owns: the form of both in Dagster's metadata. Does not own: reading lineage off SQL
-(`throughline.featurestore.lineage`), descriptions (the Feast definitions). Tools read `dagster/column_lineage`; the
-pages of Dagster's open edition do not show it, so a column's description says it, too.
+Owns: the form of both in Dagster's metadata. Does not own: the lineage itself (`throughline.featurestore.lineage`) or
+descriptions (the Feast definitions). The open edition of Dagster does not show `dagster/column_lineage`, so a column's
+description repeats it.
 """
 
 import json
@@ -29,9 +29,9 @@ Columns = Mapping[str, Sequence[Upstream]]
 
 
 def model_lineage(settings: Settings, usecase: UseCase, manifest: Mapping[str, Any]) -> dict[str, Columns]:
-    """Per dbt model and column, where it comes from; a model whose SQL cannot be read is left out, with a warning.
+    """The lineage of the columns of each dbt model; a model whose SQL cannot be parsed is left out, with a warning.
 
-    Kept in the home for the processes that load the same SQL: reading it takes a second of a core, and each run loads.
+    Kept in the home for other processes with the same SQL: parsing takes a second of a core, and each run loads it.
     """
     known, schema = raw_columns(usecase), schema_name(usecase.name, RAW)
     sql = {node["name"]: node["compiled_code"] for node in models_of(manifest, usecase).values()}
@@ -66,7 +66,7 @@ def lineage_metadata(usecase: UseCase, columns: Columns) -> dict[str, Any]:
 def held_columns(
     settings: Settings, pinned: TableReference, descriptions: Mapping[str, str], columns: Columns | None
 ) -> dict[str, Any]:
-    """`dagster/column_schema` of a feature table as it stands: its types, descriptions, and where each comes from."""
+    """`dagster/column_schema` of a feature table at a version: types, descriptions and origin of its columns."""
     fields = open_table(settings.lakehouse / pinned.table, pinned.version).schema().fields
     return _schema(
         TableColumn(
@@ -84,7 +84,7 @@ def _origin(name: str, columns: Columns | None) -> str:
 
 
 def declared_columns(table: SourceTable) -> dict[str, Any]:
-    """`dagster/column_schema` of a raw table, from what is expected of it; nothing where nothing is."""
+    """`dagster/column_schema` of a raw table from its declared expectations; empty without them."""
     if table.expects is None:
         return {}
     return _schema(

@@ -1,7 +1,6 @@
-"""Maintenance: once a day the tables are compacted and what nothing needs any more is removed.
+"""Maintenance: a nightly job that removes old model versions, files and folders, and compacts tables.
 
-What is pinned, and what removal means, is `throughline.lakehouse.maintenance` and, for model versions,
-`throughline.retention.models`; here they meet the schedule.
+What is removed is decided by `throughline.retention` and `throughline.lakehouse.maintenance`.
 """
 
 from collections.abc import Iterable
@@ -30,17 +29,17 @@ EVERY_NIGHT = "30 3 * * *"  # UTC
 
 
 def maintenance(usecases: Iterable[UseCase]) -> Definitions:
-    """One job for all tables of the home, and when it runs; it shares the queue of runs with who writes them."""
+    """One job for all tables of the home, every night; it waits in the queue of runs, as runs that write tables do."""
     tidy = maintenance_job(list(usecases))
     nightly = ScheduleDefinition(job=tidy, cron_schedule=EVERY_NIGHT, default_status=DefaultScheduleStatus.RUNNING)
     return Definitions(jobs=[tidy], schedules=[nightly])
 
 
 def maintenance_job(usecases: list[UseCase]) -> JobDefinition:
-    @op(description="Remove old versions, files and folders, and compact; nothing when it is unknown what is pinned.")
+    @op(description="Remove old model versions, files and folders, and compact tables; fails when pins are unknown.")
     def tidy(context: OpExecutionContext, settings: ResourceParam[Settings]) -> None:
         retention, now = timedelta(days=settings.retention_days), datetime.now(UTC)
-        for usecase in usecases:  # first: a version that goes no longer pins what it was trained on
+        for usecase in usecases:  # first: a version that is removed no longer pins its dataset
             for line in remove_old_versions(settings, usecase.name, now):
                 context.log.info(line)
         pins = collect_pins(settings, usecases)

@@ -1,7 +1,7 @@
 """Raw: one Delta table per declared source, a partition per local day of knowledge time.
 
-A day that is not what was declared is refused, and its step fails: nothing that depends on it runs. A failed blocking
-check would not be enough, it does not stop every kind of asset downstream.
+A day that breaks its declaration is refused, and its step fails, so that nothing that depends on it runs. A failed
+blocking check would not be enough: it does not stop every kind of asset downstream.
 """
 
 import json
@@ -32,7 +32,7 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.fingerprint import combine
 from throughline.foundation.settings import Settings
 from throughline.ingestion.ingest import Ingested, ingest_days, ingest_static
-from throughline.sources.source import identity
+from throughline.sources.declared import source_fingerprint
 from throughline.usecase import SourceTable, UseCase
 
 GROUP = "raw"
@@ -56,18 +56,18 @@ def raw_assets(usecase: UseCase) -> Definitions:
 
 
 def _code_version(usecase: UseCase, name: str, table: SourceTable) -> str:
-    """Another source, other code of it, or other rules of rows make what was delivered stale."""
-    return combine(identity(usecase, name), _content_rules(table))
+    """Changes with the source, its code, and the rules for rows."""
+    return combine(source_fingerprint(usecase, name), _content_rules(table))
 
 
 def _content_rules(table: SourceTable) -> str:
-    """The rules of rows decide what a table holds, as its source's code does. Those of days only let it in or not."""
+    """The rules for rows decide what a table holds; rules for days only whether it is accepted."""
     rules = table.expects.model_dump(mode="json", include={"columns"}) if table.expects else None
     return json.dumps([table.key, rules], sort_keys=True)
 
 
 def _common(usecase: UseCase, name: str, table: SourceTable, code_version: str) -> dict[str, Any]:
-    """What every raw table says of itself, daily or static."""
+    """Arguments of every raw asset, daily or static."""
     key = AssetKey([usecase.name, GROUP, name])
     return {
         "key": key,
@@ -95,7 +95,7 @@ def _daily_table(usecase: UseCase, name: str, table: SourceTable, code_version: 
         )
         yield from check_results(context.asset_key, table, written)
         if written.refused:
-            # the other days of the range are there and need not be brought again
+            # the other days of the range are written: they need no retry
             for day, digest in written.digests.items():
                 yield AssetMaterialization(
                     context.asset_key,
@@ -143,8 +143,8 @@ def _metadata(written: Ingested) -> dict[str, Any]:
 
 
 def wall_clock_freshness(window: timedelta | None) -> FreshnessPolicy | None:
-    """A table is late when it was not written for `window`, on the wall clock: the policy is for production.
+    """A table is late when it was not written for `window`, on the wall clock: a policy for production.
 
-    A replay moves through days in seconds; there freshness is judged on the data clock (`monitoring.py`).
+    In a replay, which passes days in seconds, freshness is checked on the data clock (`monitoring.py`).
     """
     return FreshnessPolicy.time_window(fail_window=window) if window else None

@@ -1,6 +1,6 @@
-"""Validation as people see it in the graph: which checks a raw table has, and a verdict as a check's result.
+"""The asset checks of raw tables: which ones a table has, and verdicts as their results.
 
-Owns: names, words and tables. Does not own: any verdict (`throughline.validation`), or what a bad day stops (`raw.py`).
+Owns: their names and texts. Does not own: verdicts (`throughline.validation`), what a bad day stops (`raw.py`).
 """
 
 from collections.abc import Iterator
@@ -9,21 +9,22 @@ from dagster import AssetCheckResult, AssetCheckSeverity, AssetCheckSpec, AssetK
 
 from throughline.ingestion.ingest import Ingested
 from throughline.usecase import SourceTable
+from throughline.validation.drift import DriftVerdict
 from throughline.validation.judge import DayVerdict, Verdict, worst
 
 CHECKS = {
-    "schema": "The columns and types that are declared, and no others.",
-    "rows": "Rows break no rule (null, range, allowed values, pattern); those that do are in quarantine, and are few.",
-    "unique_key": "The key is unique within a day; repeated rows are in quarantine, and are few.",
+    "schema": "The columns and types are those declared.",
+    "rows": "At most the declared share of rows breaks a rule (null, range, values, pattern); they are in quarantine.",
+    "unique_key": "At most the declared share of rows repeats a key of the day; they are in quarantine.",
     "volume": "A day has as many rows as declared.",
-    "distribution": "The newest days are distributed as those of the training dataset. Warns only: seasons pass.",
+    "distribution": "The newest days are distributed as those of the training dataset. Warns only.",
 }
 DISTRIBUTION = "distribution"
 LISTED = 20
 
 
 def check_specs(key: AssetKey, table: SourceTable) -> list[AssetCheckSpec]:
-    """The checks of a raw table: none when nothing is expected of it, `distribution` only where it is declared."""
+    """The checks of a raw table: none without declared expectations, `distribution` only with declared drift."""
     if table.expects is None:
         return []
     names = [name for name in CHECKS if name != DISTRIBUTION or table.expects.drift]
@@ -33,14 +34,17 @@ def check_specs(key: AssetKey, table: SourceTable) -> list[AssetCheckSpec]:
 def check_results(key: AssetKey, table: SourceTable, written: Ingested) -> Iterator[AssetCheckResult]:
     """A result per check over all days of an ingestion: ERROR where a day is refused, WARN where one is doubtful."""
     for spec in check_specs(key, table):
-        yield _distribution(key, written) if spec.name == DISTRIBUTION else _aspect(key, spec.name, written)
+        if spec.name != DISTRIBUTION:
+            yield _aspect(key, spec.name, written)
+        elif written.drift is not None:
+            yield _distribution(key, written.drift)
 
 
 def _aspect(key: AssetKey, aspect: str, written: Ingested) -> AssetCheckResult:
     days = list(written.judgement.days.values())
     judged = [(day, verdict) for day in days for verdict in day.verdicts if verdict.aspect == aspect]
-    notable = [(day, verdict) for day, verdict in judged if verdict.outcome != "pass"]
-    outcomes = {verdict.outcome for _, verdict in notable}
+    notable = [(day, verdict) for day, verdict in judged if verdict.result != "pass"]
+    results = {verdict.result for _, verdict in notable}
     if not judged:
         description = "cannot say: the columns are not as declared"
     elif notable:
@@ -51,12 +55,12 @@ def _aspect(key: AssetKey, aspect: str, written: Ingested) -> AssetCheckResult:
     return AssetCheckResult(
         asset_key=key,
         check_name=aspect,
-        passed=bool(judged) and outcomes <= {"cannot_say"},
-        severity=AssetCheckSeverity.ERROR if "fail" in outcomes else AssetCheckSeverity.WARN,
+        passed=bool(judged) and results <= {"cannot_say"},
+        severity=AssetCheckSeverity.ERROR if "fail" in results else AssetCheckSeverity.WARN,
         description=description,
         metadata={
             "days": len(days),
-            "days_refused": sum(verdict.outcome == "fail" for _, verdict in notable),
+            "days_refused": sum(verdict.result == "fail" for _, verdict in notable),
             **(_row_counts(days, written) if aspect == "rows" else {}),
             **({"verdicts": MetadataValue.md(_table(notable))} if notable else {}),
         },
@@ -76,20 +80,19 @@ def _row_counts(days: list[DayVerdict], written: Ingested) -> dict[str, Metadata
     }
 
 
-def _distribution(key: AssetKey, written: Ingested) -> AssetCheckResult:
-    drift = written.drift
+def _distribution(key: AssetKey, drift: DriftVerdict) -> AssetCheckResult:
     lines = [f"| {column} | {value:.3f} |" for column, value in drift.psi.items()]
     table = "\n".join(["| column | population stability index |", "|---|---|", *lines])
     return AssetCheckResult(
         asset_key=key,
         check_name=DISTRIBUTION,
-        passed=drift.outcome != "warn",
+        passed=drift.result != "warn",
         severity=AssetCheckSeverity.WARN,
-        description=f"cannot say: {drift.detail}" if drift.outcome == "cannot_say" else drift.detail,
-        metadata={"verdict": drift.outcome, **({"columns": MetadataValue.md(table)} if lines else {})},
+        description=f"cannot say: {drift.detail}" if drift.result == "cannot_say" else drift.detail,
+        metadata={"verdict": drift.result, **({"columns": MetadataValue.md(table)} if lines else {})},
     )
 
 
 def _table(notable: list[tuple[DayVerdict, Verdict]]) -> str:
-    lines = [f"| {day.day} | {verdict.outcome} | {verdict.detail} |" for day, verdict in notable[:LISTED]]
+    lines = [f"| {day.day} | {verdict.result} | {verdict.detail} |" for day, verdict in notable[:LISTED]]
     return "\n".join(["| day | verdict | why |", "|---|---|---|", *lines])

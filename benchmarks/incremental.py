@@ -30,7 +30,7 @@ from throughline.ingestion.ingest import read_days
 from throughline.lakehouse.spark import register_tables
 from throughline.lakehouse.table import replace_all, replace_days
 from throughline.services.ports import take_ports
-from throughline.sources.source import source_of
+from throughline.sources.declared import source_of
 from throughline.usecase import UseCase, load_usecases
 
 ABOUT = "Building one day of features against building all days of a quarter, by the same dbt models on Spark."

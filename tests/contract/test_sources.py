@@ -32,7 +32,8 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings, load_settings
 from throughline.services.ports import take_ports
 from throughline.sources.conform import TYPES
-from throughline.sources.source import Source, source_of
+from throughline.sources.declared import source_of
+from throughline.sources.source import Source
 from throughline.usecase import UseCase
 
 TICK = timedelta(microseconds=1)

@@ -222,7 +222,7 @@ def test_a_failed_run_is_tried_again_and_given_up_until_the_file_is_mended(home:
         (failure,) = done.get_step_failure_events()
         assert "row 4: items 'three' is no integer" in failure.step_failure_data.error.cause.message
     assert len(set(keys)) == 3
-    assert "gave up on 1 days from 2024-10-25" in home.why_not()
+    assert "1 days from 2024-10-25 on failed 3 times" in home.why_not()
     path.write_bytes(good)
     assert home.until_quiet() == 1
     assert home.content().height == 24

@@ -99,6 +99,6 @@ def test_a_table_that_cannot_be_maintained_makes_the_run_red_and_the_others_are_
     result = run(tables)
     assert not result.success
     (failure,) = result.get_step_failure_events()
-    assert "u/raw/t: left as it is" in failure.event_specific_data.error.cause.message
+    assert "u/raw/t: not maintained" in failure.event_specific_data.error.cause.message
     assert history(tables.lakehouse / TABLE)[0].operation == "OPTIMIZE"
     assert current_version(tables.lakehouse / "u/raw/t") == 0

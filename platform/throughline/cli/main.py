@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.exceptions import TyperException
 
 from throughline.foundation.errors import ThroughlineError
 
@@ -107,7 +108,14 @@ def throughline(
 def main() -> None:
     """Run the command line of this process and exit."""
     try:
-        app()
+        status = app(standalone_mode=False)
+        raise SystemExit(status if isinstance(status, int) else 0)
+    except TyperException as error:  # the call was wrong; without a message, help was printed already
+        if message := " ".join(error.format_message().split()):
+            _red(message)
+        raise SystemExit(error.exit_code) from None
+    except typer.Abort:
+        raise SystemExit(1) from None
     except ThroughlineError as error:
         _log_traceback()
         _red(str(error))

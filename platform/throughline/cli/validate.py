@@ -1,23 +1,23 @@
-"""`throughline validate infer | check`: expectations drafted from a pinned table, or a pinned table held to its own."""
+"""`throughline validate infer | check`: draft expectations from a table version, or check one against its own."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import polars as pl
 import typer
+import yaml
 
 from throughline.cli.arguments import Table
 from throughline.cli.output import emit, out
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings, load_settings
+from throughline.lakehouse.table import DAY, pin, read
 from throughline.usecase import get_usecase
-
-if TYPE_CHECKING:
-    import polars as pl
-
-    from throughline.validation.judge import Judgement
+from throughline.validation.infer import PLATFORM, draft, suspicions
+from throughline.validation.judge import REASONS, Judgement, judge, worst
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -31,22 +31,18 @@ def validate() -> None:
 
 @app.command()
 def infer(pinned: Table, as_json: AsJson = False) -> None:
-    """Draft the `expects` section of a declaration from the rows of a version. Read it before you paste it."""
-    import yaml
-
-    from throughline.validation.infer import draft, suspicions
-
+    """Draft the `expects` section of a declaration from the rows of a version. Review it before you paste it."""
     rows = _rows(load_settings(), pinned)
     try:
         expects = draft(rows)
     except ValueError as error:
-        raise ThroughlineError(f"Nothing can be learnt from {pinned}: {str(error).splitlines()[0]}.") from error
+        raise ThroughlineError(f"No draft from {pinned}: {str(error).splitlines()[0]}.") from error
     doubts = suspicions(rows)
 
     def human() -> None:
-        lines = [f"# learnt from {rows.height} rows of {pinned}; look at this first:" if doubts else f"# from {pinned}"]
+        lines = [f"# from {rows.height} rows of {pinned}; check these first:" if doubts else f"# from {pinned}"]
         lines += [f"#   {doubt}" for doubt in doubts]
-        text = yaml.dump({"expects": expects}, Dumper=_dumper(), sort_keys=False, width=100)
+        text = yaml.dump({"expects": expects}, Dumper=_Dumper, sort_keys=False, width=100)
         sys.stdout.write("\n".join(lines) + "\n" + text)
 
     emit(as_json, {"table": str(pinned), "rows": rows.height, "expects": expects, "suspicions": doubts}, human)
@@ -54,11 +50,7 @@ def infer(pinned: Table, as_json: AsJson = False) -> None:
 
 @app.command()
 def check(pinned: Table, as_json: AsJson = False) -> None:
-    """Hold a version of a raw table to what its declaration expects of it; exit code 1 when it falls short."""
-    from throughline.lakehouse.table import DAY
-    from throughline.validation.infer import PLATFORM
-    from throughline.validation.judge import judge
-
+    """Check a version of a raw table against the expectations of its declaration; exit code 1 when it breaks them."""
     settings, declared = load_settings(), get_usecase(pinned.usecase)
     source = declared.sources.tables.get(pinned.name) if pinned.layer == "raw" else None
     if source is None or source.expects is None:
@@ -83,8 +75,6 @@ def check(pinned: Table, as_json: AsJson = False) -> None:
 
 def _result(pinned: TableReference, judgement: Judgement) -> dict[str, Any]:
     """Keys: `table`, `passed`, `days`, `rows`, `bad_rows`, `worst`, and under `verdicts` what did not pass, by day."""
-    from throughline.validation.judge import REASONS, worst
-
     days = judgement.days.values()
     return {
         "table": str(pinned),
@@ -94,10 +84,10 @@ def _result(pinned: TableReference, judgement: Judgement) -> dict[str, Any]:
         "bad_rows": sum(day.bad for day in days),
         "worst": worst(judgement.quarantined) if REASONS in judgement.quarantined.columns else "",
         "verdicts": [
-            {"day": day.day.isoformat(), "aspect": v.aspect, "outcome": v.outcome, "detail": v.detail}
+            {"day": day.day.isoformat(), "aspect": v.aspect, "result": v.result, "detail": v.detail}
             for day in days
             for v in day.verdicts
-            if v.outcome != "pass"
+            if v.result != "pass"
         ],
     }
 
@@ -111,30 +101,24 @@ def _show(result: dict[str, Any]) -> None:
     if result["worst"]:
         screen.print(f"  {result['worst']}", style="dim", markup=False)
     for verdict in result["verdicts"]:
-        line = f"  {verdict['day']} {verdict['aspect']}: {verdict['outcome']}, {verdict['detail']}"
-        screen.print(line, style="red" if verdict["outcome"] == "fail" else "yellow", markup=False)
+        line = f"  {verdict['day']} {verdict['aspect']}: {verdict['result']}, {verdict['detail']}"
+        screen.print(line, style="red" if verdict["result"] == "fail" else "yellow", markup=False)
     screen.print("as expected" if result["passed"] else "not as expected", style="green" if result["passed"] else "red")
 
 
 def _rows(settings: Settings, pinned: TableReference) -> pl.DataFrame:
-    from throughline.lakehouse.table import pin, read
-
-    newest = pin(settings, pinned.table)  # says so when there is no such table
+    newest = pin(settings, pinned.table)  # raises when there is no such table
     if pinned.version > newest.version:
         raise ThroughlineError(f"Table {pinned} does not exist yet: the newest version is {newest}.")
     return read(settings, pinned).collect()
 
 
-def _dumper() -> Any:
+class _Dumper(yaml.SafeDumper):
     """YAML as people write it: a rule per line, in braces."""
-    import yaml
 
-    class Dumper(yaml.SafeDumper):
-        def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> Any:
-            leaf = all(not isinstance(value, dict) for value in mapping.values())
-            return super().represent_mapping(tag, mapping, flow_style=leaf)
+    def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> Any:
+        leaf = all(not isinstance(value, dict) for value in mapping.values())
+        return super().represent_mapping(tag, mapping, flow_style=leaf)
 
-        def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> Any:
-            return super().represent_sequence(tag, sequence, flow_style=True)
-
-    return Dumper
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> Any:
+        return super().represent_sequence(tag, sequence, flow_style=True)

@@ -112,7 +112,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.collector = await run_in_threadpool(Collector, settings)
         app.state.pushed = await run_in_threadpool(PushIntake, settings, load_usecases())
         intakes: list[Intake] = [app.state.collector, app.state.pushed]
-        writers = [asyncio.create_task(intake.write_for_ever()) for intake in intakes]
+        writers = [asyncio.create_task(intake.flush_periodically()) for intake in intakes]
         yield
         for writer, intake in zip(writers, intakes, strict=True):
             writer.cancel()

@@ -1,8 +1,8 @@
-"""Bringing a declared source's rows into its Delta table, a local day at a time, as far as they are what was declared.
+"""Ingestion: reads a declared source by local days, validates the rows, and writes the good ones to the raw table.
 
-Owns: what a partition is. A day's partition holds what became known on that day (`available_at` in the local day);
-the first day also holds what had been delivered before it about that day or later, such as its schedule.
-Does not own: the verdicts on rows and days (`validation/`); here they are obeyed and kept.
+Owns: what a partition is. A day's partition holds the rows that became known on that day (`available_at` in the local
+day); the first day also holds what was delivered before it about that day or later, such as its schedule.
+Does not own: the verdicts on rows and days (`validation/`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import DAY, RUN_ID, current_version, replace_all, replace_days
 from throughline.records import DatasetRecord
 from throughline.records.store import find_record
-from throughline.sources.source import source_of
+from throughline.sources.declared import source_of
 from throughline.usecase import CONTRACT, UseCase
 from throughline.validation import findings
 from throughline.validation.drift import DriftVerdict, judge_drift
@@ -32,9 +32,9 @@ from throughline.validation.statistics import day_statistics
 
 @dataclass(frozen=True)
 class Ingested:
-    """What one ingestion wrote: the table's version (None: never written), rows, and a content digest per good day.
+    """What one ingestion wrote: the table's version (None: never written), rows, and a digest of each good day.
 
-    `judgement` says what was thought of every day that was asked for, `drift` of the newest days together.
+    `judgement` has the verdict on every requested day, `drift` that on the newest days together.
     """
 
     table: str
@@ -55,18 +55,18 @@ class Ingested:
         day = self.refused[0]
         verdict = self.judgement.days[day]
         more = f" and {len(self.refused) - 1} more" if len(self.refused) > 1 else ""
-        kept = f"its {verdict.rows} rows are kept in {self.quarantine}, " if verdict.rows else ""
+        kept = f"its {verdict.rows} rows are in {self.quarantine}, " if verdict.rows else ""
         usecase = self.table.partition("/")[0]
         return (
-            f"{self.table} {day}{more} was refused ({verdict.reason}); {kept}the table is as it was: correct the "
+            f"{self.table} {day}{more} was refused ({verdict.reason}); {kept}the table is unchanged: correct the "
             f"source, or `expects` in usecases/{usecase}.yaml, and materialise the day again."
         )
 
 
 def read_days(settings: Settings, usecase: UseCase, table: str, first: date, last: date, initial: date) -> pl.DataFrame:
-    """Rows that belong to the partitions [first, last], with their local `day`; `initial`: the very first partition.
+    """Rows of the partitions [first, last], with their local `day`; `initial`: the very first partition.
 
-    Raises when a row does not say when it happened and when it was known, or belongs to another day.
+    Raises when a row lacks its event time or knowledge time, or belongs to another day.
     """
     source = source_of(settings, usecase, table)
     start = None if first == initial else usecase.day_start(first)
@@ -86,7 +86,7 @@ def read_days(settings: Settings, usecase: UseCase, table: str, first: date, las
     if beyond := rows.filter(~pl.col(DAY).is_between(first, last)).height:
         raise ThroughlineError(
             f"{usecase.name}/raw/{table}: {beyond} rows that {source.name} delivered lie outside {first} to "
-            f"{last}, which it was asked for: nothing was written; correct it."
+            f"{last}, which were requested: nothing was written; correct it."
         )
     return rows
 
@@ -96,8 +96,8 @@ def ingest_days(
 ) -> Ingested:
     """Write the partitions [first, last] of a daily table; written twice, the content is the same.
 
-    Good days are written, in one commit where they follow each other. Of a bad day nothing is, and what was there
-    stays: its rows are in quarantine. `known_until` (UTC) is up to when deliveries can be complete.
+    Good days are written, consecutive ones in one commit. A bad day stays as it was in the table, and its rows go to
+    quarantine. known_until (UTC): up to when deliveries can be complete.
     """
     initial = usecase.first_day(settings)
     days = through(first, last)
@@ -117,7 +117,7 @@ def ingest_days(
 
 
 def ingest_static(settings: Settings, usecase: UseCase, table: str, run_id: str) -> Ingested:
-    """Write a reference table whole, or, when it is bad, not at all. It counts as one day, the first."""
+    """Write a reference table as a whole, or not at all when it is bad. It counts as one day, the first."""
     first = usecase.first_day(settings)
     now = data_clock(settings, usecase.clock_start(settings)).now()
     rows = source_of(settings, usecase, table).read(None, now)
@@ -140,7 +140,7 @@ def _kept(
     quarantine: TableReference | None,
     run: pl.Expr,
 ) -> Ingested:
-    """Keep statistics and verdicts of an ingestion, the verdicts last: until then the days stand as they stood."""
+    """Write statistics and verdicts of an ingestion, the verdicts last: until then the earlier ones hold."""
     statistics = day_statistics(judgement.good, accepted)
     findings.write_statistics(settings, usecase, table, statistics, accepted, run)
     findings.write_verdicts(settings, usecase, table, list(judgement.days.values()), run)
@@ -157,7 +157,7 @@ def _kept(
 
 
 def _drift(settings: Settings, usecase: UseCase, table: str, last: date) -> DriftVerdict | None:
-    """The days up to `last` against those that the newest training dataset trained on; None where none is declared."""
+    """The days up to `last` against those that the newest training dataset trains on; None without declared drift."""
     expects = usecase.sources.tables[table].expects
     if expects is None or expects.drift is None:
         return None
@@ -171,5 +171,5 @@ def _drift(settings: Settings, usecase: UseCase, table: str, last: date) -> Drif
 
 
 def content_digest(rows: pl.DataFrame) -> str:
-    """Digest of the rows as they stand; the source's order is part of its contract."""
+    """Digest of the rows in their order, which is part of a source's contract."""
     return hashlib.sha256(rows.write_csv().encode()).hexdigest()[:16]

@@ -1,1 +1,1 @@
-"""Lines on disk between their receipt and a table."""
+"""Lines kept on disk between their receipt and a table."""

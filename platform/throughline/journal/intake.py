@@ -1,7 +1,8 @@
-"""From receipt to table, durably: lines are confirmed when they are on the disk, and moved on in batches.
+"""Durable intake of lines: each is confirmed when it is on disk, and moved to its table in batches.
 
-Owns: the journal between the two, group commit, what is counted on the way. Does not own: what a line means, where it
-is moved to (`move`, which must drop what it was already given: after a kill between table and journal it comes again).
+Owns: the journal between receipt and table, group commit, the counts. Does not own: what a line means, or its table.
+After a kill between the commit to the table and the removal from the journal, `move` gets the same lines again and must
+drop them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ BATCH_LINES = 500
 
 
 class Intake(ABC):
-    """`confirm` from the event loop, `write` from any thread. `what` is the word for the lines in messages."""
+    """`confirm` is called in the event loop, `flush` in any thread. `what`: the subject of messages about a failure."""
 
     what: str
 
@@ -34,8 +35,8 @@ class Intake(ABC):
         self.duplicates = 0
         self.rejected = 0
         self.failure: str | None = None
-        # Two counts, each changed by one thread only: lines in the journal so far, and those moved on to a table.
-        self._kept = sum(len(Journal.read(segment)) for segment in self._journal.sealed())
+        # Two counts, each changed by one thread only: lines written to the journal, and those moved to a table.
+        self._confirmed = sum(len(Journal.read(segment)) for segment in self._journal.sealed())
         self._moved = 0
         self._unsynced: list[tuple[list[bytes], asyncio.Future[None]]] = []
         self._syncing = False
@@ -43,15 +44,15 @@ class Intake(ABC):
 
     @abstractmethod
     def move(self, lines: list[bytes]) -> int:
-        """Bring lines where they belong. Returns how many of them were already there."""
+        """Write lines to their tables. Returns how many of them were already there."""
 
     @property
     def pending(self) -> int:
-        """Confirmed lines that were not moved on yet."""
-        return self._kept - self._moved
+        """Confirmed lines that are not in a table yet."""
+        return self._confirmed - self._moved
 
     async def confirm(self, lines: list[bytes]) -> None:
-        """Returns when the lines are on the disk: all of them, or none and it raises."""
+        """Returns when all the lines are on disk; otherwise none is, and it raises."""
         confirmed = asyncio.get_running_loop().create_future()
         self._unsynced.append((lines, confirmed))
         if not self._syncing:
@@ -75,7 +76,7 @@ class Intake(ABC):
                 if not confirmed.done():
                     confirmed.set_exception(refusal)
             return
-        self._kept += len(together)
+        self._confirmed += len(together)
         for _, confirmed in group:
             if not confirmed.done():
                 confirmed.set_result(None)
@@ -91,8 +92,8 @@ class Intake(ABC):
                 self._journal.remove(segment)
                 self._moved += len(lines)
 
-    async def write_for_ever(self) -> None:
-        """Move once a second, or as soon as a batch is full. A failure is reported and tried again."""
+    async def flush_periodically(self) -> None:
+        """Flush once a second, or as soon as a batch is full. A failure is logged, and flushing is tried again."""
         while True:
             try:
                 async with asyncio.timeout(BATCH_S):
@@ -106,7 +107,7 @@ class Intake(ABC):
                     self.failure = None
                 except Exception as error:  # delta-rs raises many kinds; the lines stay in the journal
                     self.failure = f"{self.what} cannot be written ({str(error).splitlines()[0]})."
-                    log.exception("%s Tried again every %s s.", self.failure, BATCH_S)
+                    log.exception("%s Trying again every %s s.", self.failure, BATCH_S)
 
     def close(self) -> None:
         self.flush()

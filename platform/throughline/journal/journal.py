@@ -1,7 +1,7 @@
-"""Lines on disk that survive the process: append, seal, read, remove.
+"""A journal of lines on disk, in segments: append, seal, read, remove.
 
-Owns: the files of one folder, held by one process at a time. Does not own: what a line means, or when it is done with.
-Both ends of the inference log use it: the publisher as its outbox, the collector between receipt and table.
+Owns: the files of one folder, used by one process at a time. Does not own: what a line means, when it may be removed.
+The publisher of inference events uses it as outbox, an intake (`intake.py`) between receipt and table.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ SEGMENT_LINES = 2000
 class Journal:
     """Append-only segments in `folder`, oldest first. Thread-safe.
 
-    A segment is open (being appended to) or sealed. Segments found at the start are sealed: what an earlier process
-    left behind. A line is in the operating system's hands when `append` returns, on the disk with `sync`.
+    A segment is open (being appended to) or sealed, as are those that an earlier process left. When `append` returns, a
+    line survives the end of this process; with `sync`, that of the machine.
     """
 
     def __init__(self, folder: Path, segment_lines: int = SEGMENT_LINES) -> None:
@@ -55,7 +55,7 @@ class Journal:
             start = self._open.tell()
             try:
                 if self._open.write(content) != len(content):
-                    raise OSError("the disk took only part of the line")
+                    raise OSError("only part of the lines was written")
             except OSError:
                 self._open.truncate(start)
                 raise
@@ -74,12 +74,12 @@ class Journal:
 
     @staticmethod
     def read(segment: Path) -> list[bytes]:
-        """Lines of a sealed segment; a last line that a crash cut short is left out: nobody was told it is safe."""
+        """Lines of a sealed segment, without a last one that a crash cut short: it was never confirmed."""
         *lines, _ = segment.read_bytes().split(b"\n")
         return lines
 
     def remove(self, segment: Path) -> None:
-        """Forget a sealed segment: everything in it is done with."""
+        """Delete a sealed segment, all of whose lines were processed."""
         with self._lock:
             self._sealed.remove(segment)
             self.size -= segment.stat().st_size

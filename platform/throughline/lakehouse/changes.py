@@ -1,6 +1,6 @@
-"""What differs between two versions of a table, from its change data feed.
+"""The net change in content between two versions of a table, from its change data feed.
 
-Owns: the net change in content. Does not own: what follows from it (`featurestore/incremental.py`).
+Does not own: which features follow from it (`featurestore/incremental.py`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _SIGN = {"insert": 1, "update_postimage": 1, "delete": -1, "update_preimage": -1
 
 
 def net_changes(location: Location, after: int, until: int) -> pl.DataFrame | None:
-    """Rows that only one of the versions `after` and `until` (a later one) has; `net`: copies gained or, below 0, lost.
+    """The rows whose number differs between version `after` and the later `until`; `net`: by how many.
 
-    A row that was written again as it was is no change: neither a retry nor a compaction is seen. None where it cannot
-    be said: a version is gone, the columns changed, or the table has no feed.
+    A row that was rewritten unchanged is no change, so retries and compactions are not seen. None when it is unknown: a
+    version is gone, the columns changed, or the table has no change data feed.
     """
     try:
         table = open_table(location, until)
@@ -32,7 +32,7 @@ def net_changes(location: Location, after: int, until: int) -> pl.DataFrame | No
     try:
         feed = pl.DataFrame(reader.read_all())
     except Exception as error:
-        if type(error) is not Exception:  # the reader knows no narrower one for a file that was vacuumed
+        if type(error) is not Exception:  # the type that the reader raises for a file that was vacuumed
             raise
         return None
     content = [name for name in feed.columns if name not in (*_FEED, RUN_ID)]

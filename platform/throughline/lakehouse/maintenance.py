@@ -13,6 +13,8 @@ from pathlib import Path
 
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.fs import DeltaStorageHandler
+from pyarrow.fs import FileSelector, FileType, PyFileSystem
 
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings, in_bucket
@@ -26,7 +28,7 @@ Pins = Mapping[str, Collection[int]]
 
 @dataclass(frozen=True)
 class Maintained:
-    """What was done to one table: files compacted and removed; `skipped` or `failure` say why nothing was."""
+    """What was done to one table: files compacted and removed; `skipped` or `failure`: why nothing was."""
 
     table: str
     kept: list[int]
@@ -41,22 +43,19 @@ class Maintained:
 
 
 def maintain(
-    settings: Settings, pins: Pins, retention: timedelta, now: datetime, tell: Callable[[str], None] = lambda line: None
+    settings: Settings, pins: Pins, retention: timedelta, now: datetime, log: Callable[[str], None] = lambda line: None
 ) -> list[Maintained]:
     """Compact and vacuum every table of the home. Versions younger than `retention`, or pinned, stay readable."""
     done = []
     for table in tables(settings):
         result = _maintain_table(settings, table, sorted(pins.get(table, ())), retention, now)
-        tell(str(result))
+        log(str(result))
         done.append(result)
     return done
 
 
 def tables(settings: Settings) -> list[str]:
-    """Every `usecase/layer/table` of the home."""
-    from deltalake.fs import DeltaStorageHandler
-    from pyarrow.fs import FileSelector, FileType, PyFileSystem
-
+    """Every USECASE/LAYER/TABLE of the home."""
     root = str(settings.lakehouse)
     if not in_bucket(root) and not Path(root).exists():
         return []
@@ -76,7 +75,7 @@ def _maintain_table(
     try:
         commits = history(location)
         if in_bucket(location) and not all("delta-rs" in commit.engine for commit in commits):
-            return Maintained(table, pinned, skipped="left to Spark, which writes it on object storage")
+            return Maintained(table, pinned, skipped="skipped: Spark writes it on object storage")
         for version in pinned:
             open_table(location, version)
         delta = open_table(location)
@@ -86,24 +85,24 @@ def _maintain_table(
         if recent.issuperset(pinned):
             delta.cleanup_metadata()
     except CommitFailedError:
-        return Maintained(table, pinned, skipped="left for the next time: it is being written to")
+        return Maintained(table, pinned, skipped="skipped until the next run: it is being written")
     except (ThroughlineError, DeltaError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
-        return Maintained(table, pinned, failure=f"left as it is: {reason}")
+        return Maintained(table, pinned, failure=f"not maintained: {reason}")
     return Maintained(table, pinned, compacted, removed)
 
 
 def _vacuum(location: Location, delta: DeltaTable, pinned: list[int], retention: timedelta) -> int:
-    """Remove files that neither the log of the last `retention` nor a pinned version needs, also a killed writer's."""
-    how = {
-        "retention_hours": int(retention / timedelta(hours=1)),
-        "enforce_retention_duration": False,
-        "full": True,  # the log alone forgets a removed file after a week, pinned or not
-        "keep_versions": pinned,
-    }
-    # a vacuum is two commits, also when there is nothing to do; and what was removed is listed again for a week
-    listed = set(delta.vacuum(dry_run=True, **how))
+    """Remove files that neither a version of the last `retention` nor a pinned one needs, also a killed writer's."""
+
+    def vacuum(dry_run: bool) -> set[str]:
+        hours = int(retention / timedelta(hours=1))
+        # full: the log alone no longer knows a removed file after a week, pinned or not
+        return set(delta.vacuum(hours, dry_run, enforce_retention_duration=False, full=True, keep_versions=pinned))
+
+    # a vacuum makes two commits even when it removes nothing, and lists what was removed for another week
+    listed = vacuum(dry_run=True)
     unneeded = listed - absent(location, listed)
     if unneeded:
-        delta.vacuum(dry_run=False, **how)
+        vacuum(dry_run=False)
     return len(unneeded)

@@ -1,6 +1,6 @@
-"""The Spark Connect endpoint: attaching to it, and the catalog that SQL sees.
+"""The Spark Connect endpoint: sessions, and the catalog that SQL sees.
 
-Owns: sessions and the registration of Delta tables by name. Does not own: starting the server (`services`).
+Owns: sessions, and the registration of Delta tables by name. Does not own: starting the server (`services`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from throughline.foundation.settings import Settings, in_bucket
 from throughline.lakehouse.delta import Location
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable
 
     from pyspark.sql import SparkSession
 
@@ -30,11 +30,11 @@ def session(settings: Settings) -> AbstractContextManager[SparkSession]:
 
 
 @contextmanager
-def session_at(url: str) -> Iterator[SparkSession]:
-    """`session` for who has an address and no settings."""
+def session_at(url: str) -> Generator[SparkSession]:
+    """`session` at an address, for callers without settings."""
     if not _listens(url):
         raise _unreachable(url)
-    from grpc import RpcError
+    from grpc import RpcError  # these postpone pyspark (2 s)
     from pyspark.errors import PySparkException
     from pyspark.sql import SparkSession
 
@@ -50,7 +50,7 @@ def session_at(url: str) -> Iterator[SparkSession]:
 
 
 def answers(settings: Settings) -> bool:
-    """Whether something listens at the endpoint. Asked first, because a client tries for ten minutes to find out."""
+    """Whether something listens at the endpoint; a client itself would retry for ten minutes."""
     return _listens(settings.spark_url)
 
 
@@ -72,10 +72,10 @@ def _unreachable(url: str) -> ThroughlineError:
 
 
 @contextmanager
-def watched(settings: Settings, on_lost: Callable[[], None]) -> Iterator[threading.Event]:
-    """Call `on_lost` once should the endpoint go away meanwhile; the event says whether it did.
+def watched(settings: Settings, on_lost: Callable[[], None]) -> Generator[threading.Event]:
+    """Call `on_lost` once if the endpoint stops listening meanwhile; the event is then set.
 
-    For clients in other processes, such as dbt, whose own retries would hide the loss for ten minutes.
+    For clients in other processes, such as dbt, which would retry for ten minutes.
     """
     done, lost = threading.Event(), threading.Event()
 
@@ -101,12 +101,12 @@ def schema_name(usecase: str, layer: str) -> str:
 
 
 def address(location: Location) -> str:
-    """A place in the lakehouse in Spark's words: a bucket by the name of Hadoop's file system for it."""
+    """The address of a location as Spark takes it: s3a:// for a bucket."""
     return f"s3a{str(location).removeprefix('s3')}" if in_bucket(location) else str(location)
 
 
 def register_tables(settings: Settings, usecase: str, layer: str, tables: Iterable[str]) -> None:
-    """Make existing Delta tables of a layer known to the catalog by name; a no-op for those already known."""
+    """Register existing Delta tables of a layer in the catalog by name, unless they are."""
     with session(settings) as spark:
         spark.sql(f"CREATE SCHEMA IF NOT EXISTS {schema_name(usecase, layer)}")
         for table in tables:

@@ -13,7 +13,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import polars as pl
 import polars.selectors as cs
@@ -39,6 +39,7 @@ RUN_ID = "ingestion_run_id"
 
 INPUTS = "inputs"  # in the notes of a commit: what it was made from, as a JSON list of table references
 KEEPS_CONTENT = {"OPTIMIZE", "VACUUM START", "VACUUM END"}
+_AS_STORED = cs.datetime().dt.cast_time_unit("us")
 _NOT_NOTES = {"timestamp", "operation", "operationParameters", "operationMetrics", "readVersion", "version",
               "engineInfo", "clientVersion", "isolationLevel", "isBlindAppend", "txnId"}  # fmt: skip
 
@@ -163,7 +164,7 @@ def replace_days(location: Location, rows: pl.DataFrame, first: date, last: date
     outside = rows.filter(~pl.col(DAY).is_between(first, last).fill_null(False))
     if outside.height:
         raise ThroughlineError(f"{outside.height} rows for {location} lie outside {first} to {last}: nothing written.")
-    rows = _as_stored(rows)
+    rows = rows.with_columns(_AS_STORED)
     return retry_conflicts(
         lambda: _replace_days(location, rows, first, last, new_columns), lambda c: _only_maintained(location, c)
     )
@@ -223,16 +224,16 @@ def replace_all(
     rows: a lazy frame passes in batches; it may be larger than memory. notes: metadata of the commit.
     inputs: what the rows were made from; maintenance keeps those versions as long as this one is pinned.
     """
-    rows, metadata = _as_stored(rows), dict(notes or {})
+    stored, metadata = rows.with_columns(_AS_STORED), dict(notes or {})
     if made_from := [str(pinned) for pinned in inputs]:
         metadata[INPUTS] = json.dumps(made_from)
 
     def write() -> int:
         table = find(location)
         if table is None:
-            return create(location, rows, notes=metadata)
+            return create(location, stored, notes=metadata)
         properties = CommitProperties(custom_metadata=metadata or None)
-        return overwrite(location, table, rows, schema_mode="overwrite", commit_properties=properties)
+        return overwrite(location, table, stored, schema_mode="overwrite", commit_properties=properties)
 
     return retry_conflicts(write, lambda conflict: _only_maintained(location, conflict))
 
@@ -243,10 +244,3 @@ def _only_maintained(location: Location, conflict: TableConflict) -> bool:
         return False
     since = (commit.operation for commit in history(location) if commit.version > conflict.seen)
     return KEEPS_CONTENT.issuperset(since)
-
-
-Rows = TypeVar("Rows", bound=pl.DataFrame | pl.LazyFrame)
-
-
-def _as_stored(rows: Rows) -> Rows:
-    return rows.with_columns(cs.datetime().dt.cast_time_unit("us"))

@@ -1,4 +1,4 @@
-"""Removing what past runs left on disk: dbt's targets, the output that Dagster captured."""
+"""Removal of what past runs left on disk: dbt's targets, the output that Dagster captured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from throughline.foundation.settings import Settings
 
 
 def remove_old_runs(settings: Settings, retention: timedelta, now: datetime) -> int:
-    """Remove what runs left behind for people to look at: dbt's targets, the output that Dagster captured."""
+    """Remove the folders of runs older than `retention`; returns how many."""
     removed = 0
     for place in (settings.dbt_home / "runs", settings.dagster_home / "storage"):
         for folder in place.iterdir() if place.is_dir() else ():

@@ -1,1 +1,1 @@
-"""Where rows come from: whatever a use case declares, through one small protocol (`source.py`)."""
+"""Sources of raw rows: files, databases, pushed rows, a module of the use case; one protocol (`source.py`)."""

@@ -1,9 +1,9 @@
-"""What has arrived since somebody looked last, and which days must therefore be brought: the policy, pure.
+"""The policy of arrivals: which days must be ingested because parts of a source are new or changed; pure.
 
-Owns: what was seen, what is still to be brought, and when to try again or give up. Does not own: looking (`source.py`),
-or runs (`assets/arrivals.py`). Days are local; only a day that has ended, by the data clock, can be brought.
+Owns: what was seen, which days are still to be ingested, when to retry and when to give up. Does not own: listing the
+parts (`source.py`), runs (`assets/arrivals.py`). Days are local; only days that have ended by the data clock count.
 
-One request at a time, of days that follow each other. What arrives while it runs is remembered and comes after it.
+There is one request at a time, of consecutive days. What arrives while it runs is ingested by a later one.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from throughline.records import Record
 
 ATTEMPTS = 3
 
-Outcome = Literal["succeeded", "failed", "under_way", "never_started"]
+RunState = Literal["succeeded", "failed", "under_way", "never_started"]
 
 
 class Request(Record):
-    """Days [first, last] that are to be brought; `key` is another for every request and attempt."""
+    """Days [first, last] to ingest; `key` differs for every request and attempt."""
 
     first: date
     last: date
@@ -33,14 +33,14 @@ class Request(Record):
 
 
 class Part(Record):
-    """A part of a source as it was seen: its stamp, and the days its rows are of."""
+    """A part of a source as it was seen: its stamp, and the days of its rows."""
 
     stamp: str
     days: list[date]
 
 
 class Seen(Record):
-    """What is remembered between two looks, some 100 bytes for each part."""
+    """The state between two ticks, some 100 bytes per part."""
 
     parts: dict[str, Part] = Field(default_factory=dict)
     wanted: list[date] = Field(default_factory=list)
@@ -58,33 +58,33 @@ def decide(
     seen: Seen,
     parts: Mapping[str, str],
     arrived: Mapping[str, Collection[date]],
-    outcome: Outcome | None,
+    state: RunState | None,
     first: date,
     until: date,
-    there: Collection[date] = (),
+    ingested: Collection[date] = (),
 ) -> tuple[Seen, Request | None]:
-    """What is remembered from now on, and what to launch now.
+    """The next state, and the request to launch now, if any.
 
-    arrived: the days of the changed parts; what they held before is brought again, too, as they may hold it no more.
-    outcome: of `seen.request`. first, until: days that can be brought at all. there: at the first look of all, the days
-    that are believed to hold what stands there.
+    arrived: the days of the changed parts; days they had before are ingested again, too, as their rows may be gone.
+    state: of the run of `seen.request`. first, until: the days that can be ingested. ingested: at the very first tick,
+    the days that already hold what the parts hold.
     """
     known_before = {day for name in arrived if name in seen.parts for day in seen.parts[name].days}
     # the first day also holds what became known before it
     news = {max(day, first) for day in known_before.union(*arrived.values())}
-    news -= set(there)
+    news -= set(ingested)
     wanted, given_up = news | set(seen.wanted), set(seen.given_up) - news
     held = {
         name: Part(stamp=stamp, days=sorted(arrived[name])) if name in arrived else seen.parts[name]
         for name, stamp in parts.items()
     }
     request, launch, number = seen.request, None, seen.number
-    if request is not None and outcome == "never_started":
+    if request is not None and state == "never_started":
         launch = request
-    elif request is not None and outcome == "failed" and request.attempt < ATTEMPTS:
+    elif request is not None and state == "failed" and request.attempt < ATTEMPTS:
         launch = request = _request(held, number, request.first, request.last, request.attempt + 1)
-    elif request is not None and outcome != "under_way":
-        if outcome == "failed":
+    elif request is not None and state != "under_way":
+        if state == "failed":
             given_up |= set(through(request.first, request.last)) - wanted
         request = None
     if request is None and (ready := {day for day in wanted if day < until}):

@@ -1,9 +1,9 @@
-"""Rows as a source has them -> rows as they are declared: types, instants in UTC, the two columns of every table.
+"""Conversion of a source's rows to their declared types, with instants in UTC and the two columns of every table.
 
-Owns: what a text means (numbers, truth values, ISO 8601), and what a stamp without an offset is taken for. Does not
-own: where rows come from, or rules about values (`validation/`). A value that cannot be of its type is one line.
+Owns: parsing of texts (numbers, truth values, ISO 8601), the time zone of timestamps without an offset. Does not own:
+where rows come from, rules about values (`validation/`). A value that is not of its type raises one line.
 
-A local hour that a change of the clocks doubles is taken for the later one: nothing is known too early.
+Of a local hour that occurs twice when clocks go back, the later is taken: no row counts as known too early.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _ISO = r"^\s*(\d{4}-\d{2}-\d{2})(?:[T ](\d{2}:\d{2})(:\d{2}(?:\.\d+)?)?)?\s*(Z|[
 
 
 def as_declared(rows: pl.DataFrame, feed: Feed, expects: Expectations | None, where: str) -> pl.DataFrame:
-    """The declared columns by type, those that nobody declared as they are, then the contract's two.
+    """The declared columns converted, other columns unchanged, then `event_time` and `available_at`.
 
-    `rows` may already hold `available_at` where the feed names no column for it. where: a file, a table, for messages.
+    `rows` may already hold `available_at` where the feed names no column for it. where: file or table, for messages.
     Raises `ThroughlineError` naming the column, and the row and value at fault.
     """
     sources = {"event_time": feed.event_time, "available_at": feed.available_at or "available_at"}
@@ -46,7 +46,7 @@ def as_declared(rows: pl.DataFrame, feed: Feed, expects: Expectations | None, wh
 
 
 def empty(expects: Expectations) -> pl.DataFrame:
-    """No rows, as declared."""
+    """A frame without rows, of the declared columns and types."""
     return pl.DataFrame(schema={name: TYPES[column.type] for name, column in {**expects.columns, **CONTRACT}.items()})
 
 
@@ -66,14 +66,14 @@ def _converted(values: pl.Series, column: Column, zone: str | None, where: str) 
     if converted.null_count() > values.null_count():
         row = (converted.is_null() & values.is_not_null()).arg_true()[0]
         raise ThroughlineError(
-            f"{where}, row {row + 1}: {values.name} {str(values[row])[:60]!r} is no {column.type}"
+            f"{where}, row {row + 1}: {values.name} {str(values[row])[:60]!r} is not of type {column.type}"
             f"{f' of {zone}' if zone and column.type == 'timestamp' else ''}: correct it, or what `expects` declares."
         )
     return converted.rename(values.name)
 
 
 def _converter(values: pl.Series, declared: str, zone: str | None) -> pl.Expr:
-    """An expression that gives null for what cannot be of the declared type."""
+    """An expression that gives null for a value that is not of the declared type."""
     value, kind = pl.col(values.name), values.dtype
     if kind.is_nested():
         return _none(declared)
@@ -119,11 +119,11 @@ def _parsed(text: pl.Expr, zone: str | None) -> pl.Expr:
 
 
 def _without_offset(values: pl.Series) -> str | None:
-    """The first stamp that does not say its time zone."""
+    """The first timestamp without a time zone."""
     if values.dtype == pl.String:
         parts = values.drop_nulls().str.extract(_ISO, 1), values.drop_nulls().str.extract(_ISO, 4)
         bare = values.drop_nulls().filter(parts[0].is_not_null() & parts[1].is_null())
-    elif values.dtype == pl.Date or (values.dtype == pl.Datetime and values.dtype.time_zone is None):
+    elif values.dtype == pl.Date or (isinstance(values.dtype, pl.Datetime) and values.dtype.time_zone is None):
         bare = values.drop_nulls()
     else:
         return None

@@ -1,10 +1,10 @@
 """Rows from files by URI: a folder of this machine, or an S3-compatible store by the standard credentials chain.
 
-Owns: which files are looked at, and when their rows were known. Does not own: types (`conform.py`).
+Owns: which files are read, and when their rows were known. Does not own: types (`conform.py`).
 
-With a declared `available_at` a late file for an old day belongs to that day, which is brought again whole. Without it
-the rows of a file are known when it was last modified, so a late file belongs to the day it came; overwritten in place
-it is news of the later day, and the earlier day is left as it was known then.
+With a declared `available_at`, a late file for an old day belongs to that day, which is ingested again. Without it, the
+rows of a file are known when it was last modified: a late file belongs to the day it came, and one that is overwritten
+belongs to the later day, while the earlier day stays as it was.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import polars as pl
 from fsspec.utils import glob_translate
 from polars.exceptions import PolarsError
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import PROJECT_ROOT
@@ -27,14 +28,14 @@ from throughline.sources.source import known_in
 from throughline.usecase import UseCase
 from throughline.usecase.feeds import FilesFeed
 
-# A file cannot say what became known after it was written: older ones need not be opened. Clocks differ a little.
+# A file holds nothing that became known after it was written, give or take the difference of clocks.
 SKEW = timedelta(days=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
 class File:
-    """`modified` in UTC, to the microsecond; `stamp` changes with the content."""
+    """`modified` in UTC, to the microsecond; `stamp` changes when the file is written."""
 
     path: str
     modified: datetime
@@ -46,42 +47,40 @@ class FileSource:
 
     def __init__(self, usecase: UseCase, table: str, feed: FilesFeed) -> None:
         self.name = f"the files {feed.files}"
-        self._looked_at: dict[str, File] = {}
+        self._seen: dict[str, File] = {}
         self._usecase, self._feed, self._expects = usecase, feed, usecase.sources.tables[table].expects
 
     def read(self, start: datetime | None, end: datetime) -> pl.DataFrame:
         """Rows in the order of knowledge time, of files by path, of lines within a file."""
         files = self.files()
         if not files:
-            raise ThroughlineError(f"No file is at {self._feed.files}: correct `files`, or deliver the first one.")
-        frames = [known_in(self._rows(file), start, end) for file in files if self._may_hold(file, start, end)]
+            raise ThroughlineError(f"No file matches {self._feed.files}: correct `files`, or deliver the first one.")
+        frames = [self._rows(file).filter(known_in(start, end)) for file in files if self._may_hold(file, start, end)]
         if not frames:
-            # without declared columns, the newest file says what they are
+            # without declared columns, they are those of the last file
             frames = [empty(self._expects) if self._expects else self._rows(files[-1]).clear()]
         return pl.concat(frames, how="diagonal_relaxed").sort("available_at", maintain_order=True)
 
     def parts(self) -> dict[str, str]:
-        self._looked_at = {file.path: file for file in self.files()}
-        return {path: file.stamp for path, file in self._looked_at.items()}
+        self._seen = {file.path: file for file in self.files()}
+        return {path: file.stamp for path, file in self._seen.items()}
 
     def days(self, part: str) -> set[date]:
-        """Of a file that `parts` has just named. With a declared `available_at` it has to be read."""
-        file = self._looked_at[part]
+        """Of a file that the last `parts` named. With a declared `available_at` the file is read."""
+        file = self._seen[part]
         if self._feed.available_at is None:
             return {self._usecase.local_day(file.modified)}
         try:
             known = self._rows(file)["available_at"].dt.convert_time_zone(self._usecase.timezone)
-        except ThroughlineError:  # the run that brings it says why
+        except ThroughlineError:  # the run that ingests it reports the reason
             return {self._usecase.local_day(file.modified)}
         return set(known.dt.date().unique())
 
     def files(self) -> list[File]:
-        """What `files` matches now, by path. Raises where it cannot be listed."""
+        """The files that match now, by path. Raises when they cannot be listed."""
         return list(self._listed())
 
     def _listed(self) -> Iterator[File]:
-        from pyarrow.fs import FileSelector, FileType
-
         storage, pattern = self._storage()
         matching = re.compile(glob_translate(pattern))
         fixed = PurePosixPath(*_until_first_wildcard(PurePosixPath(pattern).parts))
@@ -101,8 +100,6 @@ class FileSource:
 
     def _storage(self) -> tuple[Any, str]:
         """The file system and the pattern as it names files."""
-        from pyarrow.fs import FileSystem, LocalFileSystem
-
         uri = self._feed.files.removeprefix("file://")
         if "://" not in uri:
             return LocalFileSystem(), str(PROJECT_ROOT / uri)
@@ -130,9 +127,9 @@ class FileSource:
             rows = rows.with_columns(available_at=pl.lit(file.modified, pl.Datetime("us", "UTC")))
         rows = as_declared(rows, self._feed, self._expects, file.path)
         ahead = rows["available_at"].max()
-        if ahead is not None and ahead > file.modified + SKEW:
+        if isinstance(ahead, datetime) and ahead > file.modified + SKEW:
             raise ThroughlineError(
-                f"{file.path}: written at {file.modified:%Y-%m-%d %H:%M} UTC, it says what became known at "
+                f"{file.path}: written at {file.modified:%Y-%m-%d %H:%M} UTC, it has a row that became known at "
                 f"{ahead:%Y-%m-%d %H:%M} UTC: correct `available_at` or `timezone` under `from`, or the file."
             )
         return rows
@@ -154,8 +151,8 @@ class FileSource:
         return pl.read_ndjson(content, infer_schema_length=None)
 
     def _unreadable(self, what: str, error: Exception) -> ThroughlineError:
-        said = re.sub(r"\s+", " ", str(error)).strip()[:200]
-        return ThroughlineError(f"{what} cannot be read as {self._feed.kind} ({said}): correct `from`, or the file.")
+        reason = re.sub(r"\s+", " ", str(error)).strip()[:200]
+        return ThroughlineError(f"{what} cannot be read as {self._feed.kind} ({reason}): correct `from`, or the file.")
 
 
 def _until_first_wildcard(parts: tuple[str, ...]) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""Rows of a database, read by Spark Connect: the driver and the credentials are the Spark server's, never ours.
+"""Rows of a database, read through Spark Connect: only the Spark server has the driver and the credentials.
 
-Owns: the statement that asks for a window. Does not own: the server (`services`), types (`conform.py`).
-A row is known at its `available_at`, so a correction that the database stamps anew is a row of the later day.
+Owns: the statements that read a window. Does not own: the server (`services`), types (`conform.py`).
+A row is known at its `available_at`, so a correction with a new `available_at` is a row of the later day.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from throughline.sources.source import known_in
 from throughline.usecase import UseCase
 from throughline.usecase.feeds import JdbcFeed
 
-# The database gets a window this much wider each way, which fits any time zone of its stamps; the rest is done here.
+# The database is queried for a window this much wider, whatever the time zone of its timestamps; `read` cuts it.
 MARGIN = timedelta(days=1)
 FETCH = 10_000  # rows a round trip; PostgreSQL's driver would otherwise hold all of them at once
 _VIEW = "throughline_source"
@@ -34,13 +34,13 @@ class JdbcSource:
 
     def read(self, start: datetime | None, end: datetime) -> pl.DataFrame:
         """Rows in the order of knowledge time, then of their content."""
-        from pyspark.errors import PySparkException
+        from pyspark.errors import PySparkException  # postpones pyspark (2 s)
 
         with spark.session(self._settings) as session:
             try:
                 session.conf.set("spark.sql.session.timeZone", "UTC")
                 if self._feed.driver_package:
-                    # for each session: what another one added is found when the view is made, not when it is read
+                    # in each session: the JAR of another session is found by CREATE VIEW, but not by SELECT
                     session.sql(f"ADD JAR 'ivy://{self._feed.driver_package}?transitive=false'")
                 session.sql(_view(self._feed))
                 columns = session.table(_VIEW).columns
@@ -49,7 +49,7 @@ class JdbcSource:
             except PySparkException as error:
                 raise self._refused(error) from error
         assert isinstance(rows, pl.DataFrame)
-        rows = known_in(as_declared(rows, self._feed, self._expects, self.name), start, end)
+        rows = as_declared(rows, self._feed, self._expects, self.name).filter(known_in(start, end))
         plain = sorted(name for name, kind in rows.schema.items() if not kind.is_nested())
         return rows.sort("available_at", *plain, maintain_order=True)
 
@@ -58,22 +58,22 @@ class JdbcSource:
         return {*self._expects.columns, self._feed.event_time, self._feed.available_at}
 
     def _refused(self, error: Exception) -> ThroughlineError:
-        said = str(error)
-        causes = re.findall(r"^Caused by: [\w.$]+: (.*)", said, re.MULTILINE)
-        line = re.sub(r"\s+", " ", causes[-1] if causes else said.partition("\n\n")[0])[:200]
+        text = str(error)
+        causes = re.findall(r"^Caused by: [\w.$]+: (.*)", text, re.MULTILINE)
+        line = re.sub(r"\s+", " ", causes[-1] if causes else text.partition("\n\n")[0])[:200]
         return ThroughlineError(
-            f"{self.name} cannot be read ({line}): correct `from`, or what the Spark server has of it, a driver and "
-            "credentials."
+            f"{self.name} cannot be read ({line}): correct `from`, or the driver and the credentials on the Spark "
+            "server."
         )
 
 
 def _view(feed: JdbcFeed) -> str:
-    """SQL that names the source. `${env:NAME}` is put in by the Spark server, out of its own environment."""
+    """SQL that creates a view of the source; the Spark server replaces `${env:NAME}` from its own environment."""
     options = {
         "url": feed.jdbc,
         "driver": feed.driver_class or "",
         "fetchsize": str(FETCH),
-        "preferTimestampNTZ": "true",  # a stamp without a zone stays one, whatever zone the server's machine is in
+        "preferTimestampNTZ": "true",  # a timestamp without a zone stays one, whatever the zone of the server
         "dbtable": feed.table or f"({feed.query}) q",
     }
     if feed.credentials:

@@ -31,11 +31,11 @@ from throughline.usecase.feeds import PushFeed
 
 
 class BadRow(ThroughlineError):
-    """A body that cannot be accepted, now or later: sending it again does not help."""
+    """A body that is refused; sending it again does not help."""
 
 
 class NoSuchTable(ThroughlineError):
-    """Nothing is declared to be pushed there."""
+    """No declared table takes rows under that name."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class _PushTable:
     usecase: UseCase
     feed: PushFeed
     fields: tuple[str, ...]
-    row: TypeAdapter[dict[str, Any]]
+    row: TypeAdapter[Any]
     clock: Clock
 
 
@@ -117,7 +117,7 @@ class PushIntake(Intake):
 
 
 def _push_table(settings: Settings, usecase: UseCase, table: SourceTable, feed: PushFeed) -> _PushTable:
-    assert table.expects is not None  # the declaration is refused without
+    assert table.expects is not None  # a declaration with `push` has it
     instant = Column(type="timestamp")
     columns = {feed.event_time: instant, feed.available_at: Column(type="timestamp", nulls=1), **table.expects.columns}
     kinds: dict[str, Any] = {
@@ -128,14 +128,15 @@ def _push_table(settings: Settings, usecase: UseCase, table: SourceTable, feed: 
         name: NotRequired[kinds[column.type] | None] if column.nulls else kinds[column.type]
         for name, column in columns.items()
     }
-    row = with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))(TypedDict("Row", fields))
+    Row = TypedDict("Row", fields)  # ty: ignore[invalid-argument-type]  # the fields come from the declaration
+    row = with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))(Row)
     return _PushTable(
         usecase, feed, tuple(columns), TypeAdapter(row), data_clock(settings, usecase.clock_start(settings))
     )
 
 
 def _in_utc(zone: str | None) -> Callable[[datetime], datetime]:
-    """As `conform.py` has it: a doubled local hour is the later one, one that does not exist is refused."""
+    """As in `conform.py`: of a local hour that occurs twice the later, and one that does not exist is refused."""
 
     def convert(stamp: datetime) -> datetime:
         if not 1900 <= stamp.year < 2200:
@@ -153,7 +154,7 @@ def _in_utc(zone: str | None) -> Callable[[datetime], datetime]:
 
 
 def _rows(body: bytes, row: TypeAdapter[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """Where in the body each row stands, and the row: an array, or a line each."""
+    """The rows of a body, an array or a line each, with their places in it for messages."""
     text = body.strip()
     if text[:1] == b"[":
         try:

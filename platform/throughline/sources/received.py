@@ -1,8 +1,8 @@
-"""Rows that were pushed, as they were received, and the source that hands them over day by day.
+"""The table of pushed rows as they were received, and the source that reads it.
 
-Owns: the table `USECASE/received/TABLE`, of which the collector is the only writer: an id is in it once, the first one
-that came. A row stands there as JSON, so that the declaration may change while rows are on their way.
-Does not own: what may come in (`push.py`). Corrected rows bring an id of their own, and the key of what they correct.
+Owns: `USECASE/received/TABLE`, which only the collector writes. An id is in it once, with the first row that had it. A
+row is kept as JSON, so that the declared columns may change between receipt and ingestion. A corrected row has an id of
+its own and the key of the row it corrects. Does not own: which rows are accepted (`push.py`).
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ SCHEMA: dict[str, Any] = {
 
 
 def received_table(settings: Settings, usecase: str, table: str) -> AppendOnce:
-    """The table that rows of `SCHEMA` are appended to, once by their id."""
+    """The table to append rows of `SCHEMA` to, once by their id."""
     return AppendOnce(settings.table_path(usecase, LAYER, table), "id", by_day=True)
 
 
 class PushSource:
-    """What was pushed for a table; the collector is asked first to write what it has confirmed."""
+    """Rows that were pushed for a table; first the collector writes what it has confirmed."""
 
     def __init__(self, settings: Settings, usecase: UseCase, table: str, feed: PushFeed) -> None:
-        self.name = f"what is pushed to /v1/sources/{usecase.name}/{table}"
+        self.name = f"the rows pushed to /v1/sources/{usecase.name}/{table}"
         self._settings, self._feed = settings, feed
         self._address = f"{settings.url('collector')}/v1/sources/{usecase.name}/{table}/flush"
         self._location = settings.table_path(usecase.name, LAYER, table)
@@ -50,21 +50,21 @@ class PushSource:
 
     def read(self, start: datetime | None, end: datetime) -> pl.DataFrame:
         """Rows in the order of knowledge time, then of their ids."""
-        assert self._expects is not None  # the declaration is refused without
+        assert self._expects is not None  # a declaration with `push` has it
         version = self._flushed()
         if version is None:
             return empty(self._expects)
-        received = known_in(scan(self._location, version), start, end).sort("available_at", "id").collect()
+        received = scan(self._location, version).filter(known_in(start, end)).sort("available_at", "id").collect()
         if received.is_empty():
             return empty(self._expects)
         rows = pl.read_ndjson("\n".join(received["row"]).encode(), infer_schema_length=None)
-        # declared after these rows came
+        # columns that were declared after these rows came
         later = [name for name in self._expects.columns if name not in rows.columns]
         rows = rows.with_columns(pl.lit(None).alias(name) for name in later)
         return as_declared(rows, self._feed, self._expects, self.name)
 
     def parts(self) -> dict[str, str]:
-        """A day is a part; its stamp is how many rows it has."""
+        """A part is a day; its stamp is its number of rows."""
         version = current_version(self._location)
         if version is None:
             return {}
@@ -80,6 +80,6 @@ class PushSource:
             return answer.raise_for_status().json()["version"]
         except httpx.HTTPError as error:
             raise ThroughlineError(
-                f"The collector does not hand over {self._location} ({error}): start it with `throughline up`, or "
-                "start it again if the table was declared since."
+                f"The collector did not write {self._location} ({error}): start it with `throughline up`, or restart "
+                "it if the table was declared since."
             ) from error

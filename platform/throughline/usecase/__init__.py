@@ -1,4 +1,4 @@
-"""A use case as declared in `usecases/*.yaml`: the typed model, a file per room of the graph, and its loader.
+"""The declaration of a use case (`usecases/*.yaml`): its typed model, a file per section, and its loader.
 
 Owns: what a declaration may hold and what each key means. Does not own: any use case.
 Durations are written `90m`, `36h`, `14d`; days are local days of `timezone`.

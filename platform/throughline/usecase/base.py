@@ -1,4 +1,4 @@
-"""What every part of a declaration is built on: a strict, frozen model, and durations such as `36h`."""
+"""The base of every part of a declaration: a strict, frozen model, and durations such as `36h`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ import re
 from datetime import timedelta
 from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 

@@ -1,14 +1,11 @@
-"""A whole declaration: its rooms together, and what must agree between them."""
+"""A whole declaration: its sections, and the checks between them."""
 
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, time
 from zoneinfo import ZoneInfo
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from throughline.foundation.settings import Settings
 from throughline.usecase.base import Declared
@@ -46,7 +43,7 @@ class UseCase(Declared):
     prediction: Prediction
     features: Features
     label: Label
-    trainer: str = Field(description="The one of `trainers` that is taken when nobody names another.")
+    trainer: str = Field(description="The one of `trainers` that a request uses unless it names another.")
     trainers: dict[str, Trainer] = Field(min_length=1)
     evaluation: Evaluation
     gate: dict[GateRule, Bound]
@@ -59,7 +56,7 @@ class UseCase(Declared):
     def _fields_exist(self) -> UseCase:
         wanted = {*self.entities.values(), self.prediction.time_field, *self.prediction.key, *self.features.categories}
         if unknown := sorted(wanted - set(self.request)):
-            raise ValueError(f"{', '.join(unknown)} used as entity or key but missing under `request`")
+            raise ValueError(f"{', '.join(unknown)} used as entity, key, time or category but missing under `request`")
         if self.request[self.prediction.time_field].type != "timestamp":
             raise ValueError(f"prediction.time_field {self.prediction.time_field} must be of type timestamp")
         return self

@@ -1,27 +1,24 @@
-"""How a candidate is judged: held-out rows, slices, behaviour, the bounds of the gate, the statements of the card."""
+"""How a candidate is evaluated: held-out rows, slices, behaviour; bounds of the gate, statements of the card."""
 
 from __future__ import annotations
 
 from datetime import date
 from typing import Literal
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from throughline.usecase.base import Declared, Duration
 
 
 class SimpleRuleOf(Declared):
-    """A rule to beat: the rate of positives at the level of one feature."""
+    """A baseline: the rate of positives by bins of one feature."""
 
     feature: str
     bins: int = Field(10, ge=2, le=1000)
 
 
 class SlicesOf(Declared):
-    """Parts of the rows that are judged on their own, by columns of the dataset or local `month`, `weekday`, `hour`."""
+    """Parts of the rows to evaluate separately, by columns of the dataset or local `month`, `weekday`, `hour`."""
 
     columns: list[str] = Field(default_factory=list)
     minimum_rows: int = Field(200, ge=1)
@@ -50,7 +47,7 @@ class Evaluation(Declared):
     behaviour: dict[str, Expectation] = Field(default_factory=dict)
 
 
-# What each of them is: `evaluation/gate.py`.
+# They are defined in `evaluation/gate.py`.
 GateRule = Literal[
     "auc",
     "ece",
@@ -79,7 +76,7 @@ class Bound(Declared):
 
 
 class SignOff(Declared):
-    """Who answers for what a card says of the model's use, and since when."""
+    """Who is responsible for the statements of a card, and since when."""
 
     name: str = Field(pattern=r"\S")
     role: str = Field(pattern=r"\S")
@@ -87,10 +84,10 @@ class SignOff(Declared):
 
 
 class CardStatement(Declared):
-    """What people must say of a model, since no number does. Whatever is missing fails the card of each version."""
+    """Statements about a model that no number gives. A missing one fails the card of each version."""
 
     intended_use: str = ""
-    affected_people: str = Field("", description="Whose lives its decisions touch, and how.")
+    affected_people: str = Field("", description="Who is affected by its decisions, and how.")
     forbidden_use: str = ""
     limits: list[str] = Field(default_factory=list)
     sign_off: list[SignOff] = Field(default_factory=list)

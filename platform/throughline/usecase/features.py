@@ -1,12 +1,10 @@
-"""Where the features are defined, the label, and what is promised of the online store."""
+"""Where the features are defined, the label, and the freshness and parity promised for the online store."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
-from pydantic import (
-    Field,
-)
+from pydantic import Field
 
 from throughline.usecase.base import Declared, Duration
 
@@ -27,15 +25,15 @@ class Label(Declared):
 
 
 class Parity(Declared):
-    """How many entities of each feature view are compared, online with offline, each time; drawn by the seed."""
+    """How many entities of each feature view a check compares online with offline, drawn by the seed."""
 
     entities: int = Field(200, ge=1)
     seed: int = 0
 
 
 class Online(Declared):
-    """What is promised of the online store. `freshness`: how old a view's newest row may be, on the data clock."""
+    """Promises for the online store. `freshness`: how old a view's newest row may be, on the data clock."""
 
-    overlap: Duration = Field(timedelta(hours=2), description="Rows this late are seen without writing all anew.")
+    overlap: Duration = Field(timedelta(hours=2), description="Rows at most this late are materialised incrementally.")
     freshness: dict[str, Duration] = Field(default_factory=dict)
     parity: Parity = Parity()

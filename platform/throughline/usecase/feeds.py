@@ -1,8 +1,8 @@
-"""What `sources.tables.NAME.from` may say: files by URI, a JDBC query, or rows pushed over HTTP.
+"""`sources.tables.NAME.from`: files by URI, a table or query over JDBC, or rows pushed over HTTP.
 
-Owns: the words and what is refused before anything is read. Does not own: reading (`files.py`, `jdbc.py`, `push.py`).
-No credentials stand here: files use the standard chain (AWS_* or a profile), a JDBC driver its own standard file or
-the environment of the Spark server.
+Owns: the keys and their checks. Does not own: reading (`sources/`).
+A declaration holds no credentials: files use the standard chain (AWS_* or a profile), a JDBC driver its standard file
+or the environment of the Spark server.
 """
 
 from __future__ import annotations
@@ -12,16 +12,7 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 Format = Literal["csv", "json", "parquet"]
 _FORMATS: dict[str, Format] = {
@@ -45,7 +36,7 @@ Zone = Annotated[str, AfterValidator(known_zone)]
 
 
 class _Feed(BaseModel):
-    """Columns that say when a row happened and when it was known; `timezone` is that of stamps without an offset."""
+    """The columns of event time and knowledge time; `timezone` is that of timestamps without an offset."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -57,7 +48,7 @@ class FilesFeed(_Feed):
     """Files by URI: a folder of this machine (relative: of the project) or s3://, `*` and `**` as usual.
 
     Without `available_at` a row is known from the moment its file was last modified. Names that begin with `_` or `.`
-    are passed over: whoever writes in place writes under such a name, and renames.
+    are skipped: write a file under such a name, then rename it.
     """
 
     files: str = Field(min_length=1)
@@ -70,7 +61,7 @@ class FilesFeed(_Feed):
     def _format_is_known(self) -> FilesFeed:
         if self.kind is None:
             raise ValueError(
-                f"say `format` ({', '.join(sorted(set(_FORMATS.values())))}): {self.files} does not end so"
+                f"declare `format` ({', '.join(sorted(set(_FORMATS.values())))}): {self.files} does not end so"
             )
         return self
 
@@ -109,9 +100,9 @@ class JdbcFeed(_Feed):
     @model_validator(mode="after")
     def _complete(self) -> JdbcFeed:
         if (self.table is None) == (self.query is None):
-            raise ValueError("say either `table` or `query`")
+            raise ValueError("declare either `table` or `query`")
         if self.driver_class is None:
-            raise ValueError(f"say `driver` and `package`: they are known for {', '.join(DRIVERS)} only")
+            raise ValueError(f"declare `driver` and `package`: they are known for {', '.join(DRIVERS)} only")
         return self
 
     @property
@@ -130,7 +121,7 @@ class JdbcFeed(_Feed):
 class PushFeed(_Feed):
     """Rows POSTed to the collector; `push` names the column that identifies a row: sent again, it is kept once.
 
-    A row may say in `available_at` when it was known, not later than the data clock; otherwise it is known on arrival.
+    `available_at` of a row may be at most the data clock; without it, the row is known on arrival.
     """
 
     push: str
@@ -151,6 +142,6 @@ Feed = Annotated[
     Discriminator(
         _kind,
         custom_error_type="feed",
-        custom_error_message="say one of `files: URI`, `jdbc: URL` or `push: COLUMN`",
+        custom_error_message="declare one of `files: URI`, `jdbc: URL` or `push: COLUMN`",
     ),
 ]

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import PROJECT_ROOT
@@ -21,7 +19,7 @@ def load_usecase(path: Path) -> UseCase:
     try:
         return UseCase.model_validate(yaml.safe_load(path.read_text()))
     except OSError as error:
-        raise ThroughlineError(f"{path} cannot be read ({error.strerror}): is the name right?") from error
+        raise ThroughlineError(f"{path} cannot be read ({error.strerror}): correct the name.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""

@@ -1,10 +1,8 @@
-"""When the serving model no longer fits, and how soon it may be retrained."""
+"""When the champion must be retrained, and how soon again."""
 
 from __future__ import annotations
 
-from pydantic import (
-    Field,
-)
+from pydantic import Field
 
 from throughline.usecase.base import Declared, Duration
 

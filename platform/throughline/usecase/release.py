@@ -8,7 +8,7 @@ from throughline.usecase.base import Declared
 
 
 class Release(Declared):
-    """`manual`: what the gate lets through waits for one of the declaration's approvers."""
+    """`manual`: a version that passed the gate waits for one of the declared approvers."""
 
     strategy: Literal["direct"]
     policy: Literal["auto", "manual"] = "auto"

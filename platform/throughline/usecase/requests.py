@@ -1,7 +1,7 @@
-"""What a caller sends: instances of a use case's request fields, checked and typed.
+"""Instances of the declared request fields: parsing into typed rows, and the key of a row.
 
-Owns: which values are accepted for each declared type, how a refusal names the field, the key of a row.
-Does not own: the protocols that carry requests (`serving`), features.
+Owns: which values are accepted for each declared type, how a refusal names the field. Does not own: the protocols that
+carry requests (`serving`), features.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DTYPES = {
 
 
 class BadRequest(ThroughlineError):
-    """A request that cannot be served because of what is in it; `field` names the part at fault."""
+    """A request with a value that is not accepted; `field` names the part at fault."""
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
@@ -73,7 +73,7 @@ def example_instance(usecase: UseCase) -> dict[str, Any]:
 
 
 def row_keys(usecase: UseCase, frame: pl.DataFrame) -> pl.Series:
-    """What an outcome is joined on, one text per row: the declared key fields, instants as UTC seconds with `Z`."""
+    """The key that joins predictions and outcomes, a text per row: the declared fields, instants in UTC with `Z`."""
     parts = [
         (
             pl.col(name).dt.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -161,7 +161,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
 
 
 def _kind(value: Any) -> str:
-    """How JSON calls the type of a value."""
+    """The JSON type of a value."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Raw tables: where rows come from, what a column may hold, what a day of them must be like."""
+"""Raw tables: the source of their rows, and the expectations of columns and days."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ import re
 from datetime import timedelta
 from typing import Literal
 
-from pydantic import (
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from throughline.usecase.base import Declared, Duration
 from throughline.usecase.feeds import Feed, FilesFeed, PushFeed
@@ -36,7 +32,7 @@ class Column(Declared):
         }
         for rule, types in fitting.items():
             if getattr(self, rule) is not None and self.type not in types:
-                raise ValueError(f"{rule} is no rule for type {self.type}, only for {' and '.join(sorted(types))}")
+                raise ValueError(f"{rule} is not a rule for type {self.type}, only for {' and '.join(sorted(types))}")
         if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
             raise ValueError(f"at_least {self.at_least} is above at_most {self.at_most}")
         wanted = str if self.type == "string" else int
@@ -50,7 +46,7 @@ class Column(Declared):
         try:
             re.compile(pattern or "")
         except re.error as error:
-            raise ValueError(f"{pattern!r} is no regular expression ({error})") from error
+            raise ValueError(f"{pattern!r} is not a regular expression ({error})") from error
         return pattern
 
 
@@ -59,7 +55,7 @@ class Volume(Declared):
 
     at_least: int = Field(1, ge=1)
     at_most: int | None = Field(None, ge=1)
-    empty: Literal["bad", "warn"] = Field("bad", description="A day without any row: refused, or let through and told.")
+    empty: Literal["bad", "warn"] = Field("bad", description="A day without rows: refused, or accepted with a warning.")
 
     @model_validator(mode="after")
     def _not_upside_down(self) -> Volume:
@@ -69,7 +65,7 @@ class Volume(Declared):
 
 
 class Drift(Declared):
-    """How far the newest days' distribution may be from that of the days the training dataset used."""
+    """How far the distribution of the newest days may be from that of the training dataset's days."""
 
     columns: list[str] = Field(min_length=1)
     psi: float = Field(0.25, gt=0, description="Population stability index; 0.25 is the usual mark of a major shift.")
@@ -77,15 +73,15 @@ class Drift(Declared):
     minimum_rows: int = Field(500, ge=1, description="With fewer rows on either side there is no verdict.")
 
 
-# Every source delivers these with every row: they are not declared.
+# Every source delivers these with every row, undeclared.
 CONTRACT = {"event_time": Column(type="timestamp"), "available_at": Column(type="timestamp")}
 
 
 class Expectations(Declared):
-    """What a raw table's days must be like. A row that breaks a rule is quarantined; a day that breaks one is refused.
+    """Rules for a raw table. A row that breaks one is quarantined; a day that breaks one is refused.
 
     Rules of rows: type, null, range, allowed values, pattern, repeated key. Rules of days: schema, volume, shares of
-    nulls, of repeated keys and of bad rows. `drift` refuses nothing: seasons change, too.
+    nulls, of repeated keys and of bad rows. `drift` refuses nothing, as seasons change distributions, too.
     """
 
     columns: dict[str, Column] = Field(min_length=1)
@@ -97,7 +93,7 @@ class Expectations(Declared):
     @model_validator(mode="after")
     def _columns_are_the_tables_own(self) -> Expectations:
         if given := sorted(set(self.columns) & set(CONTRACT)):
-            raise ValueError(f"{', '.join(given)} come with every row: take them out of `columns`")
+            raise ValueError(f"{', '.join(given)} come with every row: remove them from `columns`")
         if self.drift and (unknown := sorted(set(self.drift.columns) - set(self.columns))):
             raise ValueError(f"{', '.join(unknown)} under `drift` but missing under `columns`")
         return self
@@ -117,31 +113,35 @@ class SourceTable(Declared):
 
     @model_validator(mode="after")
     def _feed_is_typed(self) -> SourceTable:
-        """Text has no types of its own, and what is pushed is held to the declared columns on arrival."""
+        """Text has no types, and pushed rows are checked against the declared columns on arrival."""
         if self.feed is None:
             return self
         if self.expects is None:
             if isinstance(self.feed, PushFeed) or (isinstance(self.feed, FilesFeed) and self.feed.kind != "parquet"):
-                raise ValueError("declare `expects.columns`: these rows bring no types of their own")
+                raise ValueError("declare `expects.columns`: these rows have no types")
             return self
         columns = self.expects.all_columns
         for name in (self.feed.event_time, self.feed.available_at):
             if name in columns and columns[name].type != "timestamp":
-                raise ValueError(f"column {name} says when a row happened or was known: its type is timestamp")
+                raise ValueError(f"column {name} is the event or knowledge time: its type is timestamp")
         if isinstance(self.feed, PushFeed):
             known = self.expects.columns.get(self.feed.push)
             if known is None or known.nulls is not None or known.type not in ("string", "integer"):
-                raise ValueError(f"`push: {self.feed.push}` is no string or integer column without nulls of `expects`")
+                raise ValueError(
+                    f"`push: {self.feed.push}` is not a string or integer column without nulls of `expects`"
+                )
         return self
 
     @model_validator(mode="after")
     def _key_is_declared(self) -> SourceTable:
-        for name in self.key if self.expects else ():
+        if self.expects is None:
+            return self
+        for name in self.key:
             column = self.expects.all_columns.get(name)
             if column is None:
                 raise ValueError(f"key column {name} is missing under `expects.columns`")
             if column.nulls is not None:
-                raise ValueError(f"key column {name} may not be null: take `nulls` away")
+                raise ValueError(f"key column {name} may not be null: remove `nulls`")
         return self
 
 

@@ -1,21 +1,16 @@
-"""Trainers: what runs each of them, with which resources and parameters, and where a search may look."""
+"""Trainers: their launchers, resources, parameters and search spaces."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Discriminator,
-    Field,
-    Tag,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from throughline.usecase.base import Declared
 
 
 class Resources(Declared):
-    """Of one worker. Threads follow from `cpu`; memory and GPUs are asked of a cluster."""
+    """Of one worker. `cpu` sets its threads; `memory` and `gpu` are requested from a cluster."""
 
     cpu: float = Field(1.0, ge=0.001, allow_inf_nan=False)
     memory: str = Field("2Gi", pattern=r"^[1-9]\d*(Mi|Gi)$")
@@ -27,13 +22,13 @@ class Resources(Declared):
 
 
 class Choices(Declared):
-    """A parameter of a search that is one of a list."""
+    """A search space: one of a list."""
 
     choices: list[Any] = Field(min_length=2)
 
 
 class Range(Declared):
-    """A parameter of a search that lies in an interval; whole numbers when both ends are."""
+    """A search space: an interval; of integers when both ends are, at least 2 apart."""
 
     low: float
     high: float
@@ -49,25 +44,25 @@ class Range(Declared):
 
     @property
     def whole(self) -> bool:
-        return self.low.is_integer() and self.high.is_integer() and self.high - self.low >= 2
+        return self.low % 1 == 0 and self.high % 1 == 0 and self.high - self.low >= 2
 
 
 Varied = Annotated[
     Annotated[Choices, Tag("choices")] | Annotated[Range, Tag("range")],
-    Discriminator(lambda said: "choices" if isinstance(said, Choices) or "choices" in dict(said) else "range"),
+    Discriminator(lambda value: "choices" if isinstance(value, Choices) or "choices" in dict(value) else "range"),
 ]
 
 
 class Trainer(Declared):
-    """One way to train: a module, what runs it, its parameters, and where a search may look.
+    """A module that trains, its launcher, parameters and search space.
 
-    A trainer with `members` combines models that those train first, on the same rows.
+    A trainer with `members` combines the models that those trainers make from the same rows.
     """
 
     module: str
     launcher: Literal["single", "horovod", "elastic", "torchrun"] = "single"
     processes: int = Field(1, ge=1)
-    min_processes: int | None = Field(None, ge=1, description="With how many an elastic training goes on.")
+    min_processes: int | None = Field(None, ge=1, description="The least with which an elastic training continues.")
     precision: Literal["float32", "bfloat16"] = "float32"
     resources: Resources = Resources()
     parameters: dict[str, Any] = Field(default_factory=dict)
@@ -77,7 +72,7 @@ class Trainer(Declared):
     @model_validator(mode="after")
     def _launcher_fits(self) -> Trainer:
         if self.launcher == "single" and self.processes != 1:
-            raise ValueError(f"{self.processes} processes under `launcher: single`: take horovod, elastic or torchrun")
+            raise ValueError(f"{self.processes} processes under `launcher: single`: use horovod, elastic or torchrun")
         if self.min_processes is not None and (self.launcher != "elastic" or self.min_processes > self.processes):
             raise ValueError("min_processes is for `launcher: elastic`, and at most processes")
         return self

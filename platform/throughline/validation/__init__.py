@@ -1,1 +1,1 @@
-"""Are the rows of a raw table what its declaration says? Rules, verdicts, statistics, drafts of expectations."""
+"""Validation of raw rows against their declaration: rules, verdicts, statistics, drafts of expectations."""

@@ -1,7 +1,7 @@
-"""Are the newest days distributed as those the training dataset used? Pure; judged from statistics, not from rows.
+"""Whether the newest days are distributed as those of the training dataset; pure, from statistics instead of rows.
 
-Owns: the distance and the verdict. Does not own: which days are compared (`ingestion/ingest.py`). A changed schema is
-another matter (`judge.py`): it refuses a day, drift never does.
+Owns: the distance and the verdict, which never refuses a day. Does not own: which days are compared
+(`ingestion/ingest.py`), a changed schema (`judge.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BINS = 10
 class DriftVerdict:
     """`psi` per column that could be compared, largest first; `cannot_say` when none could."""
 
-    outcome: Literal["pass", "warn", "cannot_say"]
+    result: Literal["pass", "warn", "cannot_say"]
     detail: str
     psi: dict[str, float]
 
@@ -51,24 +51,22 @@ def stability_index(reference: np.ndarray, newest: np.ndarray) -> float:
     """Population stability index of two vectors of counts over the same bins: sum of (p - q) ln(p / q).
 
     Siddiqi, Credit Risk Scorecards (2006), with its marks at 0.1 and 0.25; it is Jeffreys' divergence, the sum of the
-    relative entropies both ways. Half a row is added to every bin, so that an empty one is far but not infinitely so.
+    relative entropies both ways. Half a row is added to every bin, so that an empty one gives a finite index.
     """
-    from scipy.special import rel_entr
-
     p, q = reference + 0.5, newest + 0.5
     p, q = p / p.sum(), q / q.sum()
-    return float((rel_entr(p, q) + rel_entr(q, p)).sum())
+    return float(((p - q) * np.log(p / q)).sum())
 
 
 def _binned(reference: pl.DataFrame, newest: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Rows per bin on both sides: categories, or tenths of the reference's rows; nulls are a bin of their own."""
     sides = (reference, newest)
-    nulls = [side["nulls"].sum() for side in sides]
+    nulls = [int(side["nulls"].sum()) for side in sides]
     if reference["quantiles"].null_count() == reference.height:
         names, counted = {}, [_categories(side) for side in sides]
         for counts in counted:
             names.update(dict.fromkeys(counts))
-        rows = [[counts.get(name, 0) for name in names] for counts in counted]
+        rows = [np.array([counts.get(name, 0) for name in names], float) for counts in counted]
     else:
         points = [_points(side) for side in sides]
         values, weights = points[0]
@@ -78,14 +76,14 @@ def _binned(reference: pl.DataFrame, newest: pl.DataFrame) -> tuple[np.ndarray, 
         rows = [
             np.bincount(np.searchsorted(edges, values), weights, minlength=len(edges) + 1) for values, weights in points
         ]
-    return tuple(np.append(np.asarray(row, float), null) for row, null in zip(rows, nulls, strict=True))
+    return np.append(rows[0], nulls[0]), np.append(rows[1], nulls[1])
 
 
 def _categories(side: pl.DataFrame) -> dict[str | None, int]:
     """Rows per category over all days; those that were not listed are under None."""
     listed = side.select("categories").explode("categories").drop_nulls().unnest("categories")
     counts: dict[str | None, int] = dict(listed.group_by("value").agg(pl.col("count").sum()).rows())
-    return {**counts, None: int(side["count"].sum() - listed["count"].sum())}
+    return {**counts, None: int(side["count"].sum()) - int(listed["count"].sum())}
 
 
 def _points(side: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
-"""What validation found, kept in Delta: quarantined rows, statistics per day, and the newest verdict on each day.
+"""The tables of what validation found: quarantined rows, statistics per day, and the newest verdict on each day.
 
-Owns: `USECASE/quarantine/TABLE`, `USECASE/statistics/TABLE` and `USECASE/verdicts/TABLE`. Each has the days of the raw
-table TABLE and is written as it is, a day at a time, idempotently. Does not own: any verdict (`judge.py`).
+Owns: `USECASE/quarantine/TABLE`, `USECASE/statistics/TABLE` and `USECASE/verdicts/TABLE`, partitioned by day as the raw
+table TABLE is, and written idempotently. Does not own: any verdict (`judge.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from throughline.foundation.days import spans
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
-from throughline.lakehouse.table import DAY, current_version, pin, read, replace_days
+from throughline.lakehouse.table import DAY, find_pin, pin, read, replace_days
 from throughline.usecase import CONTRACT, UseCase
 from throughline.validation.judge import REASONS, DayVerdict
 from throughline.validation.statistics import SCHEMA
@@ -32,7 +32,7 @@ _VERDICTS = pl.Schema(
         "reason": pl.String,
         "rows": pl.Int64,
         "bad": pl.Int64,
-        "verdicts": pl.List(pl.Struct({"aspect": pl.String, "outcome": pl.String, "detail": pl.String})),
+        "verdicts": pl.List(pl.Struct({"aspect": pl.String, "result": pl.String, "detail": pl.String})),
     }
 )
 
@@ -40,9 +40,9 @@ _VERDICTS = pl.Schema(
 def write_quarantine(
     settings: Settings, usecase: UseCase, table: str, rows: pl.DataFrame, days: Sequence[date], run: pl.Expr
 ) -> TableReference | None:
-    """Keep `rows` (with `day` and `reasons`) as all that `days` have in quarantine; None when nothing ever was there.
+    """Replace the quarantine of `days` by `rows` (with `day` and `reasons`); None when the table never had a row.
 
-    A row is kept as JSON under `row`: it must find room whatever shape it came in. Its knowledge time stands beside it.
+    A row is kept as JSON in `row`, so that rows of any columns fit, beside its event and knowledge time.
     """
     first, last = min(days), max(days)
     held = _held(settings, usecase, QUARANTINE, table)
@@ -61,7 +61,7 @@ def write_quarantine(
 def write_statistics(
     settings: Settings, usecase: UseCase, table: str, statistics: pl.DataFrame, days: Collection[date], run: pl.Expr
 ) -> None:
-    """Keep rows of `statistics.SCHEMA` as all there is about `days`; other days are untouched."""
+    """Replace the statistics of `days` by rows of `statistics.SCHEMA`; other days are untouched."""
     rows = _stamped(usecase, statistics, run)
     for first, last in spans(days):
         part = rows.filter(pl.col(DAY).is_between(first, last))
@@ -69,7 +69,7 @@ def write_statistics(
 
 
 def read_statistics(settings: Settings, usecase: UseCase, table: str) -> pl.LazyFrame:
-    """Statistics (`statistics.SCHEMA`) of every day of a table, at the version they have now."""
+    """Statistics (`statistics.SCHEMA`) of every day of a table, at their current version."""
     held = _held(settings, usecase, STATISTICS, table)
     return SCHEMA.to_frame().lazy() if held is None else held.select(list(SCHEMA))
 
@@ -77,8 +77,8 @@ def read_statistics(settings: Settings, usecase: UseCase, table: str) -> pl.Lazy
 def write_verdicts(
     settings: Settings, usecase: UseCase, table: str, verdicts: Sequence[DayVerdict], run: pl.Expr
 ) -> None:
-    """Keep what was said of each day, which replaces what was said of it before."""
-    said = [
+    """Replace the verdicts on these days."""
+    records = [
         {
             DAY: day.day,
             "accepted": day.accepted,
@@ -89,12 +89,13 @@ def write_verdicts(
         }
         for day in verdicts
     ]
-    rows = _stamped(usecase, pl.DataFrame(said, schema=_VERDICTS), run)
-    replace_days(settings.table_path(usecase.name, VERDICTS, table), rows, rows[DAY].min(), rows[DAY].max())
+    rows = _stamped(usecase, pl.DataFrame(records, schema=_VERDICTS), run)
+    days = [verdict.day for verdict in verdicts]
+    replace_days(settings.table_path(usecase.name, VERDICTS, table), rows, min(days), max(days))
 
 
 def refused_days(settings: Settings, usecase: UseCase, table: str) -> dict[date, str]:
-    """Days of a raw table whose newest delivery was refused, oldest first, each with the reason."""
+    """Days of a raw table whose newest delivery was refused, oldest first -> the reason."""
     held = _held(settings, usecase, VERDICTS, table)
     if held is None:
         return {}
@@ -102,9 +103,9 @@ def refused_days(settings: Settings, usecase: UseCase, table: str) -> dict[date,
 
 
 def require_good_days(settings: Settings, usecase: UseCase) -> None:
-    """Raises while any day's newest delivery stands refused: what depends on raw tables fails closed, also on its own.
+    """Raises while the newest delivery of any day is refused, so that what depends on raw tables fails closed.
 
-    The run that brought the day has failed, but a later one that does not select the raw tables would not know.
+    The run that ingested the day has failed, but a later run without the raw tables would not notice.
     """
     for table in usecase.sources.tables:
         refused = refused_days(settings, usecase, table)
@@ -118,14 +119,13 @@ def require_good_days(settings: Settings, usecase: UseCase) -> None:
 
 
 def _held(settings: Settings, usecase: UseCase, layer: str, table: str) -> pl.LazyFrame | None:
-    """The table as it stands now, at that version; None when it was never written."""
-    if current_version(settings.table_path(usecase.name, layer, table)) is None:
-        return None
-    return read(settings, pin(settings, f"{usecase.name}/{layer}/{table}"))
+    """The rows at the current version; None when the table was never written."""
+    pinned = find_pin(settings, f"{usecase.name}/{layer}/{table}")
+    return None if pinned is None else read(settings, pinned)
 
 
 def _stamped(usecase: UseCase, rows: pl.DataFrame, run: pl.Expr) -> pl.DataFrame:
-    """With what every table carries: figures of a day happen when it begins and can be known when it is over."""
+    """With the columns of every table: the event time is the beginning of the day, the knowledge time its end."""
     begins = pl.col(DAY).map_elements(usecase.day_start, _INSTANT)
     ends = (pl.col(DAY) + timedelta(days=1)).map_elements(usecase.day_start, _INSTANT)
     return rows.with_columns(begins.alias("event_time"), ends.alias("available_at"), run)

@@ -1,7 +1,7 @@
-"""A draft of the expectations of a table, learnt from its rows, pure.
+"""A draft of the expectations of a table from its rows; pure.
 
-Owns: how far beyond what was seen a bound is put. Does not own: whether what was seen is right. A draft is to be read
-by a person before it is pasted into a declaration; `suspicions` say where to look first.
+Owns: how far bounds lie beyond the values seen. Does not own: whether those values are right: a person reviews a draft
+before it is pasted into a declaration, beginning with the `suspicions`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from throughline.lakehouse.table import DAY
@@ -21,14 +22,15 @@ PLATFORM = (DAY, "ingestion_run_id")
 
 MANY_VALUES = 20
 ROWS_PER_VALUE = 20
+PARTS = (0, 0.001, 0.5, 0.999, 1)
 _ALPHABETS = ("[0-9]", "[A-Z]", "[a-z]", "[A-Z0-9]", "[A-Za-z]", "[A-Za-z0-9]", "[A-Za-z0-9._:-]")
 
 
 def draft(rows: pl.DataFrame) -> dict[str, Any]:
-    """The `expects` section that accepts these rows, with room: valid for `Expectations`, without its defaults.
+    """An `expects` section that accepts these rows with some margin: valid for `Expectations`, without its defaults.
 
-    `rows` as a raw table holds them; with a `day`, volumes and shares are learnt per day. Raises `ValueError` when
-    there is no row, or no column to learn from.
+    `rows` as a raw table holds them; with a `day`, volumes and shares are per day. Raises `ValueError` when there is no
+    row, or no column of a type that can be declared.
     """
     if rows.is_empty():
         raise ValueError("it has no rows")
@@ -47,23 +49,23 @@ def draft(rows: pl.DataFrame) -> dict[str, Any]:
 
 
 def suspicions(rows: pl.DataFrame) -> list[str]:
-    """Values that may be errors, which a draft takes for granted: those very far beyond all others."""
+    """Values that may be errors although a draft accepts them: those very far from all others."""
     found = []
     for name, kind in rows.schema.items():
         if name in PLATFORM or not kind.is_numeric():
             continue
-        values = rows[name].cast(pl.Float64).fill_nan(None).drop_nulls()
-        low, middle, high = (values.quantile(p) for p in (0.001, 0.5, 0.999))
-        if middle is None:
+        values = rows[name].cast(pl.Float64).fill_nan(None).drop_nulls().to_numpy()
+        if not len(values):
             continue
-        for extreme, edge, word in ((values.min(), low, "smallest"), (values.max(), high, "largest")):
+        smallest, low, middle, high, largest = (float(v) for v in np.quantile(values, PARTS, method="nearest"))
+        for extreme, edge, word in ((smallest, low, "smallest"), (largest, high, "largest")):
             if abs(extreme - middle) > 5 * abs(edge - middle) > 0:
                 found.append(f"{name}: the {word} value is {extreme:g}, all but one in a thousand end at {edge:g}")
     return found
 
 
 def _type(kind: pl.DataType) -> str | None:
-    """The declared word for a column's type; None for what cannot be declared."""
+    """The declared type of a column; None for one that cannot be declared."""
     if kind == pl.String:
         return "string"
     if kind == pl.Boolean:
@@ -78,7 +80,7 @@ def _type(kind: pl.DataType) -> str | None:
 def _column(rows: pl.DataFrame, name: str, kind: pl.DataType) -> dict[str, Any]:
     rule: dict[str, Any] = {"type": _type(kind)}
     share = pl.col(name).is_null().mean()
-    nulls = (rows.group_by(DAY).agg(share) if DAY in rows.columns else rows.select(share))[name].max()
+    nulls = max((rows.group_by(DAY).agg(share) if DAY in rows.columns else rows.select(share))[name].to_list())
     if nulls:
         rule["nulls"] = min(1.0, math.ceil(nulls * 150 + 1) / 100)
     values = rows[name].drop_nulls()
@@ -96,18 +98,18 @@ def _column(rows: pl.DataFrame, name: str, kind: pl.DataType) -> dict[str, Any]:
 
 
 def _range(values: pl.Series, whole: bool) -> dict[str, float]:
-    """What was seen and a tenth more on either side; what was never negative stays so."""
-    values = values.cast(pl.Float64)
-    values = values.filter(values.is_finite())
-    if values.is_empty():
+    """The range of the values and a tenth more on either side; it crosses zero only if the values do."""
+    numbers = values.cast(pl.Float64).to_numpy()
+    numbers = numbers[np.isfinite(numbers)]
+    if not len(numbers):
         return {}
-    low, high = values.min(), values.max()
+    low, high = float(numbers.min()), float(numbers.max())
     room = (high - low) / 10 or abs(high) / 10 or 1.0
     below, above = _rounded(low - room, math.floor, whole), _rounded(high + room, math.ceil, whole)
     return {"at_least": max(below, 0) if low >= 0 else below, "at_most": min(above, 0) if high <= 0 else above}
 
 
-def _rounded(value: float, outwards: Callable[[float], int], whole: bool) -> float:
+def _rounded(value: float, outwards: Callable[[Fraction], int], whole: bool) -> float:
     """Two significant digits, and no fraction when `whole`; never inwards."""
     if value == 0:
         return 0
@@ -132,6 +134,5 @@ def _volume(rows: pl.DataFrame) -> dict[str, Any]:
     """Half to twice as many rows as on any day but the first, which also holds earlier deliveries."""
     if DAY not in rows.columns:
         return {"at_least": max(1, rows.height // 2), "at_most": rows.height * 2}
-    counts = rows[DAY].value_counts().sort(DAY)["count"]
-    usual = counts[1:] if len(counts) > 1 else counts
-    return {"at_least": max(1, counts.min() // 2), "at_most": usual.max() * 2}
+    counts = rows[DAY].value_counts().sort(DAY)["count"].to_list()
+    return {"at_least": max(1, min(counts) // 2), "at_most": max(counts[1:] or counts) * 2}

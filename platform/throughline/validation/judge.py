@@ -1,8 +1,8 @@
-"""Days of a raw table held to their expectations, pure: which rows are good, which go to quarantine, which day is bad.
+"""Verdicts on the days of a raw table: which rows are good, which are quarantined, which day is refused; pure.
 
-Owns: the verdicts. Does not own: single rules (`rules.py`), drift over many days (`drift.py`), or where rows are kept.
-A good row of a good day is written; every other row is quarantined with its reasons, so that none is lost. A bad day
-is refused whole: features of half a day would be wrong without anybody knowing.
+Owns: the verdicts. Does not own: single rules (`rules.py`), drift over many days (`drift.py`), where rows are kept.
+A good row of a good day is accepted; every other row is quarantined with its reasons. A bad day is refused as a whole:
+features of half a day would be wrong without an error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from throughline.usecase import Expectations, SourceTable, Volume
 from throughline.validation.rules import row_reasons, schema_problems
 
 Aspect = Literal["schema", "rows", "unique_key", "volume"]
-Outcome = Literal["pass", "warn", "fail", "cannot_say"]
+Result = Literal["pass", "warn", "fail", "cannot_say"]
 
 REASONS = "reasons"
 
@@ -29,13 +29,13 @@ class Verdict:
     """One aspect of one day; only `fail` refuses the day."""
 
     aspect: Aspect
-    outcome: Outcome
+    result: Result
     detail: str
 
 
 @dataclass(frozen=True)
 class DayVerdict:
-    """A day as delivered: its rows, how many of them break a rule, and what was said of it."""
+    """A day as delivered: its number of rows, how many of them break a rule, and the verdict on each aspect."""
 
     day: date
     rows: int
@@ -44,17 +44,17 @@ class DayVerdict:
 
     @property
     def accepted(self) -> bool:
-        return all(verdict.outcome != "fail" for verdict in self.verdicts)
+        return all(verdict.result != "fail" for verdict in self.verdicts)
 
     @property
     def reason(self) -> str:
-        """Why the day was refused, as one line."""
-        return "; ".join(f"{v.aspect}: {v.detail}" for v in self.verdicts if v.outcome == "fail")
+        """Why the day was refused."""
+        return "; ".join(f"{v.aspect}: {v.detail}" for v in self.verdicts if v.result == "fail")
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """Delivered rows, each in exactly one of two frames: `good` as they came, `quarantined` with a list of reasons."""
+    """Each delivered row is in one of two frames: `good` as delivered, `quarantined` with a list of reasons."""
 
     good: pl.DataFrame
     quarantined: pl.DataFrame
@@ -66,8 +66,8 @@ def judge(
 ) -> Judgement:
     """Judge delivered rows, which have their local `day`, one of `days`. Without expectations every row is good.
 
-    `first`: the day that also holds what was delivered before it. `until`: the first day that is not over yet; from
-    there on too few rows are no verdict.
+    `first`: the day that also holds what was delivered before it. `until`: the first day that has not ended; from it
+    on, too few rows give no verdict.
     """
     expects = table.expects
     problems = schema_problems(rows.drop(DAY).schema, expects) if expects else []

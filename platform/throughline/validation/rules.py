@@ -1,6 +1,6 @@
-"""The rules that rows are held to, pure: from rows and expectations to the reasons against each row.
+"""The rules for rows: which of them each row breaks; pure.
 
-Owns: what breaks a rule, and the words of a reason. Does not own: what becomes of the row or its day (`judge.py`).
+Owns: what breaks a rule, and the text of a reason. Does not own: what follows for the row or its day (`judge.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _NAMES = {"string": "text", "integer": "a whole number", "number": "a floating-p
 
 
 def schema_problems(schema: pl.Schema, expects: Expectations) -> list[str]:
-    """What is wrong with the columns themselves: missing, undeclared, or of another type. Empty when nothing is."""
+    """Columns that are missing, undeclared, or of another type than declared."""
     declared = expects.all_columns
     return [
         *(f"{name} is missing" for name in declared if name not in schema),
@@ -29,17 +29,17 @@ def schema_problems(schema: pl.Schema, expects: Expectations) -> list[str]:
 
 
 def row_reasons(rows: pl.DataFrame, expects: Expectations, key: list[str], within: list[str]) -> pl.Series:
-    """For each row the list of rules it breaks, empty for a good one; columns are as declared.
+    """For each row the list of rules it breaks; the columns are as declared.
 
-    Of the otherwise good rows that share a key among the rows equal in `within`, the first is good.
+    Of otherwise good rows with the same key and the same values of `within`, all but the first break one.
     """
     rules = [rule for name, column in expects.all_columns.items() for rule in _column_rules(name, column)]
     broken = pl.concat_list(pl.when(breaks).then(pl.lit(reason)) for breaks, reason in rules).list.drop_nulls()
     try:
         judged = rows.with_columns(broken.alias(_REASONS))
     except ComputeError as error:
-        said = str(error).splitlines()[0]
-        raise ThroughlineError(f"A pattern under `expects` cannot be used ({said}): write it otherwise.") from error
+        reason = str(error).splitlines()[0]
+        raise ThroughlineError(f"A pattern under `expects` cannot be used ({reason}): correct it.") from error
     clean = pl.col(_REASONS).list.len() == 0
     again = clean & ~pl.struct(clean, *within, *key).is_first_distinct()
     repeated = pl.lit([f"key: {', '.join(key)} repeats an earlier row"])
@@ -50,7 +50,7 @@ _REASONS = "__reasons"
 
 
 def _column_rules(name: str, column: Column) -> list[tuple[pl.Expr, str]]:
-    """Conditions that break a rule, each with its reason. A null breaks the rule about nulls and no other."""
+    """Conditions that break a rule, each with its reason. A null breaks the rule about nulls only."""
     value = pl.col(name)
     rules = []
     if column.nulls is None:

@@ -1,7 +1,6 @@
-"""What each day of a raw table looks like, per column, pure; kept in Delta at `USECASE/statistics/TABLE`.
+"""Statistics of each day and column of a raw table, as kept in `USECASE/statistics/TABLE`; pure.
 
-Owns: which figures, and their form. Does not own: what is concluded from them (`drift.py`). They describe the rows
-that are in the table: quarantined rows would hide behind a mean what they are quarantined for.
+Owns: which figures, and their schema. Does not own: verdicts on them (`drift.py`). They describe accepted rows only.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import polars as pl
 
 from throughline.lakehouse.table import DAY
 
-# Every twentieth part of the rows: enough to compare distributions, and 21 numbers however many rows a day has.
+# Quantiles in steps of a twentieth: enough to compare distributions.
 PROBABILITIES = [step / 20 for step in range(21)]
 CATEGORIES = 50
 
@@ -36,7 +35,7 @@ SCHEMA = pl.Schema(
 
 
 def day_statistics(rows: pl.DataFrame, days: Sequence[date]) -> pl.DataFrame:
-    """One row per day of `days` and column of `rows` (which have their `day`), in the form of `SCHEMA`.
+    """One row of `SCHEMA` per day of `days` and column of `rows`, which have their `day`.
 
     Numbers: `count` without nulls and NaN, mean, sample deviation, minimum, maximum and the values at `PROBABILITIES`.
     Texts and booleans: how many distinct ones, and the `CATEGORIES` most frequent with their counts; the rest is

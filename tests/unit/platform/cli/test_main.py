@@ -61,3 +61,39 @@ def test_the_version_is_that_of_the_package() -> None:
 def test_a_command_whose_function_is_no_callback_is_not_a_group() -> None:
     assert isinstance(cli.load("train"), typer.core.TyperCommand)
     assert isinstance(cli.load("jobs"), typer.core.TyperGroup)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["impact", "weather@1"], "'weather@1' is no table version: write USECASE/LAYER/TABLE@VERSION."),
+        (["validate", "check"], "Missing argument 'TABLE@VERSION'."),
+        (["rolback"], "No such command 'rolback'."),
+        (["trace", "x", "--rows", "0"], "--rows"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_exit_code_2(
+    arguments: list[str], problem: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["throughline", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.out, printed.err.count("\n")) == (2, "", 1)
+    assert problem in printed.err
+
+
+@pytest.mark.parametrize(("code", "ends_with"), [(None, 0), (typer.Exit(3), 3), (typer.Abort(), 1)])
+def test_the_exit_code_is_the_commands(code: Exception | None, ends_with: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def command() -> None:
+        if code is not None:
+            raise code
+
+    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setattr(sys, "argv", ["throughline"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == ends_with

@@ -85,7 +85,7 @@ def test_a_version_that_does_not_says_so_and_exits_with_1(call) -> None:
     assert not result["passed"]
     assert result["bad_rows"] == 24
     (verdict,) = result["verdicts"]
-    assert (verdict["day"], verdict["aspect"], verdict["outcome"]) == ("2013-02-13", "rows", "fail")
+    assert (verdict["day"], verdict["aspect"], verdict["result"]) == ("2013-02-13", "rows", "fail")
     shown = call("check", f"{WEATHER}@1")
     assert shown.exit_code == 1
     assert "2013-02-13 rows: fail, 33.3% of the rows are bad" in " ".join(shown.stdout.split())

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from throughline.sources.arrivals import ATTEMPTS, Outcome, Request, Seen, changed, decide
+from throughline.sources.arrivals import ATTEMPTS, Request, RunState, Seen, changed, decide
 
 FIRST = date(2024, 3, 1)
 DAYS = [FIRST + timedelta(days=n) for n in range(10)]
@@ -21,7 +21,7 @@ class Watch:
     def __init__(self) -> None:
         self.parts: dict[str, tuple[str, set[date]]] = {}
         self.seen = Seen()
-        self.outcome: Outcome | None = None
+        self.outcome: RunState | None = None
         self.there: set[date] = set()
 
     def put(self, name: str, stamp: str, *days: date) -> None:

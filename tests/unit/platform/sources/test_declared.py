@@ -10,10 +10,10 @@ import pytest
 from tests.support import shop
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
+from throughline.sources.declared import ModuleSource, source_fingerprint, source_of
 from throughline.sources.files import FileSource
 from throughline.sources.jdbc import JdbcSource
 from throughline.sources.received import PushSource
-from throughline.sources.source import ModuleSource, identity, source_of
 from throughline.usecase import get_usecase
 from throughline.usecase.feeds import FilesFeed
 
@@ -94,8 +94,10 @@ def test_each_declaration_has_its_source_and_nothing_is_asked_yet(
     assert isinstance(source, kind)
     assert "hunter" not in source.name
     # another place is another content, the same is the same
-    assert identity(usecase, "orders") == identity(shop.declare(tmp_path, feed), "orders")
-    assert identity(usecase, "orders") != identity(shop.declare(tmp_path, {**feed, "timezone": "UTC"}), "orders")
+    assert source_fingerprint(usecase, "orders") == source_fingerprint(shop.declare(tmp_path, feed), "orders")
+    assert source_fingerprint(usecase, "orders") != source_fingerprint(
+        shop.declare(tmp_path, {**feed, "timezone": "UTC"}), "orders"
+    )
 
 
 def test_a_module_stays_a_source_as_it_was() -> None:

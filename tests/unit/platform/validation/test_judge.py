@@ -46,8 +46,8 @@ def frame(*rows: dict[str, Any]) -> pl.DataFrame:
     return pl.DataFrame(list(rows), schema=SCHEMA)
 
 
-def outcomes(judged: Judgement, day: date = FIRST) -> dict[str, str]:
-    return {verdict.aspect: verdict.outcome for verdict in judged.days[day].verdicts}
+def results(judged: Judgement, day: date = FIRST) -> dict[str, str]:
+    return {verdict.aspect: verdict.result for verdict in judged.days[day].verdicts}
 
 
 values = st.one_of(st.none(), st.sampled_from([float("nan"), float("inf"), -1.0, 0.0, 10.0, 250.0, 250.1]))
@@ -172,7 +172,7 @@ def test_a_bad_day_is_refused_whole_and_the_day_beside_it_is_not(
 ) -> None:
     beside = [row(n, DAYS[1]) for n in range(2 if "rows" in expects and "at_least" in expects["rows"] else 1)]
     judged = judge(frame(*rows, *beside), table(**expects), DAYS[:2])
-    assert outcomes(judged)[aspect] == "fail"
+    assert results(judged)[aspect] == "fail"
     assert not judged.days[FIRST].accepted
     assert aspect in judged.days[FIRST].reason
     assert judged.days[DAYS[1]].accepted
@@ -196,7 +196,7 @@ def test_a_bad_day_is_refused_whole_and_the_day_beside_it_is_not(
 )
 def test_a_changed_schema_is_its_own_verdict_and_refuses_the_day(change: Any, said: str) -> None:
     judged = judge(change(frame(row(1), row(2))), table(), [FIRST])
-    assert outcomes(judged) == {"schema": "fail"}
+    assert results(judged) == {"schema": "fail"}
     assert said in judged.days[FIRST].reason
     assert judged.good.height == 0
     assert judged.quarantined.height == 2
@@ -204,19 +204,19 @@ def test_a_changed_schema_is_its_own_verdict_and_refuses_the_day(change: Any, sa
 
 def test_a_day_that_is_not_over_is_not_blamed_for_too_few_rows() -> None:
     declared = table(rows={"at_least": 5})
-    assert outcomes(judge(frame(row(1)), declared, [FIRST], until=FIRST))["volume"] == "cannot_say"
-    assert outcomes(judge(frame(row(1)), declared, [FIRST], until=DAYS[1]))["volume"] == "fail"
+    assert results(judge(frame(row(1)), declared, [FIRST], until=FIRST))["volume"] == "cannot_say"
+    assert results(judge(frame(row(1)), declared, [FIRST], until=DAYS[1]))["volume"] == "fail"
 
 
 def test_the_first_day_may_hold_more_because_it_holds_earlier_deliveries() -> None:
     declared, rows = table(rows={"at_most": 1}), frame(row(1), row(2))
-    assert outcomes(judge(rows, declared, [FIRST], first=FIRST))["volume"] == "pass"
-    assert outcomes(judge(rows, declared, [FIRST]))["volume"] == "fail"
+    assert results(judge(rows, declared, [FIRST], first=FIRST))["volume"] == "pass"
+    assert results(judge(rows, declared, [FIRST]))["volume"] == "fail"
 
 
 def test_an_empty_day_can_be_declared_a_matter_of_freshness() -> None:
     judged = judge(frame(), table(rows={"empty": "warn"}), [FIRST])
-    assert outcomes(judged)["volume"] == "warn"
+    assert results(judged)["volume"] == "warn"
     assert judged.days[FIRST].accepted
 
 

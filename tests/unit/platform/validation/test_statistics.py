@@ -104,7 +104,7 @@ def test_drift_from_statistics_is_drift_from_rows(shift: float) -> None:
     exact = stability_index(*counts)
     found = judge_drift(days(before), days(after), Drift(columns=["x"]))
     assert found.psi["x"] == pytest.approx(exact, rel=0.15, abs=0.02)
-    assert found.outcome == ("warn" if exact > 0.25 else "pass")
+    assert found.result == ("warn" if exact > 0.25 else "pass")
 
 
 def test_a_rare_value_has_its_weight() -> None:
@@ -120,24 +120,24 @@ def test_the_same_days_have_not_drifted_and_others_have() -> None:
     assert judge_drift(same, same, Drift(columns=["x"])).psi == {"x": pytest.approx(0)}
     metric = days(random.exponential(10, 2000) * 1.609)  # miles became kilometres
     verdict = judge_drift(same, metric, Drift(columns=["x"], psi=0.1))
-    assert verdict.outcome == "warn"
+    assert verdict.result == "warn"
     assert "x" in verdict.detail
 
 
 def test_categories_and_nulls_drift_too() -> None:
     usual = days(["a", "b"] * 1000)
-    assert judge_drift(usual, usual, Drift(columns=["x"])).outcome == "pass"
-    assert judge_drift(usual, days(["a", "c"] * 1000), Drift(columns=["x"])).outcome == "warn"
-    assert judge_drift(usual, days(["a", "b", None, None] * 500), Drift(columns=["x"])).outcome == "warn"
+    assert judge_drift(usual, usual, Drift(columns=["x"])).result == "pass"
+    assert judge_drift(usual, days(["a", "c"] * 1000), Drift(columns=["x"])).result == "warn"
+    assert judge_drift(usual, days(["a", "b", None, None] * 500), Drift(columns=["x"])).result == "warn"
     present, gone = days(np.ones(1000)), days([1.0] * 500 + [None] * 500)  # type: ignore[list-item]
-    assert judge_drift(present, gone, Drift(columns=["x"])).outcome == "warn"
+    assert judge_drift(present, gone, Drift(columns=["x"])).result == "warn"
 
 
 def test_too_few_rows_on_either_side_are_no_verdict() -> None:
     few, many = days(np.ones(10)), days(np.ones(1000))
     for sides in ((few, many), (many, few), (many, SCHEMA.to_frame())):
         verdict = judge_drift(*sides, Drift(columns=["x"]))
-        assert verdict.outcome == "cannot_say"
+        assert verdict.result == "cannot_say"
         assert verdict.psi == {}
 
 
@@ -145,8 +145,8 @@ def test_a_column_without_a_single_value_is_compared_all_the_same() -> None:
     nothing = days(pl.Series([None] * 1000, dtype=pl.Float64))  # type: ignore[arg-type]
     values = days(np.ones(1000))
     for sides in ((nothing, values), (values, nothing)):
-        assert judge_drift(*sides, Drift(columns=["x"])).outcome == "warn"
-    assert judge_drift(nothing, nothing, Drift(columns=["x"])).outcome == "pass"
+        assert judge_drift(*sides, Drift(columns=["x"])).result == "warn"
+    assert judge_drift(nothing, nothing, Drift(columns=["x"])).result == "pass"
 
 
 def test_the_quantiles_are_at_every_twentieth() -> None:
