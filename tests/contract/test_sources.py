@@ -319,7 +319,7 @@ def test_a_value_that_is_not_of_its_type_is_named_with_its_place(typed: str, del
     wrong = shop.rows(5).with_columns(
         items=pl.when(pl.col("items") == 3).then(pl.lit("seven")).otherwise(pl.col("items").cast(pl.String))
     )
-    with pytest.raises(ThroughlineError, match=r"orders.*row \d: items 'seven' is no integer") as caught:
+    with pytest.raises(ThroughlineError, match=r"orders.*row \d: items 'seven' is not of type integer") as caught:
         deliver(typed, wrong).read(None, NOW)
     assert "\n" not in str(caught.value)
 

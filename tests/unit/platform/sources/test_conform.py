@@ -76,7 +76,7 @@ def test_a_value_is_read_as_its_declared_type(values: Any, declared: str, read: 
     ],
 )
 def test_a_value_that_is_not_of_its_type_is_one_line_with_its_row(values: Any, declared: str, row: int) -> None:
-    with pytest.raises(ThroughlineError, match=rf"^x\.csv, row {row}: it .* is no {declared}") as caught:
+    with pytest.raises(ThroughlineError, match=rf"^x\.csv, row {row}: it .* is not of type {declared}") as caught:
         conform(values, declared, "Europe/Berlin")
     assert "\n" not in str(caught.value)
 

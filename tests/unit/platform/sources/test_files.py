@@ -93,10 +93,13 @@ def test_a_file_that_cannot_hold_a_window_is_not_opened(tmp_path: Path) -> None:
         orders.read(None, NOW)
 
 
-def test_a_file_that_knows_what_came_after_it_is_refused(tmp_path: Path) -> None:
-    """It would be looked for in vain in the window that it speaks of; mostly the declared zone is wrong."""
+def test_a_file_with_a_row_that_became_known_after_it_was_written_is_refused(tmp_path: Path) -> None:
+    """The window of that knowledge time would not open the file; mostly the declared zone is wrong."""
     put(tmp_path, "early.csv", shop.rows(60), shop.BEGAN)
-    with pytest.raises(ThroughlineError, match=r"early\.csv: written at 2024-10-24 22:00 UTC, it says .*correct"):
+    with pytest.raises(
+        ThroughlineError,
+        match=r"early\.csv: written at 2024-10-24 22:00 UTC, it has a row .*correct",
+    ):
         source(tmp_path, available_at="known_at").read(None, NOW)
 
 
@@ -140,7 +143,7 @@ def test_a_parquet_file_needs_no_declared_columns(tmp_path: Path) -> None:
     [
         ("a.csv", b"\xff\xfe\x00\x01,\x80\n\xff,\xff", "a.csv"),
         ("a.csv", b"order_id,items\no1,1\n", "a.csv has no column ordered_at"),
-        ("other.txt", b"", "No file is at"),
+        ("other.txt", b"", "No file matches"),
     ],
 )
 def test_what_is_no_table_is_one_line(tmp_path: Path, name: str, content: bytes, told: str) -> None:

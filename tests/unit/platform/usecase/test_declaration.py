@@ -93,9 +93,9 @@ def _expect(*path: Any) -> Callable[[dict[str, Any]], None]:
         pytest.param(_expect("columns", "temp", "nulls", 0), "temp.nulls", id="no share of nulls"),
         pytest.param(_expect("columns", "temp", "at_least", 200), "temp", id="range upside down"),
         pytest.param(
-            _expect("columns", "temp", "pattern", "x"), "pattern is no rule for type number", id="misfit rule"
+            _expect("columns", "temp", "pattern", "x"), "pattern is not a rule for type number", id="misfit rule"
         ),
-        pytest.param(_expect("columns", "origin", "pattern", "[A-Z"), "no regular expression", id="broken pattern"),
+        pytest.param(_expect("columns", "origin", "pattern", "[A-Z"), "not a regular expression", id="broken pattern"),
         pytest.param(_expect("columns", "origin", "values", [1]), "values must be of type string", id="misfit values"),
         pytest.param(_expect("columns", "origin", "nulls", 0.1), "key column origin may not be null", id="a null key"),
         pytest.param(_set("sources", "tables", "weather", "key", ["gate"]), "key column gate is missing", id="no key"),
