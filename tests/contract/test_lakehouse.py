@@ -1,4 +1,4 @@
-"""What a table promises, held against a folder and against a real S3 server, with real processes."""
+"""The promises of a table, in a folder and on a real S3 server, with real processes."""
 
 from __future__ import annotations
 

@@ -339,7 +339,7 @@ def test_a_stamp_without_an_offset_is_refused_where_no_zone_is_declared(typed: s
 
 
 @pytest.mark.parametrize("typed", ["csv", "parquet", "jdbc"])
-def test_a_row_that_does_not_say_when_it_was_known_is_refused(typed: str, deliver: Deliverer) -> None:
+def test_a_row_without_knowledge_time_is_refused(typed: str, deliver: Deliverer) -> None:
     never = shop.rows(6).with_columns(known_at=pl.when(pl.col("items") != 4).then("known_at"))
     with pytest.raises(ThroughlineError, match=r"row \d: known_at is missing") as caught:
         deliver(typed, never).read(None, NOW)
@@ -349,7 +349,7 @@ def test_a_row_that_does_not_say_when_it_was_known_is_refused(typed: str, delive
 # A database
 
 
-def test_the_database_is_asked_for_the_window_and_the_declared_columns_alone(deliver: Deliverer) -> None:
+def test_the_database_is_queried_for_the_window_and_the_declared_columns_only(deliver: Deliverer) -> None:
     from throughline.lakehouse import spark
     from throughline.sources.jdbc import _view, _window
 
@@ -388,7 +388,7 @@ def test_credentials_come_from_the_servers_environment_and_stand_in_no_log(deliv
     assert not [log for log in logs if SECRET in log.read_text(errors="replace")]
 
 
-def test_a_table_or_column_that_is_not_there_is_one_line(deliver: Deliverer) -> None:
+def test_a_missing_table_or_column_is_one_line(deliver: Deliverer) -> None:
     delivered = deliver("jdbc", shop.rows(5))
     table = delivered.usecase.sources.tables["orders"]
     for change, told in (({"table": "nowhere"}, '"nowhere" does not exist'), ({"available_at": "seen_at"}, "seen_at")):
@@ -417,7 +417,7 @@ def test_a_store_that_cannot_be_reached_or_does_not_let_us_in_is_one_line(
 # Rows pushed while nobody listens
 
 
-def test_without_the_collector_nothing_is_taken_for_complete(deliver: Deliverer) -> None:
+def test_without_the_collector_pushed_rows_are_not_read(deliver: Deliverer) -> None:
     delivered = deliver("push", shop.rows(5))
     deliver.own.close()
     with pytest.raises(ThroughlineError, match=r"collector does not hand over .*throughline up") as caught:

@@ -136,7 +136,7 @@ def days_of(request: RunRequest) -> tuple[str, str]:
     return request.tags[tags.RANGE_START], request.tags[tags.RANGE_END]
 
 
-def test_files_that_arrive_are_brought_in_one_run_of_their_days(home: Home, put: Put) -> None:
+def test_files_that_arrive_are_ingested_in_one_run_of_their_days(home: Home, put: Put) -> None:
     for number in range(3):
         put(f"{number}.csv", DAYS[number])
     (request,) = home.tick()
@@ -147,7 +147,7 @@ def test_files_that_arrive_are_brought_in_one_run_of_their_days(home: Home, put:
     assert home.instance.get_materialized_partitions(KEY) == {str(day) for day in DAYS[:3]}
 
 
-def test_a_thousand_ticks_without_a_new_file_ask_for_nothing(home: Home, put: Put) -> None:
+def test_a_thousand_ticks_without_a_new_file_launch_nothing(home: Home, put: Put) -> None:
     put("a.csv", DAYS[0])
     assert home.until_quiet() == 1
     for _ in range(1000):
@@ -156,7 +156,7 @@ def test_a_thousand_ticks_without_a_new_file_ask_for_nothing(home: Home, put: Pu
     assert home.instance.get_runs_count() == 1
 
 
-def test_a_late_file_for_an_old_day_brings_that_day_whole_and_leaves_the_others(home: Home, put: Put) -> None:
+def test_a_late_file_replaces_its_old_day_and_leaves_the_others(home: Home, put: Put) -> None:
     put("a.csv", DAYS[0])
     put("b.csv", DAYS[1], hours=range(20))
     put("c.csv", DAYS[2])
@@ -188,7 +188,7 @@ def test_a_corrected_file_replaces_its_day_and_a_moved_one_both_days(home: Home,
     assert home.content().filter(day=DAYS[0]).height == 24
 
 
-def test_the_same_file_brought_again_changes_no_row(home: Home, put: Put) -> None:
+def test_the_same_file_delivered_again_changes_no_row(home: Home, put: Put) -> None:
     path = put("a.csv", DAYS[0])
     home.until_quiet()
     before = home.content().drop("ingestion_run_id")
@@ -240,7 +240,7 @@ def test_a_run_that_a_person_started_again_counts(home: Home, put: Put) -> None:
     assert after_that != request.tags[tags.ARRIVAL]
 
 
-def test_a_use_case_that_was_brought_before_anybody_looked_is_not_brought_again(home: Home, put: Put) -> None:
+def test_days_ingested_before_the_first_tick_are_not_ingested_again(home: Home, put: Put) -> None:
     put("a.csv", DAYS[0])
     home.execute(RunRequest(tags={tags.RANGE_START: str(DAYS[0]), tags.RANGE_END: str(DAYS[0])}))
     put("b.csv", DAYS[1])
@@ -274,7 +274,7 @@ def test_a_reference_table_comes_whole_whenever_its_files_change(
     assert home.content().height == 48
 
 
-def test_pushed_rows_ask_for_their_days_in_the_same_way(
+def test_pushed_rows_launch_runs_of_their_days_in_the_same_way(
     tmp_path: Path, settings: Settings, instance: DagsterInstance
 ) -> None:
 

@@ -1,4 +1,4 @@
-"""A bad day stops what depends on it, the day beside it comes in, no row is lost, and mending needs no hand."""
+"""A bad day stops what depends on it, other days are written, no row is lost, and a corrected day needs no command."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def doubled(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 @pytest.mark.parametrize(("change", "check"), [(half, "volume"), (too_fast, "rows"), (doubled, "unique_key")])
-def test_a_bad_day_stops_what_depends_on_it_and_the_days_beside_it_come_in(
+def test_a_bad_day_stops_what_depends_on_it_and_other_days_are_written(
     settings: Settings, usecase: UseCase, instance: DagsterInstance, source: Source, change: Change, check: str
 ) -> None:
     source.change = change
@@ -137,7 +137,7 @@ def test_a_bad_day_stops_what_depends_on_it_and_the_days_beside_it_come_in(
     assert held["available_at"].sort().equals(delivered["available_at"].sort())
 
 
-def test_dagster_knows_which_days_are_there_and_which_failed(
+def test_dagster_shows_which_days_are_materialised_and_which_failed(
     settings: Settings, usecase: UseCase, instance: DagsterInstance, source: Source
 ) -> None:
     """`throughline run` brings again what is not there: the bad day, and it alone."""
@@ -175,7 +175,7 @@ def test_the_good_days_of_a_failed_run_have_the_versions_that_a_good_run_gives(
     assert versions(GOOD[0]) == alone
 
 
-def test_the_line_says_what_is_wrong_where_the_rows_are_and_what_to_do(
+def test_the_error_names_the_reason_the_quarantine_and_what_to_do(
     settings: Settings, usecase: UseCase, instance: DagsterInstance, source: Source
 ) -> None:
     source.change = half
@@ -247,7 +247,7 @@ def test_a_bad_row_is_quarantined_and_its_day_comes_in(
     assert found.metadata["worst"].value == "wind_speed: above 250 (1)"
 
 
-def test_a_changed_schema_is_refused_and_the_other_checks_say_that_they_cannot_say(
+def test_a_changed_schema_is_refused_and_the_other_checks_cannot_say(
     settings: Settings, usecase: UseCase, instance: DagsterInstance, source: Source
 ) -> None:
     source.change = lambda rows: rows.rename({"temp": "temperature"})
@@ -298,7 +298,7 @@ def dataset(usecase: UseCase, trained_until: date) -> DatasetRecord:
     )  # fmt: skip
 
 
-def test_days_brought_twice_leave_the_same_quarantine_statistics_and_verdicts(
+def test_days_ingested_twice_leave_the_same_quarantine_statistics_and_verdicts(
     settings: Settings, usecase: UseCase, instance: DagsterInstance, source: Source
 ) -> None:
     def kept() -> list[pl.DataFrame]:
@@ -357,7 +357,7 @@ def test_a_changed_rule_of_rows_is_changed_code_and_a_changed_bound_of_days_is_n
     assert differing == {"weather"}
 
 
-def test_features_launched_alone_are_not_built_while_a_day_stands_refused(
+def test_features_launched_on_their_own_are_not_built_while_a_day_is_refused(
     settings: Settings, usecase: UseCase, instance: DagsterInstance, source: Source
 ) -> None:
     """The run that brought the bad day has failed; a later one that does not select the raw tables must not forget."""

@@ -1,4 +1,4 @@
-"""Maintenance runs every night, and does nothing at all when it is unknown what is pinned."""
+"""Maintenance runs every night, and does nothing when it is unknown what is pinned."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(settings: Settings) -> ExecuteInProcessResult:
         return job.execute_in_process(resources={"settings": settings}, instance=instance, raise_on_error=False)
 
 
-def test_it_runs_every_night() -> None:
+def test_maintenance_runs_every_night() -> None:
     (schedule,) = maintenance([]).schedules
     assert (schedule.job_name, schedule.cron_schedule) == ("maintenance", "30 3 * * *")
     assert schedule.default_status == DefaultScheduleStatus.RUNNING
@@ -79,9 +79,7 @@ def test_old_model_versions_go_first_for_they_pin_what_they_were_trained_on(
     assert done == [("versions", "u"), ("pins", "u")]
 
 
-def test_where_it_is_unknown_which_versions_are_needed_nothing_is_touched(
-    tables: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_when_pins_are_unknown_nothing_is_removed(tables: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(settings: Settings, name: str, now: datetime) -> list[str]:
         raise ThroughlineError("revision.json cannot be read")
 

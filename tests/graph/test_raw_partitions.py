@@ -1,4 +1,4 @@
-"""Raw days: a range is one run and one commit, brought twice it is the same, a day alone touches that day."""
+"""Raw days: a range is one run and one commit; ingested twice it is the same; one day changes that day only."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_range_of_days_is_one_commit_and_a_partition_each(settings: Settings, 
     assert content(settings)["day"].n_unique() == 5
 
 
-def test_days_brought_twice_hold_the_same_rows(settings: Settings, usecase: UseCase) -> None:
+def test_days_ingested_twice_hold_the_same_rows(settings: Settings, usecase: UseCase) -> None:
     with DagsterInstance.ephemeral() as instance:
         bring(settings, usecase, "2013-01-01", "2013-01-03", instance)
         before = content(settings)

@@ -1,4 +1,4 @@
-"""The data clock never goes back, is the same for whoever opens it, and takes no instant without a zone."""
+"""The data clock never goes back, is the same in every process, and takes no instant without a zone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ START = datetime(2013, 4, 1, 4, tzinfo=UTC)
 
 
 @given(moves=st.lists(st.timedeltas(min_value=timedelta(days=-2), max_value=timedelta(days=2)), max_size=12))
-def test_it_never_goes_back_whoever_asks(moves: list[timedelta]) -> None:
+def test_the_data_clock_never_goes_back_in_any_process(moves: list[timedelta]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path, highest = Path(folder) / "clock.json", START
         for move in moves:
@@ -32,12 +32,12 @@ def test_it_never_goes_back_whoever_asks(moves: list[timedelta]) -> None:
             assert clock.now() == ReplayClock(path, START).now() == highest
 
 
-def test_it_stands_at_the_start_until_it_is_moved_and_leaves_no_file(tmp_path: Path) -> None:
+def test_the_data_clock_is_at_the_start_until_it_is_moved_and_leaves_no_file(tmp_path: Path) -> None:
     assert ReplayClock(tmp_path / "clock.json", START).now() == START
     assert not list(tmp_path.iterdir())
 
 
-def test_where_it_stands_survives_reopening_with_another_start(tmp_path: Path) -> None:
+def test_the_data_clock_stays_when_it_is_opened_again_with_another_start(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "clock.json"
     ReplayClock(path, START).advance_to(START + timedelta(hours=1))
     assert ReplayClock(path, START + timedelta(days=9)).now() == START + timedelta(hours=1)

@@ -183,7 +183,7 @@ def test_code_is_identified_by_its_content_not_by_its_place(tmp_path):
     assert fingerprint_code([one]) != fingerprint_code([other])
 
 
-def test_code_that_is_not_there_is_refused(tmp_path):
+def test_code_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(ThroughlineError, match="does not exist"):
         fingerprint_code([tmp_path / "nothing"])
     with pytest.raises(ThroughlineError, match="not installed"):

@@ -52,7 +52,9 @@ def test_every_setting_has_its_name_in_the_environment(name: str, monkeypatch: p
     assert read in (value, Path(text).resolve()) or str(read) == value
 
 
-def test_what_is_said_closer_to_the_call_wins(monkeypatch: pytest.MonkeyPatch, toml: Path) -> None:
+def test_an_argument_precedes_the_environment_which_precedes_the_file(
+    monkeypatch: pytest.MonkeyPatch, toml: Path
+) -> None:
     toml.write_text('spark_memory = "1g"\ntraining_processes = 7\nclock = "wall"\n')
     monkeypatch.setenv("THROUGHLINE_SPARK_MEMORY", "2g")
     monkeypatch.setenv("THROUGHLINE_TRAINING_PROCESSES", "8")

@@ -1,4 +1,4 @@
-"""A service that demands a token answers whoever shows it, and nobody else."""
+"""A service that demands a token answers only callers that show it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A day's partition holds what became known on that local day; brought twice it is the same, and it alone changes."""
+"""A day's partition holds the rows that became known on that local day; ingested twice, it is the same."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_the_first_day_holds_what_was_delivered_early_about_it_and_not_the_past(
     assert early["event_time"].is_between(began, began + 7 * DAY).all()
 
 
-def test_a_day_brought_twice_is_the_same_and_the_others_are_untouched(home: Settings, usecase: UseCase) -> None:
+def test_a_day_ingested_twice_is_the_same_and_the_others_are_untouched(home: Settings, usecase: UseCase) -> None:
     whole = bring(home, usecase, FIRST, FIRST + 5 * DAY, "first run")
     before = content(home, usecase)
     again = bring(home, usecase, FIRST + 2 * DAY, FIRST + 3 * DAY, "second run")
@@ -118,7 +118,7 @@ def test_days_one_by_one_in_any_order_are_what_a_range_is(tmp_path: Path, usecas
     assert content(apart, usecase).equals(content(at_once, usecase))
 
 
-def test_a_correction_replaces_the_day_and_changes_its_digest_alone(
+def test_a_correction_replaces_the_day_and_changes_only_its_digest(
     home: Settings, usecase: UseCase, feed: Feed
 ) -> None:
     before = bring(home, usecase, FIRST, FIRST + 3 * DAY)
@@ -148,7 +148,7 @@ def test_a_row_beyond_the_range_is_refused_and_nothing_is_written(
         pytest.param(pl.lit("now").alias("event_time"), "event_time is String", id="no instant"),
     ],
 )
-def test_rows_that_do_not_say_when_are_refused_in_one_line(
+def test_rows_without_event_or_knowledge_time_are_refused_in_one_line(
     home: Settings, usecase: UseCase, feed: Feed, monkeypatch: pytest.MonkeyPatch, change: pl.Expr, said: str
 ) -> None:
     delivered = feed.rows.head(72).with_columns(change)
@@ -190,7 +190,7 @@ def expecting(usecase: UseCase, **columns: str) -> UseCase:
     return usecase.model_copy(update={"sources": usecase.sources.model_copy(update={"tables": {"t": table}})})
 
 
-def test_a_column_comes_goes_or_changes_when_the_declaration_says_so_and_not_before(
+def test_a_column_is_added_removed_or_changed_with_the_declaration_and_not_before(
     home: Settings, usecase: UseCase, feed: Feed
 ) -> None:
     first = expecting(usecase, number="integer")

@@ -1,4 +1,4 @@
-"""What the journal took is there after a crash, once, and in order."""
+"""A line appended to the journal is there after a crash, once, and in order."""
 
 from __future__ import annotations
 

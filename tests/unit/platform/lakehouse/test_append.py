@@ -1,4 +1,4 @@
-"""Rows are appended once by their key, whatever is sent again, by whom, and after which commits of others."""
+"""Rows are appended once by their key: after repetitions, restarts, and the commits of other writers."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_first_row_of_a_key_stays_and_the_new_ones_are_returned(
 
 
 @kinds
-def test_keys_that_another_writer_brought_meanwhile_are_left_out(
+def test_keys_that_another_writer_appended_meanwhile_are_left_out(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "t"
@@ -84,7 +84,7 @@ def test_keys_that_another_writer_brought_meanwhile_are_left_out(
 
 
 @kinds
-def test_what_brings_nothing_new_makes_no_version(kind: str, tmp_path: Path) -> None:
+def test_an_append_without_new_keys_makes_no_version(kind: str, tmp_path: Path) -> None:
     table = KINDS[kind](tmp_path / "t")
     assert (table.version, table.rows()) == (None, None)
     table.append(rows([1, 2]))

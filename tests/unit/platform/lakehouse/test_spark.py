@@ -1,4 +1,4 @@
-"""A Spark endpoint that is not there is told at once, also when it goes away while somebody else works on it."""
+"""A Spark endpoint that does not listen is noticed at once, also while another process works on it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_work_elsewhere_is_ended_once_when_the_endpoint_goes_away(
         assert not ended.acquire(timeout=0.3)
 
 
-def test_work_that_ends_by_itself_is_left_alone(at_listener: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_that_ends_by_itself_is_not_interrupted(at_listener: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spark, "WATCH_INTERVAL_S", 0.05)
     called: list[bool] = []
     with spark.watched(at_listener, lambda: called.append(True)) as lost:

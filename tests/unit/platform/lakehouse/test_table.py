@@ -1,4 +1,4 @@
-"""A table is read at the version that was named, and a write of some days touches those days only."""
+"""A table is read at the named version, and a write of some days changes those days only."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_an_undeclared_change_of_columns_is_refused_by_name_and_nothing_is_writt
     assert current_version(path) == 0
 
 
-def test_a_declared_new_column_is_null_where_it_was_not_brought(tmp_path: Path) -> None:
+def test_a_declared_new_column_is_null_in_the_days_before_it(tmp_path: Path) -> None:
     path = tmp_path / "t"
     replace_days(path, rows(DAYS), DAYS[0], DAYS[4])
     for day, value, extra in ((DAYS[0], 0, 0.5), (DAYS[1], 9, 1.5)):
@@ -206,7 +206,7 @@ def test_a_pinned_read_sees_its_own_version_whatever_was_written_since(tmp_path:
     assert read(home, pin(home, "u/raw/t")).collect().height == 2
 
 
-def test_a_table_or_version_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_table_or_version_is_one_line(tmp_path: Path) -> None:
     home = Settings(home=tmp_path)
     assert current_version(tmp_path / "nowhere") is None
     assert current_version(tmp_path) is None
@@ -249,7 +249,7 @@ def test_reading_a_vacuumed_version_fails_at_once_and_not_when_it_is_collected(t
     assert [scan(path, version).collect()["value"].unique().to_list() for version in (1, 2, newest)] == [[1], [2], [2]]
 
 
-def test_a_whole_table_is_replaced_with_its_columns_and_says_what_it_is(tmp_path: Path) -> None:
+def test_a_whole_table_is_replaced_with_its_columns_and_the_commit_has_its_notes(tmp_path: Path) -> None:
     path = tmp_path / "t"
     assert replace_all(path, rows(DAYS), {"fingerprint": "abc"}) == 0
     assert replace_all(path, pl.DataFrame({"other": [1.5]}), {"fingerprint": "def"}) == 1

@@ -1,4 +1,4 @@
-"""Maintenance makes tables small and never takes away what something pins."""
+"""Maintenance compacts and vacuums tables and never removes a pinned version."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def pinned(table: str, version: int) -> TableReference:
     st.lists(st.tuples(st.sampled_from(["days", "all", "merge", "optimize"]), st.integers(0, 3)), max_size=6),
     st.sets(st.integers(0, 6)),
 )
-def test_pinned_versions_and_the_newest_are_read_as_before_and_the_rest_is_told_to_be_gone(
+def test_pinned_versions_and_the_newest_are_read_as_before_and_others_only_fail(
     writes: list[tuple[str, int]], wanted: set[int]
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +132,7 @@ def test_small_files_become_one_without_a_change_of_content(settings: Settings) 
     assert current_version(path) == version  # nothing to do is no commit
 
 
-def test_what_changed_cannot_be_said_where_the_versions_between_were_vacuumed(settings: Settings) -> None:
+def test_net_changes_are_unknown_when_the_versions_between_were_vacuumed(settings: Settings) -> None:
     path = settings.lakehouse / "u/raw/t"
     for number in range(4):
         replace_days(path, rows(number), DAYS[0], DAYS[-1])

@@ -1,4 +1,4 @@
-"""What arrived is brought once, whatever the order of things; what failed is tried again, and not for ever."""
+"""Arrived days are requested once in any order of events; a failed run is retried a limited number of times."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_days_that_follow_each_other_are_one_request_and_others_come_after_it(wa
     assert watch.look() is None
 
 
-def test_a_thousand_looks_without_a_new_file_ask_once(watch: Watch) -> None:
+def test_a_thousand_ticks_without_a_new_file_make_one_request(watch: Watch) -> None:
     watch.put("a", "1", DAYS[1])
     assert watch.look()
     for n in range(1000):
@@ -73,7 +73,7 @@ def test_a_thousand_looks_without_a_new_file_ask_once(watch: Watch) -> None:
         assert watch.look() is None
 
 
-def test_a_changed_part_asks_for_its_days_and_for_those_it_had_before(watch: Watch) -> None:
+def test_a_changed_part_requests_its_days_and_those_it_had_before(watch: Watch) -> None:
     watch.put("a", "1", DAYS[1])
     watch.look()
     watch.outcome = "succeeded"
@@ -81,7 +81,7 @@ def test_a_changed_part_asks_for_its_days_and_for_those_it_had_before(watch: Wat
     assert span(watch.look()) == (DAYS[1], DAYS[2])
 
 
-def test_a_part_that_is_gone_takes_nothing_back_and_is_new_when_it_returns(watch: Watch) -> None:
+def test_a_removed_part_requests_nothing_and_is_new_when_it_returns(watch: Watch) -> None:
     watch.put("a", "1", DAYS[1])
     watch.look()
     watch.outcome = "succeeded"
@@ -91,7 +91,7 @@ def test_a_part_that_is_gone_takes_nothing_back_and_is_new_when_it_returns(watch
     assert span(watch.look()) == (DAYS[1], DAYS[1])
 
 
-def test_a_day_is_brought_when_it_has_ended_and_not_before(watch: Watch) -> None:
+def test_a_day_is_requested_when_it_has_ended_and_not_before(watch: Watch) -> None:
     watch.put("a", "1", DAYS[1], DAYS[2])
     assert span(watch.look(until=DAYS[2])) == (DAYS[1], DAYS[1])
     watch.outcome = "succeeded"
@@ -123,14 +123,14 @@ def test_a_failed_run_is_tried_again_three_times_then_when_something_changes(wat
     assert watch.seen.given_up == []
 
 
-def test_a_request_that_was_never_started_is_asked_for_under_the_same_key(watch: Watch) -> None:
+def test_a_request_whose_run_never_started_is_launched_again_under_the_same_key(watch: Watch) -> None:
     watch.put("a", "1", DAYS[1])
     first = watch.look()
     watch.outcome = "never_started"
     assert watch.look() == first
 
 
-def test_what_arrives_while_a_run_is_under_way_comes_after_it_also_for_the_same_day(watch: Watch) -> None:
+def test_what_arrives_during_a_run_is_requested_after_it_also_for_the_same_day(watch: Watch) -> None:
     watch.put("a", "1", DAYS[1])
     first = watch.look()
     watch.put("b", "1", DAYS[1])
@@ -143,7 +143,7 @@ def test_what_arrives_while_a_run_is_under_way_comes_after_it_also_for_the_same_
     assert again.key != first.key  # type: ignore[union-attr]
 
 
-def test_content_that_comes_back_is_brought_again(watch: Watch) -> None:
+def test_content_that_returns_is_requested_again(watch: Watch) -> None:
     keys = set()
     for stamp in ("1", "2", "1"):
         watch.put("a", stamp, DAYS[1])
@@ -154,7 +154,7 @@ def test_content_that_comes_back_is_brought_again(watch: Watch) -> None:
     assert len(keys) == 3
 
 
-def test_at_the_first_look_days_that_are_there_are_taken_as_they_are(watch: Watch) -> None:
+def test_at_the_first_tick_days_that_were_ingested_are_not_requested(watch: Watch) -> None:
     watch.there = {DAYS[1]}
     watch.put("a", "1", DAYS[1], DAYS[2])
     assert span(watch.look()) == (DAYS[2], DAYS[2])
@@ -165,7 +165,7 @@ def test_at_the_first_look_days_that_are_there_are_taken_as_they_are(watch: Watc
 
 @settings(max_examples=200)
 @given(st.integers(0, 2**32))
-def test_in_any_order_of_events_every_day_is_brought_as_it_stands_at_last(seed: int) -> None:
+def test_after_any_order_of_events_every_day_was_requested_after_its_last_change(seed: int) -> None:
     """Parts come and change, runs succeed and fail: at last each day was brought after its last change."""
     random, watch = Random(seed), Watch()
     brought: dict[date, int] = {}

@@ -1,4 +1,4 @@
-"""Texts become what is declared, or one line says which value does not; no instant is ever moved to an earlier one."""
+"""Texts are converted to the declared types, or one line names the value; no instant becomes earlier."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_stamp_without_an_offset_needs_a_declared_zone(value: Any) -> None:
         conform([value], "timestamp")
 
 
-def test_columns_come_as_declared_then_what_nobody_declared_then_the_contracts_two() -> None:
+def test_declared_columns_come_first_then_others_then_event_and_knowledge_time() -> None:
     expects = Expectations.model_validate({"columns": {"b": {"type": "integer"}, "at": {"type": "timestamp"}}})
     feed = FilesFeed(files="x.csv", event_time="at", available_at="seen")
     rows = pl.DataFrame({"seen": [KNOWN], "new": ["x"], "at": [KNOWN], "b": ["1"]})

@@ -1,4 +1,4 @@
-"""`from:` says one kind of source, whole, without a secret; a mistake is one line that names the field."""
+"""`from` declares one kind of source without a secret; a mistake is one line that names the field."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_format_is_that_of_the_ending(files: str, kind: str) -> None:
     ("feed", "kind"),
     [({"files": "in/*.csv"}, FileSource), (DATABASE, JdbcSource), ({"push": "order_id"}, PushSource)],
 )
-def test_each_declaration_has_its_source_and_nothing_is_asked_yet(
+def test_each_declaration_has_its_source_and_nothing_is_read_yet(
     tmp_path: Path, feed: dict[str, Any], kind: type
 ) -> None:
     usecase = shop.declare(tmp_path, feed)
@@ -100,7 +100,7 @@ def test_each_declaration_has_its_source_and_nothing_is_asked_yet(
     )
 
 
-def test_a_module_stays_a_source_as_it_was() -> None:
+def test_a_module_is_a_source() -> None:
     usecase = get_usecase("flight_delay")
     source = source_of(Settings(home=Path("nowhere")), usecase, "weather")
     assert isinstance(source, ModuleSource)

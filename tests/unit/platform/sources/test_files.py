@@ -1,4 +1,4 @@
-"""Which files are looked at, when their rows were known, and what a folder that is not as declared says."""
+"""Which files are read, when their rows were known, and the errors of a folder that breaks its declaration."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def ids(read: pl.DataFrame) -> list[str]:
         ("none/*.csv", []),
     ],
 )
-def test_a_pattern_finds_what_it_says_in_order_and_nothing_that_is_still_written(
+def test_a_pattern_matches_files_by_path_and_none_that_is_still_written(
     tmp_path: Path, pattern: str, found: list[str]
 ) -> None:
     for name in ("b.csv", "a.csv", "deep/c.csv", "deep/er/d.csv", "a.csv.part", "_a.csv", ".b.csv", "_tmp/e.csv"):
@@ -74,7 +74,7 @@ def test_without_a_declared_knowledge_time_a_file_is_known_when_it_was_written(t
     assert orders.read(early + timedelta(microseconds=1), late).height == 0
 
 
-def test_a_late_file_for_an_old_day_is_of_that_day_when_it_says_when_its_rows_were_known(tmp_path: Path) -> None:
+def test_a_late_file_with_declared_knowledge_time_belongs_to_the_old_day(tmp_path: Path) -> None:
     orders = source(tmp_path, available_at="known_at")
     put(tmp_path, "first.csv", shop.rows(10), shop.BEGAN + shop.DAY)
     day = (shop.BEGAN, shop.BEGAN + shop.DAY)
@@ -160,14 +160,14 @@ def test_a_folder_may_be_written_as_a_uri(tmp_path: Path) -> None:
     assert FileSource(usecase, "orders", usecase.sources.tables["orders"].feed).read(None, NOW).height == 2
 
 
-def test_a_kind_of_store_that_nobody_knows_is_one_line(tmp_path: Path) -> None:
+def test_an_unknown_kind_of_store_is_one_line(tmp_path: Path) -> None:
     usecase = shop.declare(tmp_path, {"files": "ftp://host/*.csv", "event_time": "ordered_at"})
     with pytest.raises(ThroughlineError, match=r"ftp://host/\*\.csv cannot be read") as caught:
         FileSource(usecase, "orders", usecase.sources.tables["orders"].feed).read(None, NOW)
     assert "\n" not in str(caught.value)
 
 
-def test_a_part_tells_its_days_and_changes_its_stamp_with_its_content(tmp_path: Path) -> None:
+def test_a_part_has_its_days_and_another_stamp_with_other_content(tmp_path: Path) -> None:
     path = put(tmp_path, "a.csv", shop.rows(30), NOW)
     by_column, by_file = source(tmp_path, available_at="known_at"), source(tmp_path)
     (stamp,) = by_column.parts().values()

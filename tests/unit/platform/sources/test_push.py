@@ -1,4 +1,4 @@
-"""Pushed rows: let in as declared or refused by name, kept once by their id, safe once they are confirmed."""
+"""Pushed rows are accepted as declared or refused by field, kept once by their id, and safe once confirmed."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_row_is_known_when_it_arrives_by_the_data_clock(client: TestClient, se
     assert str(kept["day"]) == "2024-10-29"
 
 
-def test_a_row_may_say_when_it_was_known_but_not_that_it_will_be(client: TestClient, settings: Settings) -> None:
+def test_a_row_may_have_an_earlier_knowledge_time_but_not_a_future_one(client: TestClient, settings: Settings) -> None:
     told = client.post(ADDRESS, json=[row(available_at="2024-10-27T22:59:59Z"), row(order_id="o2", available_at=None)])
     assert told.status_code == 202
     refused = client.post(ADDRESS, json=[row(order_id="o3", available_at="2024-10-29T12:00:00.000001Z")])
@@ -151,7 +151,7 @@ def test_a_body_that_is_too_long_is_refused(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("where", ["/v1/sources/shop/planes", "/v1/sources/flight_delay/orders"])
-def test_where_nobody_takes_rows_is_not_found(client: TestClient, where: str) -> None:
+def test_a_table_that_takes_no_rows_is_not_found(client: TestClient, where: str) -> None:
     for address in (where, f"{where}/flush"):
         answer = client.post(address, json=[row()])
         assert answer.status_code == 404
@@ -235,7 +235,7 @@ def test_a_table_that_is_no_longer_declared_loses_no_confirmed_row(settings: Set
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*ROW, "x"]), inner, max_size=6),
     max_leaves=8,
 ).map(lambda value: json.dumps(value).encode()))  # fmt: skip
-def test_whatever_is_sent_is_taken_as_rows_or_refused_in_one_line(body: bytes) -> None:
+def test_any_body_is_accepted_as_rows_or_refused_in_one_line(body: bytes) -> None:
     try:
         assert _INTAKE.check("shop", "orders", body)
     except BadRow as error:

@@ -1,4 +1,4 @@
-"""A declaration is read whole or refused in one line that names the file and the field."""
+"""A declaration is valid as a whole, or refused in one line that names the file and the field."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_durations_are_a_number_and_a_unit(text: str, seconds: int) -> None:
 
 
 @given(st.text(max_size=8))
-def test_no_text_is_taken_for_a_duration_by_chance(text: str) -> None:
+def test_a_text_that_is_not_a_duration_is_refused(text: str) -> None:
     try:
         parsed = parse_duration(text)
     except ValueError:
@@ -198,7 +198,9 @@ def test_a_score_that_is_no_number_is_never_a_warning() -> None:
         ("Australia/Lord_Howe", date(2013, 4, 7), datetime(2013, 4, 6, 13), 24.5),
     ],
 )
-def test_a_local_day_begins_and_ends_where_the_zone_says(zone: str, day: date, start: datetime, hours: float) -> None:
+def test_a_local_day_begins_and_ends_at_midnight_of_its_zone(
+    zone: str, day: date, start: datetime, hours: float
+) -> None:
     usecase = declared(timezone=zone)
     begin, end = usecase.day_start(day), usecase.day_start(day + timedelta(days=1))
     assert begin == start.replace(tzinfo=UTC)

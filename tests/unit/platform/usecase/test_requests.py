@@ -1,4 +1,4 @@
-"""A request is taken whole and typed, or refused with the field at fault."""
+"""A request is parsed into typed rows, or refused with the field at fault."""
 
 from __future__ import annotations
 

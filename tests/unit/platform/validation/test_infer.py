@@ -1,4 +1,4 @@
-"""A draft learnt from rows accepts those rows, with room, and says what to look at before it is believed."""
+"""A draft of expectations accepts the rows it was made from, with a margin, and lists suspicious values."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ rows_of_any_kind = st.lists(
 
 
 @given(rows=rows_of_any_kind)
-def test_a_draft_accepts_what_it_was_learnt_from(rows: list[tuple[Any, ...]]) -> None:
+def test_a_draft_accepts_the_rows_it_was_made_from(rows: list[tuple[Any, ...]]) -> None:
     learnt = frame(rows)
     pasted = yaml.safe_load(yaml.safe_dump({"expects": draft(learnt)}))
     table = SourceTable(key=["id"], description="d", **pasted)

@@ -1,4 +1,4 @@
-"""Every delivered row is written or quarantined, never both; a bad day is refused whole, with the reason."""
+"""Every delivered row is accepted or quarantined, never both; a bad day is refused as a whole, with the reason."""
 
 from __future__ import annotations
 
@@ -73,9 +73,7 @@ def test_good_and_quarantined_rows_are_together_what_was_delivered(rows: pl.Data
 
 
 @given(rows=deliveries, declared=tables)
-def test_what_is_written_keeps_every_rule_and_judged_again_it_is_all_good(
-    rows: pl.DataFrame, declared: SourceTable
-) -> None:
+def test_accepted_rows_keep_every_rule_and_are_accepted_again(rows: pl.DataFrame, declared: SourceTable) -> None:
     judged = judge(rows, declared, DAYS)
     good = judged.good
     assert not good.select("day", "id").is_duplicated().any()
@@ -107,7 +105,7 @@ def test_stricter_expectations_never_let_in_a_day_that_laxer_ones_refuse(
 
 
 @given(rows=deliveries, declared=tables)
-def test_a_day_is_judged_alone(rows: pl.DataFrame, declared: SourceTable) -> None:
+def test_a_verdict_depends_on_its_day_only(rows: pl.DataFrame, declared: SourceTable) -> None:
     """A range of days brought in one run is what its days are one by one."""
     at_once = judge(rows, declared, DAYS)
     for day in DAYS:
@@ -127,7 +125,7 @@ def test_a_day_is_judged_alone(rows: pl.DataFrame, declared: SourceTable) -> Non
         pytest.param(row(1), "key: id repeats an earlier row", id="repeated key"),
     ],
 )
-def test_a_bad_row_says_which_rule_it_breaks_and_the_others_are_written(bad: dict[str, Any], reason: str) -> None:
+def test_a_bad_row_has_the_rule_it_breaks_and_the_others_are_accepted(bad: dict[str, Any], reason: str) -> None:
     judged = judge(frame(*map(row, range(5)), bad), table(max_bad_share=0.5, max_duplicate_share=0.5), [FIRST])
     assert judged.quarantined[REASONS].to_list() == [[reason]]
     assert judged.good["id"].to_list() == [0, 1, 2, 3, 4]
@@ -167,7 +165,7 @@ def test_the_same_key_on_another_day_is_another_row() -> None:
         pytest.param([], {}, "volume", id="none"),
     ],
 )
-def test_a_bad_day_is_refused_whole_and_the_day_beside_it_is_not(
+def test_a_bad_day_is_refused_as_a_whole_and_other_days_are_not(
     rows: list[dict[str, Any]], expects: dict[str, Any], aspect: str
 ) -> None:
     beside = [row(n, DAYS[1]) for n in range(2 if "rows" in expects and "at_least" in expects["rows"] else 1)]

@@ -1,4 +1,4 @@
-"""A day's statistics are those of its rows; drift is judged from them as it would be from the rows."""
+"""The statistics of a day are those of its rows, and drift judged from them is that of the rows."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_nan_is_no_number_and_an_instant_is_only_counted() -> None:
     assert (by_column["t"]["count"], by_column["t"]["nulls"], by_column["t"]["quantiles"]) == (1, 1, None)
 
 
-def test_a_day_without_rows_has_statistics_that_say_so() -> None:
+def test_a_day_without_rows_has_statistics_with_a_count_of_zero() -> None:
     found = day_statistics(pl.DataFrame(schema=NUMBERS), DAYS)
     assert found.schema == SCHEMA
     assert found["rows"].to_list() == [0, 0, 0]
