@@ -420,6 +420,6 @@ def test_a_store_that_cannot_be_reached_or_does_not_let_us_in_is_one_line(
 def test_without_the_collector_pushed_rows_are_not_read(deliver: Deliverer) -> None:
     delivered = deliver("push", shop.rows(5))
     deliver.own.close()
-    with pytest.raises(ThroughlineError, match=r"collector does not hand over .*throughline up") as caught:
+    with pytest.raises(ThroughlineError, match=r"collector did not write .*throughline up") as caught:
         delivered.read(None, NOW)
     assert "\n" not in str(caught.value)

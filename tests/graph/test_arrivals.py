@@ -220,7 +220,7 @@ def test_a_failed_run_is_tried_again_and_given_up_until_the_file_is_mended(home:
         done = home.execute(requests[0])
         assert not done.success
         (failure,) = done.get_step_failure_events()
-        assert "row 4: items 'three' is no integer" in failure.step_failure_data.error.cause.message
+        assert "row 4: items 'three' is not of type integer" in failure.step_failure_data.error.cause.message
     assert len(set(keys)) == 3
     assert "1 days from 2024-10-25 on failed 3 times" in home.why_not()
     path.write_bytes(good)
