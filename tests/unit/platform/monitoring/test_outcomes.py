@@ -116,6 +116,12 @@ def test_an_id_counts_once(usecase: UseCase) -> None:
     assert [row["id"] for row in outcome(usecase, [published(1, 1, DEPARTURE)], log, DEPARTURE)] == ["a", "b"]
 
 
+def test_of_an_id_that_came_twice_the_first_row_counts(usecase: UseCase) -> None:
+    log = [predicted(1, "a", score=0.4), predicted(2, "b"), predicted(1, "a", score=0.9, latency_ms=7.0)]
+    found = outcome(usecase, [published(1, 1, DEPARTURE), published(2, 0, DEPARTURE)], log, DEPARTURE)
+    assert [(row["id"], row["score"]) for row in found] == [("a", 0.4), ("b", 0.4)]
+
+
 def test_a_prediction_of_something_never_published_stays_in_the_count_without_a_label(usecase: UseCase) -> None:
     (row,) = outcome(usecase, [published(1, 1, DEPARTURE)], [predicted(999)], DEPARTURE)
     assert (row["label"], row["state"]) == (None, "pending")
