@@ -26,7 +26,7 @@ from throughline.foundation import tags
 from throughline.foundation.settings import Settings
 from throughline.records import EndpointRecord, GateDecision, ModelRecord, OnlineStoreRecord
 from throughline.registry.versions import page
-from throughline.rollout.promotion import release, settle
+from throughline.rollout.promotion import release, restore
 from throughline.usecase import UseCase
 
 GROUP = "deployment"
@@ -57,7 +57,7 @@ def _endpoint(usecase: UseCase) -> AssetsDefinition:
         gate: GateDecision,
         online_store: OnlineStoreRecord,
     ) -> Iterator[Output[EndpointRecord]]:
-        line = settle(settings, usecase)
+        line = restore(settings, usecase)
         if model.reference in line.former:
             context.log.warning(f"{model.reference} is not released: {former_champion(model).bound}")
             return

@@ -37,7 +37,6 @@ from throughline.foundation.security.principal import GRAPH
 from throughline.foundation.settings import PROJECT_ROOT, Settings
 from throughline.records import DatasetRecord, FeatureStoreRecord, ModelRecord
 from throughline.registry import versions as models
-from throughline.registry.versions import SUBMITTER_TAG
 from throughline.usecase import UseCase
 
 GROUP = "training"
@@ -158,7 +157,7 @@ def _registered(settings: Settings, usecase: UseCase, candidate: ModelReference,
 
 def run_tags(context: AssetExecutionContext) -> dict[str, str]:
     """Tags of a version that name the run which made it, who submitted it and why."""
-    found = {"dagster_run_id": context.run.run_id, SUBMITTER_TAG: context.run.tags.get(tags.SUBMITTER, GRAPH)}
+    found = {"dagster_run_id": context.run.run_id, "submitter": context.run.tags.get(tags.SUBMITTER, GRAPH)}
     if cause := context.run.tags.get(tags.CAUSE):
         found["cause"] = cause
     return found
@@ -177,13 +176,13 @@ def dataset_metadata(record: DatasetRecord) -> dict[str, Any]:
 
 def model_metadata(settings: Settings, record: ModelRecord) -> dict[str, Any]:
     """A version and what it was made from, as the registry has it."""
-    registered = models.provenance_of(settings, record).tags
+    registered = models.provenance_of(settings, record).decoded
     return {
         "model": str(record.reference),
         "sha256": record.sha256,
-        "dataset": registered.get("throughline.dataset_table"),
+        "dataset": str(registered.get("dataset_table")),
         "dataset_fingerprint": record.dataset_fingerprint,
-        "code": registered.get("throughline.commit"),
+        "code": registered.get("commit"),
         "trainer": record.trainer,
         "mlflow_run": record.run_id,
         "mlflow": MetadataValue.url(models.page(settings, record)),

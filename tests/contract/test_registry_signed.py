@@ -93,7 +93,7 @@ def test_the_store_holds_the_signed_folder_as_it_was_signed(settings, store, rec
 def test_registering_is_told_once_and_by_whom(settings, tmp_path):
     mine = register(settings, tmp_path)
     again = register(settings, tmp_path, run_id=mine.run_id)
-    theirs = register(settings, tmp_path, **{models.SUBMITTER_TAG: "ada"})
+    theirs = register(settings, tmp_path, submitter="ada")
     assert again == mine
     told = [
         (event.target, event.actor, event.new)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,9 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.support import postgres_server, s3_server, shop
 from throughline import services
 from throughline.evaluation.card import render_markdown
-from throughline.evaluation.card_store import current_card, publish_card, read_card, renew_card
+from throughline.evaluation.card_store import current_card, publish_card, read_card
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.references import TableReference
+from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.settings import Settings, load_settings
 from throughline.mlflow.tracking import client_of
 from throughline.models.description import set_tags, summaries
@@ -115,16 +114,16 @@ def register(settings: Settings, folder: Path, weight: float) -> ModelRecord:
     return models.register(
         settings, name=NAME, run_id=run.info.run_id, file=write_model(folder, weight), dataset_fingerprint="f" * 64,
         trained_until=NOW, trainer="own", parameters={"weight": weight},
-        tags={"throughline.dataset_table": "shop/training/dataset@1"},
+        tags={"dataset_table": TableReference("shop/training/dataset", 1)},
     )  # fmt: skip
 
 
 def test_a_version_its_file_and_its_alias_outlive_the_server(registry: Registry, tmp_path: Path) -> None:
     settings = registry.settings
     record = register(settings, tmp_path, 0.5)
-    models.set_champion(settings, record)
+    models.set_alias(settings, record.reference)
     registry.restart()
-    assert models.champion(settings, NAME) == record
+    assert models.alias(settings, NAME) == record.reference
     assert models.get(settings, record.reference) == record
     shutil.rmtree(tmp_path / "got", ignore_errors=True)
     file = models.fetch(settings, record, tmp_path / "got")
@@ -164,12 +163,12 @@ def test_the_password_of_the_store_is_in_no_command_line_and_in_no_file(registry
 def test_the_list_of_versions_says_alias_trainer_data_and_what_was_decided(registry: Registry, tmp_path: Path) -> None:
     settings = registry.settings
     record = register(settings, tmp_path, 1.5)
-    models.set_champion(settings, record)
-    set_tags(settings, record, {"throughline.holdout_auc": "0.75", "throughline.gate": "release"})
+    models.set_alias(settings, record.reference)
+    set_tags(settings, record, {"holdout_auc": 0.75, "gate": "release"})
     newest, *others = summaries(settings, NAME)
     assert (newest.model, newest.aliases, newest.trainer) == (record.reference, ["champion"], "own")
     assert (newest.dataset, newest.auc, newest.decision) == ("f" * 64, 0.75, "release")
-    assert newest.dataset_table == "shop/training/dataset@1"
+    assert newest.dataset_table == TableReference("shop/training/dataset", 1)
     assert not [one for one in others if one.aliases]
     assert summaries(settings, "nobody") == []
 
@@ -181,7 +180,7 @@ def test_retention_removes_versions_with_their_files_and_leaves_what_is_pinned(
     for version in models.versions(settings, NAME):
         client_of(settings).delete_model_version(NAME, str(version.version))
     made = [register(settings, tmp_path, weight) for weight in (2.0, 3.0, 4.0)]
-    models.set_champion(settings, made[0])
+    models.set_alias(settings, made[0].reference)
     (line,) = apply(settings, NAME, datetime.now(UTC) + timedelta(minutes=1))
     assert str(made[1].reference) in line
     assert [version.reference for version in models.versions(settings, NAME)] == [made[0].reference, made[2].reference]
@@ -244,19 +243,19 @@ def test_a_published_card_is_read_back_with_the_notes_of_today(
     published = publish_card(settings, usecase, **facts(record))
     assert read_card(settings, record).model_dump_json() == published.model_dump_json()
     tags = models.tags_of(settings, record.reference)
-    assert json.loads(tags["throughline.table_versions"]) == ["shop/raw/orders@7"]
-    said = {name: tags[f"throughline.{name}"] for name in ("gate", "parent", "feature_service", "holdout_auc", "card")}
+    assert tags["table_versions"] == [TableReference("shop/raw/orders", 7)]
+    said = {name: tags[name] for name in ("gate", "parent", "feature_service", "holdout_auc", "card")}
     assert said == {
-        "gate": "reject", "parent": "shop/1", "feature_service": "shop_v1", "holdout_auc": "0.7654",
+        "gate": "reject", "parent": ModelReference("shop", 1), "feature_service": "shop_v1", "holdout_auc": 0.7654,
         "card": f"runs:/{record.run_id}/card",
     }  # fmt: skip
-    assert "auc fail" in tags["throughline.gate_failures"]
-    assert len(tags["throughline.feature_definitions"]) == 64
-    assert published.lineage.feature_definitions == tags["throughline.feature_definitions"]
+    assert "auc fail" in tags["gate_failures"]
+    assert len(tags["feature_definitions"]) == 64
+    assert published.lineage.feature_definitions == tags["feature_definitions"]
     history.tell(settings, NAME, history.event_of("note", record.reference, "ada", reason="Mind the holidays."))
     assert "Mind the holidays." not in render_markdown(read_card(settings, record))
     assert "Mind the holidays." in render_markdown(current_card(settings, record))
-    renew_card(settings, record)
+    publish_card(settings, usecase, **facts(record))
     page = Path(client_of(settings).download_artifacts(record.run_id, "card/card.html", str(tmp_path)))
     assert "Mind the holidays." in page.read_text()
     assert read_card(settings, record).decision == published.decision
@@ -341,7 +340,7 @@ def test_a_card_that_fails_leaves_the_version_described(registry: Registry, usec
     silent = usecase.model_copy(update={"card": CardStatement()})
     with pytest.raises(ThroughlineError, match="intended_use, affected_people, forbidden_use, limits, sign_off"):
         publish_card(registry.settings, silent, **facts(record))
-    assert models.tags_of(registry.settings, record.reference)["throughline.gate"] == "reject"
+    assert models.tags_of(registry.settings, record.reference)["gate"] == "reject"
     with pytest.raises(ThroughlineError, match="has no card"):
         read_card(registry.settings, record)
 

@@ -66,7 +66,7 @@ def candidate(settings: Settings, tmp_path: Path) -> ModelRecord:
         pass
     model = models.register(
         settings, name=NAME, run_id=run_id, file=file, dataset_fingerprint="f", trainer="t", parameters={},
-        trained_until=HELD_OUT - timedelta(days=1), tags={models.SUBMITTER_TAG: "ada"},
+        trained_until=HELD_OUT - timedelta(days=1), tags={"submitter": "ada"},
     )  # fmt: skip
     table = TableReference(f"{NAME}/training/dataset", 0)
     dataset = DatasetRecord(

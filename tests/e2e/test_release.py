@@ -25,9 +25,9 @@ from throughline.records.store import load_record, save_record
 from throughline.registry import decisions
 from throughline.registry import versions as models
 from throughline.registry.champions import line_of
-from throughline.registry.history import events, tell
+from throughline.registry.history import event_of, events, tell
 from throughline.rollout import promotion
-from throughline.rollout.promotion import promote, release, rollback, settle
+from throughline.rollout.promotion import promote, release, restore, rollback
 from throughline.usecase import UseCase, get_usecase
 
 pytestmark = pytest.mark.e2e
@@ -67,7 +67,7 @@ def three(settings, usecase, released) -> dict[int, ModelRecord]:
     kept = len(stands) if stands == wanted[: len(stands)] else 0
     for model in list(released.values())[kept:]:
         promote(settings, usecase, model, ADA, "as it was")
-    settle(settings, usecase)
+    restore(settings, usecase)
     return released
 
 
@@ -95,8 +95,8 @@ def everywhere(settings: Settings) -> set[ModelReference]:
     (serving,) = httpx.get(f"{settings.url('model_http')}/v1/throughline/revisions").json()
     endpoint = load_record(settings, (USECASE, "deployment", "endpoint"), EndpointRecord)
     line = line_of(events(settings, USECASE))
-    alias = models.champion(settings, USECASE)
-    return {ModelReference(USECASE, serving["version"]), endpoint.model, line.champion, line.told, alias.reference}
+    alias = models.alias(settings, USECASE)
+    return {ModelReference(USECASE, serving["version"]), endpoint.model, line.champion, line.last, alias}
 
 
 def version(text: str | None) -> ModelReference | None:
@@ -208,9 +208,30 @@ def test_what_was_rolled_back_from_only_people_bring_back(settings, usecase, thr
 
 
 def test_an_alias_moved_by_hand_is_put_where_the_history_says(settings, usecase, three):
-    models.set_champion(settings, three[1])
-    assert settle(settings, usecase).champion == V3
+    models.set_alias(settings, V1)
+    assert models.champion(settings, USECASE) == three[3]
+    assert restore(settings, usecase).champion == V3
     assert everywhere(settings) == {V3}
+
+
+def test_a_revision_or_record_that_names_another_version_follows_the_history_again(settings, usecase, three):
+    key = (USECASE, "deployment", "endpoint")
+    begun, right = datetime.now(UTC), load_record(settings, key, EndpointRecord)
+    save_record(settings, key, right.model_copy(update={"model": V1}))
+    assert restore(settings, usecase).champion == V3
+    assert everywhere(settings) == {V3}
+    promotion.serve(settings, usecase, three[2])
+    assert V2 in everywhere(settings)
+    assert restore(settings, usecase).champion == V3
+    assert (everywhere(settings), since(settings, begun)) == ({V3}, [])
+
+
+def test_a_rollback_of_which_only_the_withdrawal_is_recorded_is_left_to_its_repetition(settings, usecase, three):
+    tell(settings, USECASE, event_of("withdrawn", V3, "ada", old=V3, new=V2, reason="bad"))
+    assert restore(settings, usecase).champion == V2
+    assert models.alias(settings, USECASE) == V3
+    assert rollback(settings, usecase, ADA, "bad").model == V2
+    assert everywhere(settings) == {V2}
 
 
 # A command that dies between any two of its steps
@@ -239,7 +260,7 @@ def breaking(monkeypatch: pytest.MonkeyPatch, step: int, when: str) -> None:
     monkeypatch.setattr(promotion, "tell", wrapped(tell))
     monkeypatch.setattr(promotion, "serve", wrapped(promotion.serve))
     monkeypatch.setattr(promotion, "save_record", wrapped(save_record))
-    monkeypatch.setattr(models, "set_champion", wrapped(models.set_champion))
+    monkeypatch.setattr(models, "set_alias", wrapped(models.set_alias))
 
 
 def each(steps: int, *always: tuple[int, str], first: int = 0, last: int = 0) -> list[Any]:
@@ -249,7 +270,7 @@ def each(steps: int, *always: tuple[int, str], first: int = 0, last: int = 0) ->
     return [pytest.param(*one, marks=() if one in always else pytest.mark.drill) for one in chosen]
 
 
-# Of a rollback: withdrawn, serve, record, champion, alias. After the last it is done.
+# Of a rollback: withdrawn, serve, champion, record, alias. After the last it is done.
 @pytest.mark.parametrize(("step", "when"), each(5, (2, "before"), (5, "before"), last=1))
 def test_a_rollback_that_dies_is_completed_by_repeating_it(settings, usecase, three, monkeypatch, step, when):
     begun = datetime.now(UTC)
@@ -262,7 +283,7 @@ def test_a_rollback_that_dies_is_completed_by_repeating_it(settings, usecase, th
     assert since(settings, begun) == [("withdrawn", "ada", V3, V2, "bad"), ("champion", "ada", V3, V2, "bad")]
 
 
-# Of a promotion: serve, record, champion, alias.
+# Of a promotion: serve, champion, record, alias.
 @pytest.mark.parametrize(("step", "when"), each(4, (4, "before")))
 def test_a_promotion_that_dies_is_completed_by_repeating_it(settings, usecase, three, monkeypatch, step, when):
     begun = datetime.now(UTC)

@@ -38,7 +38,7 @@ from throughline.foundation.references import ModelReference
 from throughline.foundation.settings import PROJECT_ROOT, Settings
 from throughline.records import GateDecision, ModelRecord, RuleVerdict
 from throughline.registry import decisions, history
-from throughline.rollout.local import deploy
+from throughline.rollout.local import require_release, serve
 from throughline.services.ports import take_ports
 from throughline.usecase import get_usecase
 from throughline.usecase.requests import example_instance
@@ -423,7 +423,7 @@ def test_curl_without_a_content_type_and_binary_tensors_are_understood(served, i
 
 
 def test_a_refused_revision_leaves_the_served_one_alone_and_a_good_one_replaces_it(served, usecase, instance, doubles):
-    """Through `deploy`, with the model file where a registry keeps it."""
+    """Through `serve`, with the model file where a registry keeps it."""
     registry = served.settings.home / "registered"
     registry.mkdir()
     (registry / "model.onnx").write_bytes(doubles["model_bytes"](bias=1.0))
@@ -432,9 +432,10 @@ def test_a_refused_revision_leaves_the_served_one_alone_and_a_good_one_replaces_
     before = call_v1(served, [instance])[1][0]
 
     with pytest.raises(ThroughlineError, match="the gate says reject"):
-        deploy(served.settings, usecase, model, decision.model_copy(update={"decision": "reject"}))
+        require_release(served.settings, usecase, model, decision.model_copy(update={"decision": "reject"}))
 
-    endpoint = deploy(served.settings, usecase, model, decision)
+    require_release(served.settings, usecase, model, decision)
+    endpoint = serve(served.settings, usecase, model)
     assert (endpoint.model, endpoint.address) == (ModelReference(NAME, 2), f"{served.url}/v1/models/{NAME}:predict")
     after = call_v1(served, [instance])[1][0]
     assert (before["model_version"], after["model_version"]) == (1, 2)
@@ -447,7 +448,7 @@ def test_a_refused_revision_leaves_the_served_one_alone_and_a_good_one_replaces_
     (registry / "model.onnx").write_bytes(b"not a model")
     broken = seal_model(served.settings, registry, version=3)
     with pytest.raises(ThroughlineError, match=r"refused flight_delay/3.*not an ONNX model"):
-        deploy(served.settings, usecase, broken, decisions.recorded(served.settings, NAME, gate_decision(broken)))
+        serve(served.settings, usecase, broken)
     assert call_v1(served, [instance])[1][0]["model_version"] == 2
 
     file = served.settings.serving_home / NAME / "2" / "model.onnx"

@@ -217,10 +217,11 @@ def test_a_version_registered_twice_from_one_run_is_one_version(trained, setting
 
 def test_there_is_no_champion_until_one_is_set(trained, settings):
     record, _ = trained
-    assert models.champion(settings, "nobody") is None
-    assert models.champion(settings, record.name) is None
-    models.set_champion(settings, record)
-    assert models.champion(settings, record.name) == record
+    assert models.alias(settings, "nobody") is None
+    assert models.alias(settings, record.name) is None
+    models.set_alias(settings, record.reference)
+    assert models.alias(settings, record.name) == record.reference
+    assert models.champion(settings, record.name) is None  # the history decides, and has no champion
 
 
 def test_a_file_changed_in_the_registry_is_not_fetched(trained, settings, tmp_path):

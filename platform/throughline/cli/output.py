@@ -29,7 +29,7 @@ def out() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
-def emit(as_json: bool, result: Any, human: Callable[[], None]) -> None:
+def emit(as_json: bool, result: Any, human: Callable[[], object]) -> None:
     """The result of a command: JSON on stdout with --json, otherwise whatever `human` prints."""
     if as_json:
         sys.stdout.write(json.dumps(result, default=str) + "\n")

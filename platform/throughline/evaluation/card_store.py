@@ -1,6 +1,6 @@
 """Where model cards are kept: signed, among the artifacts of the version's run, and refused when they are not its own.
 
-Owns: publishing, renewing and reading a card. Does not own: what it says (`card.py`), keys (`signing.py`).
+Owns: publishing and reading a card. Does not own: what it says (`card.py`), keys (`signing.py`).
 
 The folder `card` of the run holds card.json, from which a card is read, card.md and card.html, which say the same to
 people, and the signature over all three.
@@ -20,7 +20,7 @@ from throughline.foundation.security.principal import GRAPH
 from throughline.foundation.settings import Settings
 from throughline.mlflow import artifacts
 from throughline.mlflow.tracking import client_of
-from throughline.models.description import CARD, describe_version, set_tags
+from throughline.models.description import describe_version, set_tags
 from throughline.records import DatasetRecord, EvaluationRecord, GateDecision, ModelRecord
 from throughline.registry import history
 from throughline.registry import versions as models
@@ -48,7 +48,7 @@ def publish_card(
     card = card_of(
         usecase,
         model,
-        {**models.provenance_of(settings, model).tags, **described},
+        {**models.provenance_of(settings, model).decoded, **described},
         dataset,
         evaluation,
         decision,
@@ -56,7 +56,7 @@ def publish_card(
         parameters=client_of(settings).get_run(model.run_id).data.params,
     )
     _keep(settings, model, card)
-    set_tags(settings, model, {CARD: address(model)})
+    set_tags(settings, model, {"card": address(model)})
     return card
 
 
@@ -89,13 +89,6 @@ def current_card(settings: Settings, model: ModelRecord) -> Card:
     """As `read_card`, with the history and the notes as they stand now."""
     told = history.events(settings, model.name, target=model.name)
     return read_card(settings, model).model_copy(update={"history": concerning(model.reference, told)})
-
-
-def renew_card(settings: Settings, model: ModelRecord) -> Card:
-    """Keep the card with the history as it stands now, for instance after a note; nothing else in it changes."""
-    card = current_card(settings, model)
-    _keep(settings, model, card)
-    return card
 
 
 def _keep(settings: Settings, model: ModelRecord, card: Card) -> None:

@@ -38,7 +38,7 @@ from throughline.records import (
     ServingCost,
 )
 from throughline.registry import versions as models
-from throughline.usecase import UseCase
+from throughline.usecase import SimpleRuleOf, UseCase
 
 TRAINING_ROWS = 20_000  # of the rows trained on, for the gap to the held-out ones
 BEHAVIOUR_ROWS = 5_000
@@ -78,11 +78,10 @@ def read_rows(dataset: DatasetRecord) -> Rows:
     frame = scan(dataset.path, dataset.table.version).sort("prediction_time", "row_key").collect()
     held_out = pl.col("prediction_time") >= dataset.holdout_from
     before = frame.filter(~held_out & (pl.col("label_available_at") < dataset.holdout_from))
-    rate = before["label"].mean()
     return Rows(
         holdout=frame.filter(held_out),
         before=before.gather_every(max(1, math.ceil(before.height / TRAINING_ROWS))),
-        base_rate=float("nan") if rate is None else float(rate),
+        base_rate=float(before["label"].to_numpy().mean()) if before.height else math.nan,
     )
 
 
@@ -121,7 +120,7 @@ def evaluate(
         if seen_until is None or draws.among(compared).enough:
             scores["champion"] = _champion_scores(champion[0], holdout, compared)
     if usecase.evaluation.simple_rule is not None:
-        scores["simple_rule"] = _simple_rule_scores(usecase, rows)
+        scores["simple_rule"] = _simple_rule_scores(usecase.evaluation.simple_rule, rows)
     judged_on = {**dict.fromkeys(scores, everywhere), "champion": compared}
     metrics = {who: metrics_of(given[judged_on[who]], labels[judged_on[who]]) for who, given in scores.items()}
     sound = {who: given for who, given in scores.items() if math.isfinite(metrics[who].log_loss)}
@@ -140,7 +139,7 @@ def evaluate(
         dataset_fingerprint=dataset.fingerprint,
         evaluated_at=now,
         holdout_from=dataset.holdout_from,
-        holdout_until=holdout["prediction_time"].max(),
+        holdout_until=holdout["prediction_time"].sort()[-1],
         days=len(np.unique(days)),
         base_rate=rows.base_rate,
         candidate=metrics["candidate"],
@@ -201,8 +200,7 @@ def _champion_scores(model: ServedModel, holdout: pl.DataFrame, compared: np.nda
     return scores
 
 
-def _simple_rule_scores(usecase: UseCase, rows: Rows) -> np.ndarray:
-    declared = usecase.evaluation.simple_rule
+def _simple_rule_scores(declared: SimpleRuleOf, rows: Rows) -> np.ndarray:
     values = [frame[declared.feature].cast(pl.Float64).fill_null(float("nan")) for frame in (rows.before, rows.holdout)]
     rule = SimpleRule.learn(values[0].to_numpy(), labels_of(rows.before), declared.bins)
     return rule.score(values[1].to_numpy())

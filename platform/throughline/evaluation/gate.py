@@ -23,7 +23,7 @@ NO_CHAMPION = "no champion yet"
 def decide(
     evaluation: EvaluationRecord | None,
     model: ModelRecord,
-    bounds: Mapping[str, Bound],
+    bounds: Mapping[GateRule, Bound],
     now: datetime,
     *,
     current_champion: ModelReference | Literal["not asked"] | None = "not asked",
@@ -93,7 +93,7 @@ def _own_and_fresh(
     return verdict("pass", "its own file and dataset, fresh")
 
 
-def _verdict(name: str, bound: Bound, evaluation: EvaluationRecord | None) -> RuleVerdict:
+def _verdict(name: GateRule, bound: Bound, evaluation: EvaluationRecord | None) -> RuleVerdict:
     text = _words(bound)
     if evaluation is None:
         return RuleVerdict(rule=name, verdict="cannot_say", value=None, bound=text)
@@ -174,8 +174,8 @@ RULES: dict[GateRule, Callable[[EvaluationRecord], Number]] = {
     "broken_behaviour": lambda e: _extreme(max, ((one.broken, one.name) for one in e.behaviour)),
     "missing_source": lambda e: _extreme(max, ((rise, view) for view, rise in e.missing.items())),
     "outside_domain": lambda e: (e.outside_domain, ""),
-    "latency_p95_ms": lambda e: (e.cost and e.cost.latency_p95_ms, ""),
-    "size_mb": lambda e: (e.cost and e.cost.size_bytes / 1e6, ""),
+    "latency_p95_ms": lambda e: (e.cost.latency_p95_ms if e.cost else None, ""),
+    "size_mb": lambda e: (e.cost.size_bytes / 1e6 if e.cost else None, ""),
 }
 OVER_CHAMPION = {"log_loss_over_champion", "slice_log_loss_over_champion"}
 

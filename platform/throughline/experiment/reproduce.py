@@ -55,13 +55,13 @@ def reproduce(run: Run, model: ModelReference) -> Reproduction:
     Raises one line when the record is not enough: data gone or changed, code not committed or changed.
     """
     record = models.get(run.settings, model)
-    tags = models.provenance_of(run.settings, record).tags
+    tags = models.provenance_of(run.settings, record).decoded
     with tempfile.TemporaryDirectory(prefix="throughline-") as folder:
         work = Path(folder)
         dataset = _kept(run, record.run_id, DATASET_FILE, DatasetRecord, work)
         recipe = _kept(run, record.run_id, RECIPE_FILE, Recipe, work)
         before = _kept(run, record.run_id, REPORT_FILE, TrainingReport, work)
-        commit = require_committed(tags.get("throughline.commit", "unknown"))
+        commit = require_committed(tags.get("commit", "unknown"))
         if (found := fingerprint_at_version(dataset)) != record.dataset_fingerprint:
             raise ThroughlineError(
                 f"{dataset.table} has fingerprint {found[:12]}, {record.reference} was trained on "
@@ -74,7 +74,7 @@ def reproduce(run: Run, model: ModelReference) -> Reproduction:
         digest = sha256_of(output / MODEL_FILE)
     changed_size = bool(before.interruptions)
     notes = [f"{len(before.interruptions)} changes of the number of workers in the first run"] if changed_size else []
-    same_lock = lock_of(PROJECT_ROOT) == tags.get("throughline.lock")
+    same_lock = lock_of(PROJECT_ROOT) == tags.get("lock")
     notes += [] if same_lock else ["the packages installed here are not those of the version: see its lock"]
     identical = digest == record.sha256
     return Reproduction(

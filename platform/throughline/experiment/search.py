@@ -31,7 +31,7 @@ from throughline.experiment.train import Run, exclusive, fit
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.fingerprint import combine
 from throughline.launch.protocol import LaunchFailed
-from throughline.mlflow.tracking import client_of, tracked_run
+from throughline.mlflow.tracking import client_of, set_tags, tracked_run
 from throughline.records import DatasetRecord
 from throughline.usecase import UseCase
 
@@ -75,7 +75,7 @@ def search(
     client = client_of(run.settings)
     with exclusive(run, f"search-{name}"):
         study = open_study(run, name, space, request, first.seed)
-        tags = {"throughline.search": name, "throughline.usecase": usecase.name}
+        tags = {"search": name, "usecase": usecase.name}
         values = {**request.model_dump(), "trainers": ", ".join(space.trainers), "validation_from": validation_from}
         with tracked_run(client, usecase.name, tags, values, resume=study.user_attrs.get("run_id")) as run_id:
             if "run_id" not in study.user_attrs:
@@ -156,7 +156,7 @@ class _Trials:
                         state = TrialState.PRUNED
                     elif failure.reason not in _FAILED_TRIAL:
                         raise
-                    self.client.set_tag(run_id, "throughline.trial", state.name if pruned.is_set() else str(failure))
+                    set_tags(self.client, run_id, trial=state.name if pruned.is_set() else str(failure))
         finally:
             self.study.tell(trial, loss, state)
         self.run.report(

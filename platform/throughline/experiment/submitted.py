@@ -40,5 +40,5 @@ def carry_out(
         return train_here(run, request, dataset, tags)
     names = list(usecase.trainers) if request.trainer == AUTO else [request.trainer or usecase.trainer]
     found = search(run, usecase, names, dataset, request.search, request.parameters)
-    tags = {**tags, "throughline.search": found.run_id}
+    tags = {**tags, "search": found.run_id}
     return train_and_register(run, usecase, found.dataset, found.recipe, tags, request.force)

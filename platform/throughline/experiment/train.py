@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 3
 PREPARED_KEPT = 8
-RECIPE_TAG = "throughline.recipe_fingerprint"
 DATASET_FILE, RECIPE_FILE = "dataset.json", "recipe.json"
 
 
@@ -69,7 +68,7 @@ def train_and_register(
     usecase: UseCase,
     dataset: DatasetRecord,
     recipe: Recipe,
-    tags: Mapping[str, str] | None = None,
+    tags: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> ModelRecord:
     """Train and register the result, or return the version that the same recipe on the same rows already gave.
@@ -80,7 +79,7 @@ def train_and_register(
     client = client_of(run.settings)
     fingerprint = recipe.on(dataset.fingerprint)
     with exclusive(run, fingerprint):
-        if not force and (known := models.with_tag(run.settings, usecase.name, RECIPE_TAG, fingerprint)):
+        if not force and (known := models.with_tag(run.settings, usecase.name, "recipe_fingerprint", fingerprint)):
             run.report(
                 "reused", model=str(known.reference), note="same data, code and parameters; --force trains again"
             )
@@ -94,19 +93,19 @@ def _train(
     usecase: UseCase,
     dataset: DatasetRecord,
     recipe: Recipe,
-    tags: Mapping[str, str],
+    tags: Mapping[str, Any],
 ) -> ModelRecord:
     commit = current_commit(PROJECT_ROOT)
     tags = {
         **tags,
-        "throughline.usecase": usecase.name,
-        "throughline.dataset_fingerprint": dataset.fingerprint,
-        "throughline.dataset_table": str(dataset.table),
-        "throughline.code_fingerprint": recipe.code,
-        "throughline.commit": str(commit),
-        "throughline.lock": commit.lock,
-        "throughline.trainer": recipe.trainer,
-        RECIPE_TAG: recipe.on(dataset.fingerprint),
+        "usecase": usecase.name,
+        "dataset_fingerprint": dataset.fingerprint,
+        "dataset_table": dataset.table,
+        "code_fingerprint": recipe.code,
+        "commit": str(commit),
+        "lock": commit.lock,
+        "trainer": recipe.trainer,
+        "recipe_fingerprint": recipe.on(dataset.fingerprint),
     }
     with tracked_run(client, usecase.name, tags, flat(recipe)) as run_id:
         work = run.folder / "runs" / run_id
@@ -128,7 +127,7 @@ def _train(
                 trained_until=report.trained_until,
                 trainer=recipe.trainer,
                 parameters=recipe.parameters,
-                tags={**tags, "throughline.base_rate": repr(report.base_rate)},
+                tags={**tags, "base_rate": report.base_rate},
             )
         finally:
             shutil.rmtree(work, ignore_errors=True)

@@ -6,7 +6,6 @@ per model version, which do not change.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,9 +18,9 @@ from throughline.foundation.references import ModelReference
 from throughline.foundation.settings import Settings
 from throughline.mlflow import artifacts
 from throughline.mlflow.rest import ask, silent
+from throughline.mlflow.tags import decode
 from throughline.records import DatasetRecord, Record
 
-_TAG = "throughline."
 _DATASET = "training/dataset.json"  # as `experiment/train.py` leaves it with every run
 
 
@@ -123,17 +122,7 @@ class MlflowRegistry:
 
 
 def _said(tags: list[dict[str, str]]) -> dict[str, Any]:
-    return {tag["key"].removeprefix(_TAG): _decoded(tag["value"]) for tag in tags}
-
-
-def _decoded(text: str) -> Any:
-    """Some tags are JSON, some plain text: a commit that is all digits must stay a text."""
-    if not text.startswith(("{", "[", '"')):
-        return text
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    return decode({tag["key"]: tag["value"] for tag in tags})
 
 
 def _instant(milliseconds: Any) -> datetime:

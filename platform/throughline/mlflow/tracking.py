@@ -9,19 +9,19 @@ from __future__ import annotations
 import importlib
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
+from throughline.mlflow.tags import decode, encode
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-_OWNER = "throughline.owner"
 
 
 def open_client(uri: str) -> MlflowClient:
@@ -49,7 +49,11 @@ def _import_without_feasts_plugin() -> None:
     from mlflow.utils import plugins
 
     found = plugins.get_entry_points
-    plugins.get_entry_points = lambda group: [plugin for plugin in found(group) if plugin.dist.name != "feast"]
+
+    def without_feast(group: str) -> list[EntryPoint]:
+        return [plugin for plugin in found(group) if plugin.dist is None or plugin.dist.name != "feast"]
+
+    plugins.get_entry_points = without_feast  # ty: ignore[invalid-assignment]  # replaced for the time of one import
     try:
         importlib.import_module("mlflow.tracking.request_header.registry")
     finally:
@@ -65,10 +69,10 @@ def client_of(settings: Settings) -> MlflowClient:
 def tracked_run(
     client: MlflowClient,
     experiment: str,
-    tags: Mapping[str, str],
+    tags: Mapping[str, Any],
     parameters: Mapping[str, Any],
     resume: str | None = None,
-) -> Iterator[str]:
+) -> Generator[str]:
     """A run for the time of the block: FINISHED after it, FAILED (with the reason as a tag) when it raises.
 
     `resume`: the run to go on with instead of a new one. First, runs of this experiment whose process is gone from
@@ -79,29 +83,34 @@ def tracked_run(
     experiment_id = _experiment(client, experiment)
     close_abandoned(client, experiment_id)
     if resume is None:
-        run_id = client.create_run(experiment_id, tags={**tags, _OWNER: _me()}).info.run_id
+        run_id = client.create_run(experiment_id, tags=encode({**tags, "owner": _me()})).info.run_id
     else:
         run_id = resume
-        client.set_tag(run_id, _OWNER, _me())
+        set_tags(client, run_id, owner=_me())
         client.update_run(run_id, status="RUNNING")
     try:
         if resume is None:
             client.log_batch(run_id, params=[Param(name, str(value)) for name, value in sorted(parameters.items())])
         yield run_id
     except BaseException as error:  # also an interrupt: the run must not stand as RUNNING for ever
-        client.set_tag(run_id, "throughline.error", str(error) or type(error).__name__)
+        set_tags(client, run_id, error=str(error) or type(error).__name__)
         client.set_terminated(run_id, "FAILED")
         raise
     client.set_terminated(run_id, "FINISHED")
+
+
+def set_tags(client: MlflowClient, run_id: str, **tags: Any) -> None:
+    for key, text in encode(tags).items():
+        client.set_tag(run_id, key, text)
 
 
 def close_abandoned(client: MlflowClient, experiment_id: str) -> list[str]:
     """Mark runs as FAILED whose process has ended without a word. Returns their ids."""
     closed = []
     for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
-        owner = run.data.tags.get(_OWNER, "")
+        owner = decode(run.data.tags).get("owner", "")
         if owner and not _alive(owner):
-            client.set_tag(run.info.run_id, "throughline.error", "its process ended without a word")
+            set_tags(client, run.info.run_id, error="its process ended without a word")
             client.set_terminated(run.info.run_id, "FAILED")
             closed.append(run.info.run_id)
     return closed
@@ -118,8 +127,10 @@ def _experiment(client: MlflowClient, name: str) -> str:
         return found.experiment_id
     try:
         return client.create_experiment(name)
-    except MlflowException:  # somebody else was faster
-        return client.get_experiment_by_name(name).experiment_id
+    except MlflowException:
+        if (found := client.get_experiment_by_name(name)) is None:
+            raise
+        return found.experiment_id  # another process was faster
 
 
 def _me() -> str:

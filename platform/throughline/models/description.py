@@ -5,7 +5,6 @@ Owns: those tags, and reading all versions at once. Does not own: the tags of re
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -14,21 +13,12 @@ from typing import Any
 from pydantic import Field
 
 from throughline.foundation.fingerprint import combine, fingerprint_imports
-from throughline.foundation.references import ModelReference
+from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.settings import Settings
 from throughline.mlflow.rest import aliases, model_versions, tags_in, tell
+from throughline.mlflow.tags import decode, encode
 from throughline.records import DatasetRecord, EvaluationRecord, GateDecision, ModelRecord, Record
 from throughline.usecase import UseCase
-
-TABLE_VERSIONS, SERVICE, DEFINITIONS = (
-    "throughline.table_versions",
-    "throughline.feature_service",
-    "throughline.feature_definitions",
-)
-AUC, PARENT = "throughline.holdout_auc", "throughline.parent"
-DECISION, FAILURES, DECIDED_AT = "throughline.gate", "throughline.gate_failures", "throughline.gate_at"
-CARD = "throughline.card"
-_REGISTERED = "throughline.sha256"  # has every version that was registered here
 
 
 class VersionSummary(Record):
@@ -38,30 +28,30 @@ class VersionSummary(Record):
     aliases: list[str]
     trainer: str
     dataset: str = Field(description="Fingerprint.")
-    dataset_table: str | None
+    dataset_table: TableReference | None
     auc: float | None = Field(description="On the rows held out.")
     decision: str | None
-    parent: str | None
+    parent: ModelReference | None
     card: str | None
     registered: datetime
 
 
 def description_of(
     usecase: UseCase, dataset: DatasetRecord, evaluation: EvaluationRecord, decision: GateDecision | None
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """Tags of a version after its evaluation and, where there is one, its decision. Reads our own source."""
-    tags = {
-        TABLE_VERSIONS: json.dumps([str(version) for version in dataset.inputs]),
-        SERVICE: dataset.service or usecase.features.service,
-        DEFINITIONS: definitions_of(usecase),
-        AUC: repr(evaluation.candidate.auc),
-        PARENT: str(evaluation.champion_model or "none"),
+    tags: dict[str, Any] = {
+        "table_versions": dataset.inputs,
+        "feature_service": dataset.service or usecase.features.service,
+        "feature_definitions": definitions_of(usecase),
+        "holdout_auc": evaluation.candidate.auc,
+        "parent": evaluation.champion_model,
     }
     if decision is not None:
         tags |= {
-            DECISION: decision.decision,
-            FAILURES: decision.failures or "none",
-            DECIDED_AT: decision.decided_at.isoformat(),
+            "gate": decision.decision,
+            "gate_failures": decision.failures or "none",
+            "gate_at": decision.decided_at,
         }
     return tags
 
@@ -79,16 +69,16 @@ def describe_version(
     dataset: DatasetRecord,
     evaluation: EvaluationRecord,
     decision: GateDecision | None,
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """Add what `description_of` says to the version in the registry; without a decision for what no gate judges."""
     tags = description_of(usecase, dataset, evaluation, decision)
     set_tags(settings, model, tags)
     return tags
 
 
-def set_tags(settings: Settings, model: ModelRecord, tags: Mapping[str, str]) -> None:
-    for tag, value in tags.items():
-        tell(settings, "model-versions/set-tag", name=model.name, version=str(model.version), key=tag, value=value)
+def set_tags(settings: Settings, model: ModelRecord, tags: Mapping[str, Any]) -> None:
+    for key, text in encode(tags).items():
+        tell(settings, "model-versions/set-tag", name=model.name, version=str(model.version), key=key, value=text)
 
 
 def summaries(settings: Settings, name: str) -> list[VersionSummary]:
@@ -101,19 +91,18 @@ def summaries(settings: Settings, name: str) -> list[VersionSummary]:
 
 
 def _summary(version: dict[str, Any], named: Mapping[int, list[str]]) -> VersionSummary | None:
-    tags = tags_in(version)
-    if _REGISTERED not in tags:
+    tags = decode(tags_in(version))
+    if "sha256" not in tags:
         return None
-    auc = tags.get(AUC)
     return VersionSummary(
         model=ModelReference(version["name"], int(version["version"])),
         aliases=named.get(int(version["version"]), []),
-        trainer=json.loads(tags["throughline.trainer"]),
-        dataset=json.loads(tags["throughline.dataset_fingerprint"]),
-        dataset_table=tags.get("throughline.dataset_table"),
-        auc=None if auc is None else float(auc),
-        decision=tags.get(DECISION),
-        parent=tags.get(PARENT),
-        card=tags.get(CARD),
+        trainer=tags["trainer"],
+        dataset=tags["dataset_fingerprint"],
+        dataset_table=tags.get("dataset_table"),
+        auc=tags.get("holdout_auc"),
+        decision=tags.get("gate"),
+        parent=tags.get("parent"),
+        card=tags.get("card"),
         registered=datetime.fromtimestamp(int(version["creation_timestamp"]) / 1000, UTC),
     )

@@ -54,7 +54,7 @@ class Preprocessing(BaseModel):
     def numbers(self, values: np.ndarray) -> np.ndarray:
         """float32 [rows, K] with NaN for missing -> float32 [rows, width]; the ONNX graph does the same steps."""
         missing = np.isnan(values)
-        mean, scale = np.float32(self.mean), np.float32(self.scale)
+        mean, scale = np.asarray(self.mean, np.float32), np.asarray(self.scale, np.float32)
         filled = np.where(missing, mean, values)
         standardised = np.clip((filled - mean) / scale, np.float32(-self.clip), np.float32(self.clip))
         places = [self.numeric.index(name) for name in self.indicators]
@@ -82,6 +82,11 @@ def numeric_matrix(frame: pl.DataFrame, names: list[str]) -> np.ndarray:
     return floats.to_numpy() if names else np.zeros((frame.height, 0), np.float32)
 
 
+def _float(value: Any) -> float:
+    """Of a statistic of a numeric column, which Polars types as any of its values."""
+    return float(value)
+
+
 def learn_preprocessing(rows: pl.DataFrame, numeric: list[str], categorical: list[str]) -> Preprocessing:
     """Learn from training rows. Does not depend on their order."""
     mean, scale, indicators, domain = [], [], [], {}
@@ -89,12 +94,12 @@ def learn_preprocessing(rows: pl.DataFrame, numeric: list[str], categorical: lis
         # Sorted, so that the rounding of the sum is that of the values, not of the order they came in.
         seen = rows[name].cast(pl.Float32).cast(pl.Float64).fill_nan(None).drop_nulls().sort()
         finite = seen.filter(seen.is_finite())
-        mean.append(float(finite.mean()) if len(finite) else 0.0)
-        deviation = float(finite.std(ddof=0)) if len(finite) else 0.0
+        mean.append(_float(finite.mean()) if len(finite) else 0.0)
+        deviation = _float(finite.std(ddof=0)) if len(finite) else 0.0
         scale.append(deviation if deviation > 1e-12 else 1.0)
         if len(seen) < rows.height:
             indicators.append(name)
-        domain[name] = [float(finite.min()), float(finite.max())] if len(finite) else None
+        domain[name] = [_float(finite.min()), _float(finite.max())] if len(finite) else None
     vocabularies = []
     for name in categorical:
         words = rows[name].cast(pl.String).drop_nulls().unique().sort().to_list()
@@ -183,10 +188,10 @@ def _front(preprocessing: Preprocessing, wanted: set[str], opset: int) -> onnx.M
 
     if "numbers" in wanted:
         inputs.append(helper.make_tensor_value_info(NUMERIC, TensorProto.FLOAT, ["rows", len(preprocessing.numeric)]))
-        mean = constant("front/mean", np.float32(preprocessing.mean))
-        scale = constant("front/scale", np.float32(preprocessing.scale))
-        low = constant("front/low", np.float32(-preprocessing.clip))
-        high = constant("front/high", np.float32(preprocessing.clip))
+        mean = constant("front/mean", np.asarray(preprocessing.mean, np.float32))
+        scale = constant("front/scale", np.asarray(preprocessing.scale, np.float32))
+        low = constant("front/low", np.asarray(-preprocessing.clip, np.float32))
+        high = constant("front/high", np.asarray(preprocessing.clip, np.float32))
         nodes += [
             helper.make_node("IsNaN", [NUMERIC], ["front/missing"]),
             helper.make_node("Where", ["front/missing", mean, NUMERIC], ["front/filled"]),
@@ -195,9 +200,8 @@ def _front(preprocessing: Preprocessing, wanted: set[str], opset: int) -> onnx.M
             helper.make_node("Clip", ["front/scaled", low, high], ["front/clipped"]),
         ]
         if preprocessing.indicators:
-            places = constant(
-                "front/indicators", np.int64([preprocessing.numeric.index(n) for n in preprocessing.indicators])
-            )
+            indices = [preprocessing.numeric.index(name) for name in preprocessing.indicators]
+            places = constant("front/indicators", np.asarray(indices, np.int64))
             nodes += [
                 helper.make_node("Gather", ["front/missing", places], ["front/gaps"], axis=1),
                 helper.make_node("Cast", ["front/gaps"], ["front/flags"], to=TensorProto.FLOAT),
@@ -211,7 +215,7 @@ def _front(preprocessing: Preprocessing, wanted: set[str], opset: int) -> onnx.M
         inputs.append(helper.make_tensor_value_info(CATEGORICAL, TensorProto.STRING, ["rows", width]))
         codes = []
         for place, words in enumerate(preprocessing.vocabularies):
-            at = constant(f"front/column_{place}", np.int64([place]))
+            at = constant(f"front/column_{place}", np.asarray([place], np.int64))
             nodes += [
                 helper.make_node("Gather", [CATEGORICAL, at], [f"front/words_{place}"], axis=1),
                 helper.make_node(

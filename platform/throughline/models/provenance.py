@@ -8,11 +8,13 @@ Does not own: signatures (`signing.py`), when a comparison is made (`models.py`)
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, Field
 
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
+from throughline.mlflow.tags import decode
 from throughline.models.signing import sign
 from throughline.records import ModelOrigin
 from throughline.records.store import read_record, write_record
@@ -23,7 +25,11 @@ FILE = "provenance.json"
 class Provenance(ModelOrigin):
     """What is signed."""
 
-    tags: dict[str, str] = Field(description="All that the version was registered with beside these.")
+    tags: dict[str, str] = Field(description="All that the version was registered with beside these, as MLflow has it.")
+
+    @property
+    def decoded(self) -> dict[str, Any]:
+        return decode(self.tags)
 
 
 def seal(settings: Settings, folder: Path, provenance: Provenance) -> None:

@@ -44,8 +44,8 @@ class ServedModel:
         self.size_bytes = size_bytes
         # A feature never seen in training has no interval: everything is outside of it.
         bounds = [domain.get(name) or [np.inf, -np.inf] for name in numeric]
-        self._low = np.float64([low for low, _ in bounds]).astype(np.float32)
-        self._high = np.float64([high for _, high in bounds]).astype(np.float32)
+        self._low = np.asarray([low for low, _ in bounds], np.float64).astype(np.float32)
+        self._high = np.asarray([high for _, high in bounds], np.float64).astype(np.float32)
         self._known = [{*(domain.get(name) or []), ""} for name in categorical]
 
     @classmethod

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
+from typing import Literal
 
 import polars as pl
 
@@ -25,7 +26,13 @@ def judge_calibration(
     """
     start = as_of - policy.window
 
-    def verdict(verdict: str, reason: str, n: int = 0, score: float | None = None, rate: float | None = None):
+    def verdict(
+        verdict: Literal["ok", "drift", "cannot_say"],
+        reason: str,
+        n: int = 0,
+        score: float | None = None,
+        rate: float | None = None,
+    ) -> CalibrationRecord:
         return CalibrationRecord(
             model=model,
             window_from=start,
@@ -52,7 +59,7 @@ def judge_calibration(
         return verdict(
             "cannot_say", f"{judged.height} outcomes in the window, {policy.minimum_outcomes} are needed", judged.height
         )
-    score, rate = float(judged["score"].mean()), float(judged["label"].mean())
+    score, rate = (float(judged[name].to_numpy().mean()) for name in ("score", "label"))
     gap = score - rate
     if not math.isfinite(gap):
         return verdict("cannot_say", "a score in the window is not a number", judged.height)

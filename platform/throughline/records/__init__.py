@@ -18,6 +18,6 @@ from throughline.records.evaluation import (
     SliceMetrics,
 )
 from throughline.records.features import FeatureRecord, FeatureStoreRecord, FeatureViewRecord, OnlineStoreRecord
-from throughline.records.governance import GateDecision, HistoryEvent, RuleVerdict
+from throughline.records.governance import GateDecision, HistoryAction, HistoryEvent, RuleVerdict
 from throughline.records.monitoring import CalibrationRecord, InferenceLogRecord, OutcomesRecord
 from throughline.records.training import DatasetRecord, ModelOrigin, ModelRecord

@@ -11,6 +11,8 @@ from pydantic import Field
 from throughline.foundation.references import ModelReference
 from throughline.records.base import ModelFileRecord, Record
 
+HistoryAction = Literal["registered", "decided", "approved", "champion", "withdrawn", "refused", "note"]
+
 
 class RuleVerdict(Record):
     """One rule of a gate; `cannot_say` counts as a failure."""
@@ -51,7 +53,7 @@ class HistoryEvent(Record):
     id: str = Field(description="The same event told twice has the same one.")
     at: datetime
     actor: str = Field(description="Who did it: a user's name, or `graph` for the platform itself.")
-    action: Literal["registered", "decided", "approved", "champion", "withdrawn", "refused", "note"]
+    action: HistoryAction
     target: str = Field(description="NAME/VERSION, or NAME for what concerns no version alone.")
     old: str | None = None
     new: str | None = None

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from throughline.foundation.security.principal import GRAPH, Principal
 from throughline.records import HistoryEvent, ModelRecord, RuleVerdict
-from throughline.registry.versions import SUBMITTER_TAG
 from throughline.usecase import UseCase
 
 RULE = "approval"
@@ -29,7 +28,7 @@ class Approval:
 
 def submitters(tags: Mapping[str, str], registered: Iterable[HistoryEvent]) -> frozenset[str]:
     """Everybody who is said to have submitted a version, by its tags and by the history; none: nobody knows."""
-    return frozenset({*(event.actor for event in registered), tags.get(SUBMITTER_TAG, "")} - {""})
+    return frozenset({*(event.actor for event in registered), tags.get("submitter", "")} - {""})
 
 
 def objection(usecase: UseCase, model: ModelRecord, submitted_by: Set[str], approval: Approval) -> str | None:

@@ -17,12 +17,12 @@ from throughline.records import HistoryEvent
 class Line:
     """The champions in the order they last became one, without those rolled back from since.
 
-    `told`: whom the newest event about a champion names, also when that one was rolled back from.
+    `last`: whom the newest event about a champion names, also when that one was rolled back from.
     """
 
     champions: tuple[ModelReference, ...] = ()
     withdrawn: frozenset[ModelReference] = frozenset()
-    told: ModelReference | None = None
+    last: ModelReference | None = None
 
     @property
     def champion(self) -> ModelReference | None:
@@ -38,17 +38,17 @@ def line_of(history: Iterable[HistoryEvent]) -> Line:
     """From events, oldest first. Who becomes champion again after a rollback stands in the line again."""
     champions: list[ModelReference] = []
     withdrawn: set[ModelReference] = set()
-    told = None
+    last = None
     for event in history:
         if event.action == "champion" and event.new:
-            told = ModelReference.parse(event.new)
-            withdrawn.discard(told)
-            champions = [*(one for one in champions if one != told), told]
+            last = ModelReference.parse(event.new)
+            withdrawn.discard(last)
+            champions = [*(one for one in champions if one != last), last]
         elif event.action == "withdrawn":
             gone = ModelReference.parse(event.target)
             withdrawn.add(gone)
             champions = [one for one in champions if one != gone]
-    return Line(tuple(champions), frozenset(withdrawn), told)
+    return Line(tuple(champions), frozenset(withdrawn), last)
 
 
 def rollback_target(line: Line, serving: ModelReference | None, alias: ModelReference | None) -> ModelReference | None:

@@ -15,6 +15,7 @@ from throughline.foundation.settings import Settings
 from throughline.records import GateDecision, HistoryEvent, ModelRecord, RuleVerdict
 from throughline.registry.approval import Approval, approval_verdict, objection, submitters
 from throughline.registry.history import event_of, events, tell
+from throughline.registry.versions import tags_of
 from throughline.usecase import UseCase
 
 
@@ -93,8 +94,6 @@ def approve(settings: Settings, usecase: UseCase, model: ModelRecord, who: Princ
 
 
 def _submitters(settings: Settings, usecase: UseCase, model: ModelRecord) -> frozenset[str]:
-    from throughline.registry.versions import tags_of
-
     if usecase.release.submitter_may_approve:
         return frozenset()  # nobody asks
     registered = events(settings, usecase.name, target=model.reference, action="registered")

@@ -18,7 +18,7 @@ from throughline.foundation.references import ModelReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.append import AppendOnce
 from throughline.lakehouse.table import find_pin, read
-from throughline.records import HistoryEvent
+from throughline.records import HistoryAction, HistoryEvent
 
 LAYER, TABLE = "governance", "history"
 _SCHEMA = {
@@ -34,7 +34,7 @@ _SCHEMA = {
 
 
 def event_of(
-    action: str,
+    action: HistoryAction,
     target: ModelReference | str,
     actor: str,
     *,

@@ -10,7 +10,6 @@ The file in it is the trainer's, byte for byte. Nothing is pickled. The signatur
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import tempfile
@@ -25,6 +24,7 @@ from throughline.foundation.security.principal import GRAPH, current_principal
 from throughline.foundation.settings import Settings
 from throughline.mlflow import artifacts
 from throughline.mlflow.rest import aliases, ask, model_versions, tags_in, tell
+from throughline.mlflow.tags import decode, encode
 from throughline.mlflow.tracking import client_of
 from throughline.models import provenance
 from throughline.models.onnx_graph import CATEGORICAL, NUMERIC, SCORE
@@ -32,6 +32,8 @@ from throughline.models.provenance import Provenance
 from throughline.models.served_model import ServedModel, sha256_of
 from throughline.models.signing import verify
 from throughline.records import ModelRecord
+from throughline.registry import history
+from throughline.registry.champions import line_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,9 +46,7 @@ MODEL_FILE = "model.onnx"
 # What MLflow keeps beside it, for those who load it by MLflow. A version with anything else is refused.
 _FILES = {MODEL_FILE, provenance.FILE, "MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt"}
 CHAMPION = "champion"
-SUBMITTER_TAG = "throughline.submitter"  # who asked for the training; else it is whoever runs it
-_TAG = "throughline."
-# Everything of a ModelRecord that MLflow itself does not keep; values are JSON.
+# Everything of a ModelRecord that MLflow itself does not keep.
 _TAGGED = ("sha256", "uri", "dataset_fingerprint", "trained_until", "trainer", "parameters")
 
 
@@ -60,14 +60,14 @@ def register(
     trained_until: datetime,
     trainer: str,
     parameters: dict[str, Any],
-    tags: dict[str, str] | None = None,
+    tags: Mapping[str, Any] | None = None,
 ) -> ModelRecord:
     """Register `file` as a signed version of `name`, and tell the history. The same run registered again gives the
     version it already has."""
     client = client_of(settings)
     _registered_model(client, name)
     digest = sha256_of(file)
-    actor = (tags or {}).get(SUBMITTER_TAG) or _me(settings)
+    actor = (tags or {}).get("submitter") or _me(settings)
     if known := _version_of_run(settings, name, run_id):
         if known.sha256 != digest:
             raise ThroughlineError(
@@ -82,14 +82,14 @@ def register(
     described = {
         "sha256": digest,
         "dataset_fingerprint": dataset_fingerprint,
-        "trained_until": trained_until.isoformat(),
+        "trained_until": trained_until,
         "trainer": trainer,
         "parameters": parameters,
     }
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         _mlflow_folder(file, folder, model, logged, run_id)
-        said = Provenance(name=name, run_id=run_id, tags=tags or {}, **described)
+        said = Provenance(name=name, run_id=run_id, tags=encode(tags or {}), **described)
         provenance.seal(settings, folder, said)
         client.log_model_artifacts(logged.model_id, str(folder))
     client.finalize_logged_model(logged.model_id, "READY")
@@ -100,7 +100,7 @@ def register(
         source=logged.artifact_location,
         run_id=run_id,
         model_id=logged.model_id,
-        tags={**(tags or {}), **{_TAG + key: json.dumps(value, sort_keys=True) for key, value in described.items()}},
+        tags=encode({**(tags or {}), **described}),
     )
     record = get(settings, ModelReference(name, int(version.version)))
     _tell_registered(settings, record, actor)
@@ -114,31 +114,34 @@ def get(settings: Settings, reference: ModelReference) -> ModelRecord:
 
 def versions(settings: Settings, name: str) -> list[ModelRecord]:
     """All versions of a model, oldest first; those others have registered without our tags are left out."""
-    ours = [version for version in model_versions(settings, name) if _TAG + "sha256" in tags_in(version)]
+    ours = [version for version in model_versions(settings, name) if "sha256" in decode(tags_in(version))]
     return sorted((_record(version) for version in ours), key=lambda record: record.version)
 
 
 def with_tag(settings: Settings, name: str, tag: str, value: str) -> ModelRecord | None:
     """The newest version whose tag has this value, or None."""
-    found = list(model_versions(settings, name, f"tag.`{tag}` = '{value}'"))
+    ((key, text),) = encode({tag: value}).items()
+    found = list(model_versions(settings, name, f"tag.`{key}` = '{text}'"))
     return _record(max(found, key=lambda version: int(version["version"]))) if found else None
 
 
-def tags_of(settings: Settings, reference: ModelReference) -> dict[str, str]:
-    """What MLflow says of a version: what it was registered with, and what was added since."""
-    return tags_in(_described(settings, reference))
+def tags_of(settings: Settings, reference: ModelReference) -> dict[str, Any]:
+    """What MLflow says of a version, decoded: what it was registered with, and what was added since."""
+    return decode(tags_in(_described(settings, reference)))
 
 
 def dataset_tables(settings: Settings, name: str) -> dict[ModelReference, TableReference]:
     """Version -> the dataset that it was trained on. Raises when a version does not say it."""
-    tags = {ModelReference(name, int(each["version"])): tags_in(each) for each in model_versions(settings, name)}
-    ours = {version: said.get(_TAG + "dataset_table") for version, said in tags.items() if _TAG + "sha256" in said}
+    tags = {
+        ModelReference(name, int(each["version"])): decode(tags_in(each)) for each in model_versions(settings, name)
+    }
+    ours = {version: each.get("dataset_table") for version, each in tags.items() if "sha256" in each}
     if silent := [version for version, table in ours.items() if table is None]:
         raise ThroughlineError(
             f"{', '.join(map(str, silent))} does not say which dataset it was trained on: delete the version, or train "
             "it again."
         )
-    return {version: TableReference.parse(table) for version, table in ours.items() if table}
+    return {version: table for version, table in ours.items() if table}
 
 
 def fetch(settings: Settings, record: ModelRecord, folder: Path) -> Path:
@@ -203,14 +206,20 @@ def provenance_of(settings: Settings, record: ModelRecord) -> Provenance:
 
 
 def champion(settings: Settings, name: str) -> ModelRecord | None:
-    """The version with the alias `champion`, or None when no version has it."""
+    """The champion by the history, or None when there is none."""
+    reference = line_of(history.events(settings, name)).champion
+    return None if reference is None else get(settings, reference)
+
+
+def alias(settings: Settings, name: str) -> ModelReference | None:
+    """The version with the alias `champion` in MLflow, which follows the history (`rollout/promotion.py`)."""
     version = aliases(settings, name).get(CHAMPION)
-    return None if version is None else get(settings, ModelReference(name, version))
+    return None if version is None else ModelReference(name, version)
 
 
-def set_champion(settings: Settings, record: ModelRecord) -> None:
+def set_alias(settings: Settings, reference: ModelReference) -> None:
     """Point the alias `champion` at this version."""
-    tell(settings, "registered-models/alias", name=record.name, alias=CHAMPION, version=str(record.version))
+    tell(settings, "registered-models/alias", name=reference.name, alias=CHAMPION, version=str(reference.version))
 
 
 def page(settings: Settings, record: ModelRecord) -> str:
@@ -234,14 +243,14 @@ def _mlflow_folder(file: Path, folder: Path, model: ServedModel, logged: Any, ru
     import numpy as np
     import onnx
     from mlflow.models import Model, ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.types import ColSpec, Schema, TensorSpec
 
-    inputs = []
+    inputs: list[ColSpec | TensorSpec] = []
     if model.numeric:
         inputs.append(TensorSpec(np.dtype("float32"), (-1, len(model.numeric)), NUMERIC))
     if model.categorical:
         inputs.append(TensorSpec(np.dtype("O"), (-1, len(model.categorical)), CATEGORICAL))
-    outputs = [TensorSpec(np.dtype("float32"), (-1,), SCORE)]
+    outputs: list[ColSpec | TensorSpec] = [TensorSpec(np.dtype("float32"), (-1,), SCORE)]
     mlflow.onnx.save_model(
         onnx.load(str(file)),
         str(folder),
@@ -272,15 +281,11 @@ def _me(settings: Settings) -> str:
 
 
 def _tell_registered(settings: Settings, record: ModelRecord, actor: str) -> None:
-    from throughline.registry import history
-
     event = history.event_of("registered", record.reference, actor, new=record.sha256, once=record.sha256)
     history.tell(settings, record.name, event)
 
 
 def _tell_refused(settings: Settings, reference: ModelReference, reason: str) -> None:
-    from throughline.registry import history
-
     try:
         history.tell(settings, reference.name, history.event_of("refused", reference, GRAPH, reason=reason))
     except Exception:  # what is refused stays so, whether or not it can be written down
@@ -300,10 +305,10 @@ def _described(settings: Settings, reference: ModelReference) -> dict[str, Any]:
 
 
 def _record(described: Mapping[str, Any]) -> ModelRecord:
-    reference, tags = ModelReference(described["name"], int(described["version"])), tags_in(described)
+    reference, tags = ModelReference(described["name"], int(described["version"])), decode(tags_in(described))
     try:
-        tagged = {key: json.loads(tags[_TAG + key]) for key in _TAGGED}
-    except (KeyError, ValueError) as error:
+        tagged = {key: tags[key] for key in _TAGGED}
+    except KeyError as error:
         raise ThroughlineError(
             f"Model {reference} lacks the tags of a version registered here ({error}): "
             "it was registered by something else; register it with throughline.registry.versions."

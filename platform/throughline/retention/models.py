@@ -23,6 +23,7 @@ from throughline.foundation.references import ModelReference
 from throughline.foundation.security.principal import GRAPH
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import current_version, scan
+from throughline.mlflow.tags import decode
 from throughline.registry import history
 from throughline.registry.champions import line_of
 from throughline.rollout.revision import read_revision
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 ROLLBACKS = 3  # so many, one after the other, find the files of the champion that they return to
-_REGISTERED = "throughline.sha256"  # has every version that was registered here; those of others are theirs
 
 
 def removable(
@@ -70,7 +70,7 @@ def apply(settings: Settings, name: str, now: datetime) -> list[str]:
     registered = {
         int(version.version): version
         for version in client.search_model_versions(f"name = '{name}'")
-        if _REGISTERED in version.tags
+        if "sha256" in decode(version.tags)  # what others registered is theirs
     }
     if not registered:
         return []

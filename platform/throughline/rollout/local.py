@@ -20,6 +20,7 @@ from throughline.foundation.settings import Settings
 from throughline.records import EndpointRecord, GateDecision, ModelRecord, Revision
 from throughline.registry.approval import RULE as APPROVAL
 from throughline.registry.decisions import newest, same
+from throughline.registry.versions import fetch, verified
 from throughline.rollout.revision import FILE, read_revision, revision_of, write_revision
 from throughline.usecase import UseCase
 
@@ -48,20 +49,18 @@ def refusal(decision: GateDecision, model: ModelRecord, recorded: GateDecision |
     return None
 
 
-def deploy(settings: Settings, usecase: UseCase, model: ModelRecord, decision: GateDecision) -> EndpointRecord:
-    """Serve `model` in place of what is served now. Wall clock. Repeating it is harmless.
-
-    Raises `ThroughlineError` when the decision does not allow it or the server refuses; the revision served before
-    stays, in the server and on disk.
-    """
+def require_release(settings: Settings, usecase: UseCase, model: ModelRecord, decision: GateDecision) -> None:
+    """Raises `ThroughlineError` when the decision, or the one that holds by the history, does not allow `model`."""
     holds = newest(settings, usecase.name, model.reference)
     if reason := refusal(decision, model, holds, usecase.release.policy):
         raise ThroughlineError(f"{model.reference} is not deployed: {reason}.")
-    return serve(settings, usecase, model)
 
 
 def serve(settings: Settings, usecase: UseCase, model: ModelRecord) -> EndpointRecord:
-    """As `deploy`, for a caller who has made sure that this version and file may be served."""
+    """Serve `model` in place of what is served now; the caller has made sure that it may be. Repeating it is harmless.
+
+    Wall clock. Raises `ThroughlineError` when the server refuses: the revision served before stays, there and on disk.
+    """
     if model.name != usecase.name:
         raise ThroughlineError(f"{model.reference} is not deployed: it is not a model of {usecase.name}.")
     folder = settings.serving_home / usecase.name
@@ -104,8 +103,6 @@ def place(settings: Settings, usecase: UseCase, model: ModelRecord) -> None:
 def _place_file(settings: Settings, model: ModelRecord, target: Path) -> None:
     """The version's signed folder around `target`. One that is there and holds is left as it is: going back to a
     version needs no registry. Raises `ThroughlineError` when the registry's is refused, too."""
-    from throughline.registry.versions import fetch, verified
-
     folder = target.parent
     if folder.exists():
         with contextlib.suppress(ThroughlineError):  # told in the history; what is registered takes its place

@@ -1,11 +1,11 @@
-"""Who is champion: the one place where what serves, the history and the alias change together.
+"""Changes of champion: the history, what serves, the endpoint's record and the alias, under one lock, in one function.
 
-Owns: the order of these steps, and whom a rollback returns to. Does not own: the decision to release (`evaluation`),
-how a version is served (`local.py`), the alias (`registry/versions.py`).
+Owns: what is checked before a change, the order of its steps. Does not own: the decision to release
+(`evaluation/gate.py`), serving a version (`local.py`), the order of champions (`registry/champions.py`).
 
-The history decides, the alias follows. A step that breaks off is completed by the same command: each step may be
-repeated, what is meant is told before anything changes, and the alias, by which a repetition sees that something was
-left undone, moves last.
+The history decides; revision file, endpoint record and alias are projections of it. Each step may be repeated, so the
+same command completes a change that was interrupted. The alias is written last: while it names a version that was
+withdrawn, a rollback is not complete.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from throughline.foundation.references import ModelReference
 from throughline.foundation.security.principal import GRAPH, Principal
 from throughline.foundation.settings import Settings
 from throughline.records import EndpointRecord, GateDecision, ModelRecord
-from throughline.records.store import save_record
+from throughline.records.store import find_record, save_record
+from throughline.registry import versions as models
 from throughline.registry.champions import Line, line_of, rollback_target
 from throughline.registry.decisions import newest, released
 from throughline.registry.history import event_of, events, tell
-from throughline.rollout.local import deploy, place, refusal, serve
+from throughline.rollout.local import place, refusal, require_release, serve
 from throughline.rollout.revision import read_revision
 from throughline.usecase import UseCase
 
@@ -31,8 +32,10 @@ from throughline.usecase import UseCase
 def release(
     settings: Settings, usecase: UseCase, model: ModelRecord, decision: GateDecision, reason: str
 ) -> EndpointRecord:
-    """Serve what the gate released and make it champion; the graph does. Raises as `deploy` does, and when somebody
-    else became champion since the evaluation: of two candidates at once the second has to be compared with the first.
+    """Serve what the gate released and make it champion, for the graph.
+
+    Raises as `require_release` and `serve` do, and when another version became champion since the evaluation: of two
+    candidates at once the second has to be compared with the first.
     """
     with _champion_lock(settings, usecase):
         line = line_of(events(settings, usecase.name))
@@ -43,9 +46,8 @@ def release(
                 f"{model.reference} is not deployed: it was compared with {decision.compared_with or 'no champion'}, "
                 f"but {line.champion} is champion now; materialise {usecase.name}/evaluation/evaluation again."
             )
-        endpoint = deploy(settings, usecase, model, decision)
-        _crown(settings, usecase, line, model, endpoint, line.champion, GRAPH, reason)
-    return endpoint
+        require_release(settings, usecase, model, decision)
+        return _make_champion(settings, usecase, line, model, line.champion, GRAPH, reason)
 
 
 def promote(settings: Settings, usecase: UseCase, model: ModelRecord, who: Principal, reason: str) -> EndpointRecord:
@@ -61,9 +63,7 @@ def promote(settings: Settings, usecase: UseCase, model: ModelRecord, who: Princ
         if why_not := refusal(decision, model, decision, usecase.release.policy):
             raise ThroughlineError(f"{model.reference} is not promoted: {why_not}.")
         line = line_of(events(settings, usecase.name))
-        endpoint = serve(settings, usecase, model)
-        _crown(settings, usecase, line, model, endpoint, line.champion, who.name, reason)
-    return endpoint
+        return _make_champion(settings, usecase, line, model, line.champion, who.name, reason)
 
 
 def rollback(settings: Settings, usecase: UseCase, who: Principal, reason: str) -> EndpointRecord:
@@ -73,12 +73,9 @@ def rollback(settings: Settings, usecase: UseCase, who: Principal, reason: str) 
     there is no champion to return to or its file cannot be had; then nothing has changed. When the server does not
     load it, the current one goes on serving, withdrawn, and a repetition completes the rollback.
     """
-    from throughline.registry import versions as models
-
     with _champion_lock(settings, usecase):
         line = line_of(events(settings, usecase.name))
-        serving, current = _serving(settings, usecase), models.champion(settings, usecase.name)
-        alias = current.reference if current else None
+        serving, alias = _serving(settings, usecase), models.alias(settings, usecase.name)
         target = rollback_target(line, serving, alias)
         if target is None:
             raise ThroughlineError(
@@ -93,40 +90,48 @@ def rollback(settings: Settings, usecase: UseCase, who: Principal, reason: str) 
         left = next((one for one in (serving, alias) if one not in (None, target)), None)
         if left and left not in line.withdrawn:
             tell(settings, usecase.name, event_of("withdrawn", left, who.name, old=left, new=target, reason=reason))
-        endpoint = serve(settings, usecase, model)
-        _crown(settings, usecase, line, model, endpoint, left, who.name, reason)
-    return endpoint
+        return _make_champion(settings, usecase, line, model, left, who.name, reason)
 
 
-def settle(settings: Settings, usecase: UseCase) -> Line:
-    """Point the alias at the champion by the history, where something that broke off left it elsewhere."""
-    from throughline.registry import versions as models
+def restore(settings: Settings, usecase: UseCase) -> Line:
+    """Have the projections name the champion of the history again, where a command was interrupted or an alias moved.
 
-    line = line_of(events(settings, usecase.name))
-    if line.champion is not None:
-        now = models.champion(settings, usecase.name)
-        if now is None or now.reference != line.champion:
-            models.set_champion(settings, models.get(settings, line.champion))
+    Returns the order of champions. A rollback of which only the withdrawal is recorded is left to its repetition.
+    """
+    with _champion_lock(settings, usecase):
+        line = line_of(events(settings, usecase.name))
+        if line.champion is not None and line.champion == line.last:
+            endpoint = find_record(settings, _endpoint(usecase), EndpointRecord)
+            recorded = endpoint.model if endpoint else None
+            if {_serving(settings, usecase), recorded, models.alias(settings, usecase.name)} != {line.champion}:
+                _make_champion(settings, usecase, line, models.get(settings, line.champion), None, GRAPH, "")
     return line
 
 
-def _crown(
+def _make_champion(
     settings: Settings,
     usecase: UseCase,
     line: Line,
     model: ModelRecord,
-    endpoint: EndpointRecord,
     old: ModelReference | None,
     actor: str,
     reason: str,
-) -> None:
-    from throughline.registry.versions import set_champion
+) -> EndpointRecord:
+    """Serve `model`, record it in the history unless its newest event says so, and write what follows from that.
 
-    save_record(settings, (usecase.name, "deployment", "endpoint"), endpoint)
-    if line.told != model.reference or model.reference in line.withdrawn:
+    Raises as `serve` does; then nothing has changed.
+    """
+    endpoint = serve(settings, usecase, model)
+    if line.last != model.reference or model.reference in line.withdrawn:
         event = event_of("champion", usecase.name, actor, old=old, new=model.reference, reason=reason)
         tell(settings, usecase.name, event)
-    set_champion(settings, model)
+    save_record(settings, _endpoint(usecase), endpoint)
+    models.set_alias(settings, model.reference)
+    return endpoint
+
+
+def _endpoint(usecase: UseCase) -> tuple[str, str, str]:
+    return usecase.name, "deployment", "endpoint"
 
 
 def _serving(settings: Settings, usecase: UseCase) -> ModelReference | None:

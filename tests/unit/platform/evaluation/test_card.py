@@ -41,8 +41,8 @@ STATEMENT: dict[str, Any] = {
     "sign_off": [{"name": "Ada", "role": "owner", "signed": date(2024, 11, 1)}],
 }
 TAGS = {
-    "throughline.commit": "c0ffee" * 6, "throughline.lock": "10c", "throughline.code_fingerprint": "c0de",
-    "throughline.feature_definitions": "def1", "dagster_run_id": "run-of-dagster", "cause": "drift",
+    "commit": "c0ffee" * 6, "lock": "10c", "code_fingerprint": "c0de",
+    "feature_definitions": "def1", "dagster_run_id": "run-of-dagster", "cause": "drift",
 }  # fmt: skip
 
 

@@ -17,7 +17,6 @@ from throughline.records import EvaluationRecord, GateDecision, Metrics, ModelRe
 from throughline.registry import decisions
 from throughline.registry.approval import Approval, approval_verdict, objection, submitters
 from throughline.registry.history import event_of, events, tell
-from throughline.registry.versions import SUBMITTER_TAG
 from throughline.usecase import Bound, UseCase
 
 NOW = datetime(2024, 11, 1, 12, tzinfo=UTC)
@@ -140,9 +139,9 @@ def test_released_means_that_somebody_who_may_approved_this_file_with_a_reason(u
 
 def test_everybody_who_is_said_to_have_submitted_a_version_did():
     registered = event_of("registered", "shop/3", "carl", new=SHA)
-    assert submitters({SUBMITTER_TAG: "ada"}, [registered]) == {"ada", "carl"}
+    assert submitters({"submitter": "ada"}, [registered]) == {"ada", "carl"}
     assert submitters({}, [registered]) == {"carl"}
-    assert submitters({SUBMITTER_TAG: ""}, []) == frozenset()
+    assert submitters({"submitter": ""}, []) == frozenset()
 
 
 # What stands in the history. The submitter may approve, so that no registry is asked.

@@ -12,7 +12,7 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
 from throughline.records import GateDecision, ModelRecord, Revision, RuleVerdict
 from throughline.registry import decisions
-from throughline.rollout.local import deploy, refusal
+from throughline.rollout.local import refusal, require_release, serve
 from throughline.rollout.revision import FILE, read_revision, revision_of, write_revision
 from throughline.usecase import get_usecase
 
@@ -75,14 +75,15 @@ def test_with_no_server_nothing_is_deployed_and_the_disk_is_as_before(tmp_path):
     model = seal_model(settings, registered, version=4)
     folder = settings.serving_home / "flight_delay"
     decision = decisions.recorded(settings, "flight_delay", RELEASE.model_copy(update={"sha256": model.sha256}))
+    require_release(settings, get_usecase("flight_delay"), model, decision)
     with pytest.raises(ThroughlineError, match="throughline up"):
-        deploy(settings, get_usecase("flight_delay"), model, decision)
+        serve(settings, get_usecase("flight_delay"), model)
     assert not (folder / FILE).exists()
 
     before = revision_of("flight_delay", MODEL.model_copy(update={"version": 1}), NOW)
     write_revision(folder, before)
     with pytest.raises(ThroughlineError, match="throughline up"):
-        deploy(settings, get_usecase("flight_delay"), model, decision)
+        serve(settings, get_usecase("flight_delay"), model)
     assert read_revision(folder) == before
 
 
