@@ -85,7 +85,7 @@ def test_a_line_that_the_disk_took_in_part_is_taken_back_and_the_next_is_whole(t
     journal.append([b"before"])
     whole = journal._open
     journal._open = FullDisk(whole, taken=3)
-    with pytest.raises(OSError, match="the disk took only part of the line"):
+    with pytest.raises(OSError, match="only part of the lines was written"):
         journal.append([b"refused"])
     assert journal.size == len(b"before\n")
     journal._open = whole
