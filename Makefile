@@ -20,7 +20,7 @@ run: env ## from raw data to a live endpoint: services up, graph materialised, o
 
 .PHONY: test
 test: env ## all tests but the drills, on two processes (ARGS="-n 0": one after another)
-	@$(python) -m pytest -q -m "not drill" -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(python) -m pytest -q -m "not drill" -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 # One after another: a drill has the machine for itself. MINUTES ends the series early; what has begun is finished.
 .PHONY: drill

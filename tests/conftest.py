@@ -8,11 +8,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
-from throughline.foundation.settings import PROJECT_ROOT, Settings, load_settings
+from throughline.foundation.settings import Settings, load_settings
 from throughline.services.ports import take_ports
 
 # What of two processes the first two begin with, longest first (measured: docs/testing.md), so that none of it is left
@@ -33,6 +35,7 @@ LONGEST = (
 )
 STARTED = time.monotonic()
 DRILLS_BEGUN = pytest.StashKey[dict[str, bool]]()
+SPARK = ("contract/test_incremental_features.py", "contract/test_two_engines.py", "contract/offline_store/")
 PARTS = {"java": "Java", "redis-server": "Redis", "chromium": "Chromium", "softhsm2-util": "SoftHSM"}
 
 
@@ -49,22 +52,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Groups that one process runs (files; all that share the Spark server), the longest first; short drills first."""
+    """The longest groups first, so that none of them is left for the end; short drills first."""
     if config.getoption("--drill-minutes"):
         items.sort(key=drill_minutes)
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
-    rank = {group: place for place, group in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(group_of(item), len(rank)))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        rank = {group: place for place, group in enumerate(LONGEST)}
+        items.sort(key=lambda item: rank.get(group_of(item.nodeid), len(rank)))
 
 
-def group_of(item: pytest.Item) -> str:
-    """The name of the group of tests that must run in one process."""
-    if "spark_server" in getattr(item, "fixturenames", ()):
-        return "spark"
-    return item.path.relative_to(PROJECT_ROOT / "tests").as_posix()
+class GroupScheduling(LoadScopeScheduling):
+    """Tests of one group run in one process. xdist's own groups (--dist loadgroup) need what pytest 9.2 has not."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
+    return GroupScheduling(config, log)
+
+
+def group_of(nodeid: str) -> str:
+    """A file; all files that share the Spark server are one group."""
+    file = nodeid.partition("::")[0].removeprefix("tests/")
+    return "spark" if file.startswith(SPARK) else file
 
 
 def drill_minutes(item: pytest.Item) -> float:
