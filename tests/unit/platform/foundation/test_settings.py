@@ -102,15 +102,16 @@ def test_services_have_the_well_known_ports_unless_a_base_moves_all_of_them(tmp_
     usual = Settings(home=tmp_path)
     assert {name: usual.port(name) for name in DEFAULT_PORTS} == {
         "model_http": 8080, "model_grpc": 8081, "collector": 8090, "dagster": 3000, "mlflow": 5000, "spark": 15002,
+        "graph": 4000,
     }  # fmt: skip
     moved = Settings(home=tmp_path, port_base=24000)
-    assert [moved.port(name) for name in DEFAULT_PORTS] == list(range(24000, 24006))
+    assert [moved.port(name) for name in DEFAULT_PORTS] == list(range(24000, 24000 + len(DEFAULT_PORTS)))
     assert moved.url("mlflow") == "http://127.0.0.1:24004"
     assert moved.spark_url == "sc://127.0.0.1:24005"
 
 
-def test_two_homes_with_bases_six_apart_share_no_port(tmp_path: Path) -> None:
-    one, other = Settings(home=tmp_path, port_base=24000), Settings(home=tmp_path, port_base=24006)
+def test_two_homes_whose_bases_are_as_far_apart_as_there_are_services_share_no_port(tmp_path: Path) -> None:
+    one, other = Settings(home=tmp_path, port_base=24000), Settings(home=tmp_path, port_base=24000 + len(DEFAULT_PORTS))
     assert not {one.port(name) for name in DEFAULT_PORTS} & {other.port(name) for name in DEFAULT_PORTS}
 
 
