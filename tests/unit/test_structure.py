@@ -113,7 +113,6 @@ def test_only_assets_import_dagster() -> None:
 # Types
 
 
-@pytest.mark.skip(reason="enabled when the last package has no diagnostics left")
 def test_the_type_checker_finds_no_error_within_a_minute() -> None:
     checker = [Path(sys.executable).with_name("ty"), "check", "--output-format", "concise"]
     done = subprocess.run(checker, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False, timeout=60)
