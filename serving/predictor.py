@@ -29,7 +29,7 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
 from throughline.models.served_model import ServedModel
 from throughline.records import Background, Revision
-from throughline.registry.versions import verified
+from throughline.registry.verification import verified
 from throughline.usecase import UseCase
 from throughline.usecase.requests import BadRequest, example_instance, parse_instances, row_keys
 

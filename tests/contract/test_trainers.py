@@ -462,7 +462,7 @@ def test_an_ensemble_without_members_and_one_that_names_a_member_twice_are_refus
     assert run("ensemble", replace(data, members=[]), tmp_path / "output") == 1
     assert error_of(capsys)[0] == "bad_parameters"
     assert run("ensemble", replace(data, members=[data.members[0]] * 2), tmp_path / "output") == 1
-    assert "twice" in error_of(capsys)[1]
+    assert "Members lightgbm, lightgbm: give each a name of its own." in error_of(capsys)[1]
 
 
 def test_weights_cannot_be_fitted_without_validation_rows(tmp_path, capsys):

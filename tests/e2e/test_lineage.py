@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 
 import pytest
@@ -15,6 +14,7 @@ from throughline.foundation.settings import Settings
 from throughline.lineage.impact import impact
 from throughline.lineage.registered import MlflowRegistry
 from throughline.lineage.trace import Tracer
+from throughline.mlflow.tags import encode
 from throughline.mlflow.tracking import client_of, tracked_run
 from throughline.usecase import get_usecase
 
@@ -31,11 +31,9 @@ def traced(home_with_mlflow: Settings) -> tuple[Settings, str, str]:
     with tracked_run(client, NAME, {"dagster_run_id": "d-1", "cause": "drift"}, {"C": 1.0}) as run_id:
         client.log_text(run_id, dataset.model_dump_json(), "training/dataset.json")
     client.create_registered_model(NAME)
-    plain = {"dataset_table": str(dataset.table), "commit": COMMIT, "code_fingerprint": "ef" * 32, "lock": "12" * 32}
-    coded = {"sha256": SHA, "dataset_fingerprint": DIGEST, "trainer": "logistic", "parameters": {"C": 1.0}}
-    said = plain | {name: json.dumps(value) for name, value in coded.items()}
-    tags = {f"throughline.{name}": value for name, value in said.items()}
-    client.create_model_version(NAME, source=f"runs:/{run_id}/model", run_id=run_id, tags=tags)
+    made_from = {"dataset_table": dataset.table, "commit": COMMIT, "code_fingerprint": "ef" * 32, "lock": "12" * 32}
+    trained = {"sha256": SHA, "dataset_fingerprint": DIGEST, "trainer": "logistic", "parameters": {"C": 1.0}}
+    client.create_model_version(NAME, source=f"runs:/{run_id}/model", run_id=run_id, tags=encode(made_from | trained))
     event = home.prediction(ticks.row(-1, named=True), 1, datetime.now(UTC))
     return settings, run_id, home.log(settings, [event])[0]
 
@@ -61,6 +59,6 @@ def test_a_table_version_reached_the_registered_model_and_its_prediction(traced:
 def test_what_mlflow_does_not_know_is_one_line(traced: tuple[Settings, str, str]) -> None:
     registry = MlflowRegistry(traced[0])
     with pytest.raises(ThroughlineError, match=f"knows no model_version {NAME}/9"):
-        registry.version(NAME, 9)
+        registry.version(ModelReference(NAME, 9))
     with pytest.raises(ThroughlineError, match="knows no run"):
         registry.run("0" * 32)

@@ -10,7 +10,6 @@ The file in it is the trainer's, byte for byte. Nothing is pickled. The signatur
 
 from __future__ import annotations
 
-import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -30,21 +29,15 @@ from throughline.models import provenance
 from throughline.models.onnx_graph import CATEGORICAL, NUMERIC, SCORE
 from throughline.models.provenance import Provenance
 from throughline.models.served_model import ServedModel, sha256_of
-from throughline.models.signing import verify
 from throughline.records import ModelRecord
 from throughline.registry import history
 from throughline.registry.champions import line_of
+from throughline.registry.verification import MODEL_FILE, verified
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from throughline.records import Revision
 
-log = logging.getLogger(__name__)
-
-MODEL_FILE = "model.onnx"
-# What MLflow keeps beside it, for those who load it by MLflow. A version with anything else is refused.
-_FILES = {MODEL_FILE, provenance.FILE, "MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt"}
 CHAMPION = "champion"
 # Everything of a ModelRecord that MLflow itself does not keep.
 _TAGGED = ("sha256", "uri", "dataset_fingerprint", "trained_until", "trainer", "parameters")
@@ -164,35 +157,6 @@ def fetch(settings: Settings, record: ModelRecord, folder: Path) -> Path:
     return folder / MODEL_FILE
 
 
-def verified(settings: Settings, registered: ModelRecord | Revision, folder: Path, where: object = None) -> Path:
-    """The model.onnx in a copy of a version's folder, once a trusted key vouches for every file, they say of the
-    version what `registered` says and nothing but ONNX lies there to be loaded.
-
-    A refusal raises `ThroughlineError` and is told in the history. `where`: what it calls the folder. The caller loads
-    by `ServedModel.load`, which compares the bytes that it runs with the same digest.
-    """
-    where = where or folder
-    try:
-        signed = verify(settings, folder, where)
-        if foreign := sorted(signed.keys() - _FILES):
-            raise ThroughlineError(f"{where} holds {', '.join(foreign)}, which is no part of a registered model.")
-        if (digest := signed.get(MODEL_FILE, "none")) != registered.sha256:
-            raise ThroughlineError(
-                f"{where} is signed, but is another model (digest {digest[:12]}, registered is "
-                f"{registered.sha256[:12]}): restore it."
-            )
-        if differing := provenance.differences(provenance.read(folder, where), registered):
-            raise ThroughlineError(
-                f"{where} was signed with another {', '.join(differing)} than is said of it: somebody has changed what "
-                "MLflow says of the version; put it back."
-            )
-    except ThroughlineError as error:
-        reference = ModelReference(registered.name, registered.version)
-        _tell_refused(settings, reference, str(error))
-        raise ThroughlineError(f"Model {reference} is refused: {error}") from error
-    return folder / MODEL_FILE
-
-
 def load(settings: Settings, record: ModelRecord) -> ServedModel:
     """The version ready to score, its signature and digest checked. Raises as `fetch` does."""
     with tempfile.TemporaryDirectory() as scratch:  # the session is made from bytes read: the file may go
@@ -283,13 +247,6 @@ def _me(settings: Settings) -> str:
 def _tell_registered(settings: Settings, record: ModelRecord, actor: str) -> None:
     event = history.event_of("registered", record.reference, actor, new=record.sha256, once=record.sha256)
     history.tell(settings, record.name, event)
-
-
-def _tell_refused(settings: Settings, reference: ModelReference, reason: str) -> None:
-    try:
-        history.tell(settings, reference.name, history.event_of("refused", reference, GRAPH, reason=reason))
-    except Exception:  # what is refused stays so, whether or not it can be written down
-        log.exception("The refusal of %s could not be told in the history", reference)
 
 
 def _version_of_run(settings: Settings, name: str, run_id: str) -> ModelRecord | None:

@@ -20,7 +20,8 @@ from throughline.foundation.settings import Settings
 from throughline.records import EndpointRecord, GateDecision, ModelRecord, Revision
 from throughline.registry.approval import RULE as APPROVAL
 from throughline.registry.decisions import newest, same
-from throughline.registry.versions import fetch, verified
+from throughline.registry.verification import verified
+from throughline.registry.versions import fetch
 from throughline.rollout.revision import FILE, read_revision, revision_of, write_revision
 from throughline.usecase import UseCase
 

@@ -102,7 +102,7 @@ def test_weather_ends_on_30_december_and_the_silence_is_told_but_stops_nothing(j
     end = judged("weather", date(2013, 12, 30), LAST)
     assert end.days[date(2013, 12, 30)].rows == 57
     assert end.good["event_time"].max() == datetime(2013, 12, 30, 23, tzinfo=UTC)
-    volume = {verdict.aspect: verdict.outcome for verdict in end.days[LAST].verdicts}["volume"]
+    volume = {verdict.aspect: verdict.result for verdict in end.days[LAST].verdicts}["volume"]
     assert (end.days[LAST].rows, volume, end.days[LAST].accepted) == (0, "warn", True)
 
 

@@ -114,7 +114,7 @@ def make_world(settings: Settings, usecase: UseCase, monkeypatch: pytest.MonkeyP
     )  # fmt: skip
     path = settings.table_path(usecase.name, "features", usecase.features.spine)
     write_deltalake(str(path), spine.reverse().to_arrow())
-    monkeypatch.setattr(replay, "materialise", world.materialise)
+    monkeypatch.setattr("throughline.featurestore.materialise.materialise", world.materialise)
     monkeypatch.setattr(replay, "predict", world.predict)
     return world
 
