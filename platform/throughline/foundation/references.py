@@ -6,6 +6,7 @@ Each is one type with one parser and one text form, which is also its JSON. Both
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,12 +19,12 @@ _TABLE = re.compile(r"(?P<table>[\w-]+/[\w-]+/[\w-]+)@(?P<version>\d{1,18})", re
 _MODEL = re.compile(r"(?P<name>[^/\s]+)/(?P<version>[1-9]\d{0,17})", re.ASCII)
 
 
-class _Reference:
+class _Reference(ABC):
     """Validated by pydantic from its text, or from an instance; dumped to JSON as its text."""
 
     @classmethod
-    def parse(cls, text: str) -> Self:
-        raise NotImplementedError
+    @abstractmethod
+    def parse(cls, text: str) -> Self: ...
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
