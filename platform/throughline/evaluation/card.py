@@ -111,7 +111,7 @@ def card_of(
     if foreign := _of_others(model, dataset, evaluation, decision):
         raise ThroughlineError(f"{model.reference} gets no card: {'; '.join(foreign)}. Evaluate and decide it again.")
 
-    def told(name: str) -> str:
+    def tag(name: str) -> str:
         return tags.get(name) or "unknown"
 
     return Card(
@@ -140,14 +140,14 @@ def card_of(
         parent=evaluation.champion_model,
         lineage=CardLineage(
             run=model.run_id,
-            commit=told("commit"),
-            lock=told("lock"),
-            code=told("code_fingerprint"),
+            commit=tag("commit"),
+            lock=tag("lock"),
+            code=tag("code_fingerprint"),
             sha256=model.sha256,
-            feature_service=dataset.service or told("feature_service"),
-            feature_definitions=told("feature_definitions"),
-            orchestrator_run=told("dagster_run_id"),
-            cause=told("cause"),
+            feature_service=dataset.service or tag("feature_service"),
+            feature_definitions=tag("feature_definitions"),
+            orchestrator_run=tag("dagster_run_id"),
+            cause=tag("cause"),
         ),
         history=concerning(model.reference, events),
     )
@@ -182,7 +182,7 @@ def concerning(reference: ModelReference, events: Iterable[HistoryEvent]) -> lis
 
 
 def what_happened(event: HistoryEvent) -> str:
-    """Old and new value as a person reads them; a decision is told by its reason."""
+    """Old and new value as a person reads them; a decision by its reason."""
     return "" if event.action == "decided" else change(event)
 
 

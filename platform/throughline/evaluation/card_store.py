@@ -1,6 +1,6 @@
 """Where model cards are kept: signed, among the artifacts of the version's run, and refused when they are not its own.
 
-Owns: publishing and reading a card. Does not own: what it says (`card.py`), keys (`signing.py`).
+Owns: publishing and reading a card. Does not own: its content (`card.py`), keys (`signing.py`).
 
 The folder `card` of the run holds card.json, from which a card is read, card.md and card.html, which say the same to
 people, and the signature over all three.

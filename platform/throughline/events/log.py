@@ -103,7 +103,7 @@ class PredictionLog:
         return f"{self.table} holds {self.predictions:,} predictions{gaps}"
 
     def share(self, revision: str, at: datetime) -> Share:
-        """Of the hour of `at` (data clock). Shadow predictions are nobody's answer and do not count."""
+        """Of the hour of `at` (data clock). Shadow predictions answer no request and do not count."""
         hour = at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
         answered = self._hours.filter((pl.col("hour") == hour) & (pl.col("role") != "shadow"))
         mine = answered.filter(pl.col("revision") == revision)

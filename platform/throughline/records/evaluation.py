@@ -55,7 +55,7 @@ class BehaviourCheck(Record):
 
 
 class ReliabilityBin(Record):
-    """Rows of about the same score: what was said and what came."""
+    """Rows of about the same score: mean score and outcome rate."""
 
     mean_score: float
     outcome_rate: float

@@ -18,7 +18,7 @@ class FeatureRecord(Record):
     description: str
     tags: dict[str, str]
     services: list[str]
-    upstream: list[str] | None = Field(description="Raw TABLE.COLUMN; None where that could not be told.")
+    upstream: list[str] | None = Field(description="Raw TABLE.COLUMN; None where unknown.")
 
 
 class FeatureViewRecord(Record):
@@ -31,7 +31,7 @@ class FeatureViewRecord(Record):
     entities: list[str]
     table: TableReference
     features: list[FeatureRecord]
-    seen_within: timedelta | None = Field(None, description="How long a raw row is seen in it; None: not told.")
+    seen_within: timedelta | None = Field(None, description="How long a raw row is seen in it; None: unknown.")
 
 
 class FeatureStoreRecord(Record):

@@ -25,8 +25,8 @@ class RuleVerdict(Record):
 
     def __str__(self) -> str:
         number = "" if self.value is None or math.isnan(self.value) else f"{self.value:.4f}"
-        told = ", ".join(part for part in (number, self.where, self.bound) if part)
-        return f"{self.rule} {self.verdict.replace('_', ' ')} ({told})"
+        details = ", ".join(part for part in (number, self.where, self.bound) if part)
+        return f"{self.rule} {self.verdict.replace('_', ' ')} ({details})"
 
 
 class GateDecision(ModelFileRecord):
@@ -50,7 +50,7 @@ class GateDecision(ModelFileRecord):
 class HistoryEvent(Record):
     """Something done to a model version by somebody: never changed, never removed. `at` is the wall clock's."""
 
-    id: str = Field(description="The same event told twice has the same one.")
+    id: str = Field(description="Equal for a repetition of the same event.")
     at: datetime
     actor: str = Field(description="Who did it: a user's name, or `graph` for the platform itself.")
     action: HistoryAction

@@ -82,8 +82,8 @@ def register(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         _mlflow_folder(file, folder, model, logged, run_id)
-        said = Provenance(name=name, run_id=run_id, tags=encode(tags or {}), **described)
-        provenance.seal(settings, folder, said)
+        statement = Provenance(name=name, run_id=run_id, tags=encode(tags or {}), **described)
+        provenance.seal(settings, folder, statement)
         client.log_model_artifacts(logged.model_id, str(folder))
     client.finalize_logged_model(logged.model_id, "READY")
     _link(client, run_id, logged.model_id)

@@ -1,4 +1,4 @@
-"""The list of commands: complete, lazy, and the same as what each command says of itself."""
+"""The list of commands: complete, lazy, each with the help of its own command."""
 
 import json
 import subprocess
