@@ -251,7 +251,7 @@ def test_a_published_card_is_read_back_with_the_notes_of_today(
     assert "auc fail" in tags["gate_failures"]
     assert len(tags["feature_definitions"]) == 64
     assert published.lineage.feature_definitions == tags["feature_definitions"]
-    history.tell(settings, NAME, history.event_of("note", record.reference, "ada", reason="Mind the holidays."))
+    history.append(settings, NAME, history.event_of("note", record.reference, "ada", reason="Mind the holidays."))
     assert "Mind the holidays." not in render_markdown(read_card(settings, record))
     assert "Mind the holidays." in render_markdown(current_card(settings, record))
     publish_card(settings, usecase, **facts(record))

@@ -25,7 +25,7 @@ from throughline.records.store import load_record, save_record
 from throughline.registry import decisions
 from throughline.registry import versions as models
 from throughline.registry.champions import line_of
-from throughline.registry.history import event_of, events, tell
+from throughline.registry.history import append, event_of, events
 from throughline.rollout import promotion
 from throughline.rollout.promotion import promote, release, restore, rollback
 from throughline.usecase import UseCase, get_usecase
@@ -227,7 +227,7 @@ def test_a_revision_or_record_that_names_another_version_follows_the_history_aga
 
 
 def test_a_rollback_of_which_only_the_withdrawal_is_recorded_is_left_to_its_repetition(settings, usecase, three):
-    tell(settings, USECASE, event_of("withdrawn", V3, "ada", old=V3, new=V2, reason="bad"))
+    append(settings, USECASE, event_of("withdrawn", V3, "ada", old=V3, new=V2, reason="bad"))
     assert restore(settings, usecase).champion == V2
     assert models.alias(settings, USECASE) == V3
     assert rollback(settings, usecase, ADA, "bad").model == V2
@@ -257,7 +257,7 @@ def breaking(monkeypatch: pytest.MonkeyPatch, step: int, when: str) -> None:
 
         return acting
 
-    monkeypatch.setattr(promotion, "tell", wrapped(tell))
+    monkeypatch.setattr(promotion, "append", wrapped(append))
     monkeypatch.setattr(promotion, "serve", wrapped(promotion.serve))
     monkeypatch.setattr(promotion, "save_record", wrapped(save_record))
     monkeypatch.setattr(models, "set_alias", wrapped(models.set_alias))

@@ -17,7 +17,7 @@ from throughline.foundation.settings import Settings
 from throughline.records import EvaluationRecord, GateDecision, Metrics, ModelRecord, OnlineStoreRecord, RuleVerdict
 from throughline.records.store import find_record, load_record, save_record
 from throughline.registry import decisions
-from throughline.registry.history import event_of, events, tell
+from throughline.registry.history import append, event_of, events
 from throughline.usecase import Bound, UseCase, get_usecase
 
 NOW = datetime(2013, 4, 1, 4, tzinfo=UTC)
@@ -243,7 +243,7 @@ def test_what_an_approver_approves_is_released_and_what_somebody_else_does_is_no
     keep(settings, usecase, model=candidate(), evaluation=evaluation(candidate()))
     manual = lenient(usecase, policy="manual", submitter_may_approve=True)
     assert judge(settings, manual).decision == "wait"
-    tell(settings, usecase.name, event_of("approved", "flight_delay/1", "eve", new=candidate().sha256, reason="me"))
+    append(settings, usecase.name, event_of("approved", "flight_delay/1", "eve", new=candidate().sha256, reason="me"))
     decision = judge(settings, manual)
     assert decision.decision == "wait"
     assert "eve is not among the approvers" in decision.failures
@@ -269,7 +269,7 @@ def test_a_release_without_approval_is_not_deployed_once_the_policy_is_manual(
 def crowned(settings: Settings, *versions: int) -> None:
     for version in versions:
         reference = f"flight_delay/{version}"
-        tell(settings, "flight_delay", event_of("champion", "flight_delay", GRAPH, new=reference))
+        append(settings, "flight_delay", event_of("champion", "flight_delay", GRAPH, new=reference))
 
 
 def test_of_two_candidates_at_once_the_second_has_to_be_compared_with_the_first(
@@ -291,7 +291,7 @@ def test_the_champion_itself_may_be_judged_again(settings: Settings, usecase: Us
 
 def test_a_champion_that_people_replaced_is_not_brought_back_by_the_graph(settings: Settings, usecase: UseCase) -> None:
     crowned(settings, 1, 2)
-    tell(settings, usecase.name, event_of("withdrawn", "flight_delay/2", "ada", new="flight_delay/1"))
+    append(settings, usecase.name, event_of("withdrawn", "flight_delay/2", "ada", new="flight_delay/1"))
     crowned(settings, 1)
     again = evaluation(candidate(2)).model_copy(update={"champion": GOOD, "champion_model": "flight_delay/1"})
     keep(settings, usecase, model=candidate(2), evaluation=again)

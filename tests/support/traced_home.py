@@ -213,6 +213,6 @@ def make_home(settings: Settings) -> tuple[pl.DataFrame, pl.DataFrame, Kept]:
         inputs=[pinned], holdout_from=NOW,
     )  # fmt: skip
     replace_all(place, pl.DataFrame({"aircraft_delay_168h": [1.0]}), {"kept": json.dumps({})}, inputs=[pinned])
-    history.tell(settings, NAME, history.event_of("decided", f"{NAME}/1", "graph", new=decision().model_dump_json()))
-    history.tell(settings, NAME, history.event_of("champion", NAME, "graph", new=f"{NAME}/1", reason="released"))
+    history.append(settings, NAME, history.event_of("decided", f"{NAME}/1", "graph", new=decision().model_dump_json()))
+    history.append(settings, NAME, history.event_of("champion", NAME, "graph", new=f"{NAME}/1", reason="released"))
     return raw, made, Kept(record)

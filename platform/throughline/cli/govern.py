@@ -161,14 +161,14 @@ def note(
 ) -> None:
     """Add a note to the history; it shows on the version's card."""
     from throughline.foundation.security.principal import current_principal
-    from throughline.registry.history import event_of, tell
+    from throughline.registry.history import append, event_of
 
     if not text.strip():
         raise typer.BadParameter("the note is empty")
     settings = load_settings()
     usecase = _registered(settings, parse_model(target))[0] if "/" in target else get_usecase(target)
     event = event_of("note", target, current_principal(settings).name, reason=text)
-    tell(settings, usecase.name, event)
+    append(settings, usecase.name, event)
     emit(as_json, event.model_dump(mode="json"), lambda: out().print(f"noted on {target}"))
 
 

@@ -113,6 +113,6 @@ def _fetch(settings: Settings, model: ModelRecord, scratch: Path) -> Path:
 def _tell_refused(settings: Settings, model: ModelRecord, reason: str) -> None:
     try:
         event = history.event_of("refused", model.reference, GRAPH, reason=f"card: {reason}")
-        history.tell(settings, model.name, event)
+        history.append(settings, model.name, event)
     except Exception:  # what is refused stays so, whether or not it can be written down
         log.exception("The refusal of the card of %s could not be told in the history", model.reference)

@@ -14,7 +14,7 @@ from throughline.foundation.security.principal import GRAPH, Principal, principa
 from throughline.foundation.settings import Settings
 from throughline.records import GateDecision, HistoryEvent, ModelRecord, RuleVerdict
 from throughline.registry.approval import Approval, approval_verdict, objection, submitters
-from throughline.registry.history import event_of, events, tell
+from throughline.registry.history import append, event_of, events
 from throughline.registry.versions import tags_of
 from throughline.usecase import UseCase
 
@@ -51,7 +51,7 @@ def recorded(settings: Settings, usecase: str, decision: GateDecision) -> GateDe
         return holds
     content = decision.model_dump_json()
     reason = decision.failures or "every rule passed"
-    tell(settings, usecase, event_of("decided", decision.model, GRAPH, new=content, reason=reason, once=content))
+    append(settings, usecase, event_of("decided", decision.model, GRAPH, new=content, reason=reason, once=content))
     return decision
 
 
@@ -89,7 +89,7 @@ def approve(settings: Settings, usecase: UseCase, model: ModelRecord, who: Princ
         raise ThroughlineError(f"{model.reference} is not approved: {why_not}.")
     once = [who.name, model.sha256, holds.decided_at.isoformat()]
     event = event_of("approved", model.reference, who.name, new=model.sha256, reason=reason, once=once)
-    tell(settings, usecase.name, event)
+    append(settings, usecase.name, event)
     return event
 
 

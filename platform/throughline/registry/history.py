@@ -58,7 +58,7 @@ def change(event: HistoryEvent) -> str:
     return (event.new or "")[:12]  # a digest
 
 
-def tell(settings: Settings, usecase: str, event: HistoryEvent) -> None:
+def append(settings: Settings, usecase: str, event: HistoryEvent) -> None:
     """Add the event, unless it was told before. Two processes may tell at the same time."""
     table = AppendOnce(settings.table_path(usecase, LAYER, TABLE), "id")
     table.append(pl.DataFrame([event.model_dump()], schema=_SCHEMA))

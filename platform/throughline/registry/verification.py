@@ -57,6 +57,6 @@ def _record_refusal(settings: Settings, reference: ModelReference, reason: str) 
     from throughline.registry import history  # postpones deltalake and pyarrow, which the model server does not need
 
     try:
-        history.tell(settings, reference.name, history.event_of("refused", reference, GRAPH, reason=reason))
+        history.append(settings, reference.name, history.event_of("refused", reference, GRAPH, reason=reason))
     except Exception:  # the model stays refused, whether or not that can be recorded
         log.exception("The refusal of %s could not be recorded in the history", reference)

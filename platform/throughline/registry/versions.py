@@ -246,7 +246,7 @@ def _me(settings: Settings) -> str:
 
 def _tell_registered(settings: Settings, record: ModelRecord, actor: str) -> None:
     event = history.event_of("registered", record.reference, actor, new=record.sha256, once=record.sha256)
-    history.tell(settings, record.name, event)
+    history.append(settings, record.name, event)
 
 
 def _version_of_run(settings: Settings, name: str, run_id: str) -> ModelRecord | None:

@@ -97,7 +97,7 @@ def _remove(client: MlflowClient, settings: Settings, version: Any) -> str:
         ) from error
     reason = f"removed with its files: not among the newest {settings.keep_models}, and nothing pins it"
     # Told before the last step: what is interrupted here is found again, and tells the same event.
-    history.tell(settings, version.name, history.event_of("note", reference, GRAPH, reason=reason, once="retention"))
+    history.append(settings, version.name, history.event_of("note", reference, GRAPH, reason=reason, once="retention"))
     client.delete_model_version(version.name, version.version)
     return f"{reference}: {reason}"
 

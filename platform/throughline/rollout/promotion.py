@@ -23,7 +23,7 @@ from throughline.records.store import find_record, save_record
 from throughline.registry import versions as models
 from throughline.registry.champions import Line, line_of, rollback_target
 from throughline.registry.decisions import newest, released
-from throughline.registry.history import event_of, events, tell
+from throughline.registry.history import append, event_of, events
 from throughline.rollout.local import place, refusal, require_release, serve
 from throughline.rollout.revision import read_revision
 from throughline.usecase import UseCase
@@ -89,7 +89,7 @@ def rollback(settings: Settings, usecase: UseCase, who: Principal, reason: str) 
         place(settings, usecase, model)
         left = next((one for one in (serving, alias) if one not in (None, target)), None)
         if left and left not in line.withdrawn:
-            tell(settings, usecase.name, event_of("withdrawn", left, who.name, old=left, new=target, reason=reason))
+            append(settings, usecase.name, event_of("withdrawn", left, who.name, old=left, new=target, reason=reason))
         return _make_champion(settings, usecase, line, model, left, who.name, reason)
 
 
@@ -124,7 +124,7 @@ def _make_champion(
     endpoint = serve(settings, usecase, model)
     if line.last != model.reference or model.reference in line.withdrawn:
         event = event_of("champion", usecase.name, actor, old=old, new=model.reference, reason=reason)
-        tell(settings, usecase.name, event)
+        append(settings, usecase.name, event)
     save_record(settings, _endpoint(usecase), endpoint)
     models.set_alias(settings, model.reference)
     return endpoint

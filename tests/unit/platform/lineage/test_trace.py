@@ -247,20 +247,20 @@ def test_a_decision_from_after_the_prediction_did_not_release_it(made: Home) -> 
 def test_the_decision_is_the_last_one_before_and_names_who_approved(made: Home) -> None:
     settings = made.settings
     rejected = home.decision(decision="wait").model_dump_json()
-    history.tell(settings, NAME, history.event_of("decided", f"{NAME}/1", "graph", new=rejected))
-    history.tell(settings, NAME, history.event_of("approved", f"{NAME}/1", "ada", new=SHA, reason="looks right"))
+    history.append(settings, NAME, history.event_of("decided", f"{NAME}/1", "graph", new=rejected))
+    history.append(settings, NAME, history.event_of("approved", f"{NAME}/1", "ada", new=SHA, reason="looks right"))
     tracer = made.tracer()
     step = only(tracer.trace(made.predict()), "gate_decision")
     assert step.facts["decision"] == "wait"
     assert [(each["actor"], each["reason"]) for each in step.facts["approved_by"]] == [("ada", "looks right")]
-    history.tell(
+    history.append(
         settings, NAME, history.event_of("decided", f"{NAME}/1", "graph", new=home.decision().model_dump_json())
     )
     assert only(tracer.trace(made.predict()), "gate_decision").facts["decision"] == "release", "told since"
 
 
 def test_a_decision_that_cannot_be_read_is_a_gap(made: Home) -> None:
-    history.tell(made.settings, NAME, history.event_of("decided", f"{NAME}/1", "graph", new="{}"))
+    history.append(made.settings, NAME, history.event_of("decided", f"{NAME}/1", "graph", new="{}"))
     assert "no readable decision" in only(made.trace(made.predict()), "gate_decision").missing
 
 

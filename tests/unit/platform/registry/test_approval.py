@@ -16,7 +16,7 @@ from throughline.foundation.settings import Settings
 from throughline.records import EvaluationRecord, GateDecision, Metrics, ModelRecord
 from throughline.registry import decisions
 from throughline.registry.approval import Approval, approval_verdict, objection, submitters
-from throughline.registry.history import event_of, events, tell
+from throughline.registry.history import append, event_of, events
 from throughline.usecase import Bound, UseCase
 
 NOW = datetime(2024, 11, 1, 12, tzinfo=UTC)
@@ -175,9 +175,9 @@ def test_an_approval_that_would_not_count_is_refused_and_not_told(settings, wait
 
 
 def test_an_approval_written_into_the_history_past_the_command_counts_no_more_than_through_it(settings, waiting):
-    tell(settings, "shop", event_of("approved", "shop/3", "eve", new=SHA, reason="me"))
-    tell(settings, "shop", event_of("approved", "shop/3", "bob", new="b" * 64, reason="another file"))
-    tell(settings, "shop", event_of("approved", "shop/31", "bob", new=SHA, reason="another version"))
+    append(settings, "shop", event_of("approved", "shop/3", "eve", new=SHA, reason="me"))
+    append(settings, "shop", event_of("approved", "shop/3", "bob", new="b" * 64, reason="another file"))
+    append(settings, "shop", event_of("approved", "shop/31", "bob", new=SHA, reason="another version"))
     verdict = decisions.approval_of(settings, waiting, MODEL)
     assert verdict.verdict == "cannot_say"
     assert "eve is not among" in verdict.bound
@@ -238,6 +238,6 @@ def test_only_a_release_of_this_very_file_was_released(settings, usecase):
 
 
 def test_a_decision_that_cannot_be_read_lets_nothing_happen(settings):
-    tell(settings, "shop", event_of("decided", "shop/3", GRAPH, new='{"decision": "release"}'))
+    append(settings, "shop", event_of("decided", "shop/3", GRAPH, new='{"decision": "release"}'))
     with pytest.raises(ThroughlineError, match=r"decision about shop/3 .* cannot be read"):
         decisions.released(settings, "shop", MODEL)

@@ -15,7 +15,7 @@ from throughline.foundation.security.principal import GRAPH
 from throughline.foundation.settings import Settings, load_settings
 from throughline.lakehouse.table import current_version
 from throughline.records import GateDecision, HistoryEvent
-from throughline.registry.history import LAYER, TABLE, event_of, events, tell
+from throughline.registry.history import LAYER, TABLE, append, event_of, events
 from throughline.usecase import get_usecase
 
 NAME = "flight_delay"
@@ -30,48 +30,48 @@ def told(action: str, target: str, minutes: int = 0, **values) -> HistoryEvent:
 def test_what_was_told_comes_back_as_it_was_oldest_first(settings: Settings):
     late = told("champion", "shop", 5, old="shop/1", new="shop/2", reason='für "alle", gerne')
     early = told("registered", "shop/2", 1, new="a" * 64, actor=GRAPH)
-    tell(settings, "shop", late)
-    tell(settings, "shop", early)
+    append(settings, "shop", late)
+    append(settings, "shop", early)
     assert events(settings, "shop") == [early, late]
     assert events(settings, "other") == []
 
 
 def test_a_step_that_is_repeated_tells_once_and_the_first_telling_stands(settings: Settings):
     first = event_of("decided", "shop/2", GRAPH, new="1", reason="first", once=["a", 1])
-    tell(settings, "shop", first)
-    tell(settings, "shop", event_of("decided", "shop/2", GRAPH, new="2", reason="second", once=["a", 1]))
+    append(settings, "shop", first)
+    append(settings, "shop", event_of("decided", "shop/2", GRAPH, new="2", reason="second", once=["a", 1]))
     assert events(settings, "shop") == [first]
-    tell(settings, "shop", event_of("decided", "shop/3", GRAPH, once=["a", 1]))
-    tell(settings, "shop", event_of("approved", "shop/2", GRAPH, once=["a", 1]))
+    append(settings, "shop", event_of("decided", "shop/3", GRAPH, once=["a", 1]))
+    append(settings, "shop", event_of("approved", "shop/2", GRAPH, once=["a", 1]))
     assert len(events(settings, "shop")) == 3
 
 
 def test_without_once_the_same_words_at_another_time_are_another_event(settings: Settings):
     for _ in range(2):
-        tell(settings, "shop", event_of("note", "shop/2", "ada", reason="seen"))
+        append(settings, "shop", event_of("note", "shop/2", "ada", reason="seen"))
     assert len(events(settings, "shop")) == 2
 
 
 def test_many_who_tell_at_the_same_time_lose_nothing(settings: Settings):
-    tell(settings, "shop", event_of("note", "shop", "ada", reason="first"))
+    append(settings, "shop", event_of("note", "shop", "ada", reason="first"))
     notes = [event_of("note", f"shop/{n}", "ada", reason=str(n)) for n in range(8)]
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda note: tell(settings, "shop", note), notes))
+        list(threads.map(lambda note: append(settings, "shop", note), notes))
     assert {event.id for event in events(settings, "shop", since=notes[0].at)} == {note.id for note in notes}
 
 
 def test_telling_again_does_not_change_the_table(settings: Settings):
     note = event_of("note", "shop", "ada", reason="once")
     place = settings.table_path("shop", LAYER, TABLE)
-    tell(settings, "shop", note)
+    append(settings, "shop", note)
     before = current_version(place)
-    tell(settings, "shop", note)
+    append(settings, "shop", note)
     assert current_version(place) == before
 
 
 def test_a_name_gives_its_versions_and_a_version_only_itself(settings: Settings):
     for target in ("shop", "shop/1", "shop/12", "shopping/1"):
-        tell(settings, "shop", event_of("note", target, "ada", reason=target))
+        append(settings, "shop", event_of("note", target, "ada", reason=target))
     assert [event.target for event in events(settings, "shop", target="shop")] == ["shop", "shop/1", "shop/12"]
     assert [event.target for event in events(settings, "shop", target="shop/1")] == ["shop/1"]
 

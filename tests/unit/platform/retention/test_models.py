@@ -16,7 +16,7 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
 from throughline.records import EndpointRecord, ModelRecord
 from throughline.records.store import save_record
-from throughline.registry.history import event_of, tell
+from throughline.registry.history import append, event_of
 from throughline.retention.models import ROLLBACKS, pins, removable
 from throughline.rollout.revision import revision_of, write_revision
 
@@ -75,10 +75,10 @@ def test_versions_that_a_record_names_are_pinned(settings: Settings) -> None:
 
 def test_the_champion_and_whom_a_rollback_returns_to_are_pinned(settings: Settings) -> None:
     for number in range(1, 8):
-        tell(settings, "shop", event_of("champion", "shop", "graph", new=f"shop/{number}"))
+        append(settings, "shop", event_of("champion", "shop", "graph", new=f"shop/{number}"))
     assert set(pins(settings, "shop", NOW)) == set(range(7 - ROLLBACKS, 8))
-    tell(settings, "shop", event_of("withdrawn", "shop/7", "ada", old="shop/7", new="shop/6"))
-    tell(settings, "shop", event_of("champion", "shop", "ada", old="shop/7", new="shop/6"))
+    append(settings, "shop", event_of("withdrawn", "shop/7", "ada", old="shop/7", new="shop/6"))
+    append(settings, "shop", event_of("champion", "shop", "ada", old="shop/7", new="shop/6"))
     assert set(pins(settings, "shop", NOW)) == set(range(6 - ROLLBACKS, 7))
 
 
