@@ -23,7 +23,7 @@ from dagster import (
 from assets.features import GROUP
 from assets.resources import clock_now, record_of
 from throughline.catalogue.features import Entry, read_catalogue
-from throughline.featurestore.profile_page import write_pages
+from throughline.featurestore.profile_page import TEMPLATE, write_pages
 from throughline.foundation.fingerprint import fingerprint_code
 from throughline.foundation.settings import Settings
 from throughline.records import FeatureStoreRecord
@@ -57,6 +57,7 @@ def _profile(usecase: UseCase) -> AssetsDefinition:
                 "throughline.featurestore.profile",
                 "throughline.featurestore.profile_page",
                 "throughline.catalogue.features",
+                TEMPLATE,
             ]
         ),
         ins={"feature_store": record_of(usecase, GROUP, "feature_store")},

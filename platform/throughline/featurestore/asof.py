@@ -4,23 +4,19 @@ The rule, here only: a prediction at time t uses, of the rows of its entity with
 older than the ttl), the newest; of several with one event time, the one created last. Does not own: where rows come
 from.
 
-Speed: the join moves row numbers only; a spine is sorted once for all views, a feature value is copied once. Memory:
-the views and one batch of the spine.
-"""
+Speed: the join moves row numbers only; a spine is sorted once for all views, a feature value is copied once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
 
 import numpy as np
 import polars as pl
 
 from throughline.foundation.errors import ThroughlineError
 
-BATCH_ROWS = 4_000_000
 _TIME, _PLACE, _CREATED = "time", "place", "created"
 _UTC = pl.Datetime("us", "UTC")
 
@@ -42,34 +38,6 @@ class View:
     ttl: timedelta | None = None
 
 
-def join_asof(
-    spine: pl.DataFrame,
-    rows: pl.LazyFrame,
-    *,
-    keys: list[str],
-    spine_time: str,
-    row_time: str,
-    columns: dict[str, str],
-    created: str | None = None,
-    ttl: timedelta | None = None,
-) -> pl.DataFrame:
-    """`join_many` with one view."""
-    view = View(rows=rows, keys=keys, row_time=row_time, columns=columns, created=created, ttl=ttl)
-    return join_many(spine, [view], spine_time=spine_time)
-
-
-def join_many(spine: pl.DataFrame, views: Sequence[View], *, spine_time: str) -> pl.DataFrame:
-    """Add to each spine row the columns of the feature rows it may use; null where there is none.
-
-    spine: any number of rows, with every key and `spine_time` (timezone-aware); its rows and order are kept.
-    Raises when two columns of the result would have one name.
-    """
-    # an empty spine is one empty batch: its result has columns, too
-    slices = spine.iter_slices(BATCH_ROWS) if spine.height else [spine]
-    span: Any = (spine[spine_time].min(), spine[spine_time].max())
-    return pl.concat(join_batches(slices, views, spine_time=spine_time, span=span), rechunk=False)
-
-
 def join_batches(
     spine: Iterable[pl.DataFrame],
     views: Sequence[View],
@@ -77,9 +45,11 @@ def join_batches(
     spine_time: str,
     span: tuple[datetime | None, datetime | None] = (None, None),
 ) -> Iterator[pl.DataFrame]:
-    """`join_many` for a spine in batches: memory is that of the views and a batch.
+    """Add to each spine row the columns of the feature rows it may use; null where there is none.
 
-    span: the first and last instant of the spine, where known: rows that none of it can use are not read.
+    spine: batches of rows with every key and `spine_time` (timezone-aware); their rows and order are kept. Memory is
+    that of the views and a batch. span: the first and last instant of the spine, where known: rows that none of it can
+    use are not read. Raises when two columns of the result would have one name.
     """
     held = [_Held(view, *span) for view in views]
     for batch in spine:

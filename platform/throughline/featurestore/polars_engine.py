@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 from deltalake import write_deltalake
 
-from throughline.featurestore.asof import BATCH_ROWS, View, join_batches
+from throughline.featurestore.asof import View, join_batches
 from throughline.featurestore.delta_source import DeltaSource, to_arrow
 from throughline.featurestore.layout import EVENT_TIME
 from throughline.featurestore.pushed import PushedSource
@@ -30,7 +30,8 @@ from throughline.featurestore.retrieval import (
 )
 from throughline.lakehouse.delta import storage_options
 
-UTC_TIME = pl.Datetime("us", "UTC")
+BATCH_ROWS = 4_000_000
+_UTC = pl.Datetime("us", "UTC")
 _EVENT, _CREATED, _KNOWN, _RANK = "__event", "__created", "__known", "__rank"
 
 
@@ -177,7 +178,7 @@ def _as_view(view: ViewRead, prefix: str) -> View:
 
 def _as_known(rows: pl.LazyFrame, keys: list[str]) -> pl.LazyFrame:
     """The rows that were the newest known when they became known (the later of event and creation)."""
-    known = pl.max_horizontal(pl.col(_EVENT, _CREATED).dt.convert_time_zone("UTC").cast(UTC_TIME))
+    known = pl.max_horizontal(pl.col(_EVENT, _CREATED).dt.convert_time_zone("UTC").cast(_UTC))
     complete = rows.drop_nulls([*keys, _EVENT, _CREATED]).with_columns(known.alias(_KNOWN))
     ordered = complete.sort(_KNOWN, _EVENT, _CREATED)
     newest = pl.col(_EVENT).cum_max()

@@ -67,8 +67,10 @@ class ColumnProfile:
         return self.nulls / self.rows if self.rows else 0.0
 
 
-def number(value: float) -> str:
+def number(value: float | None) -> str:
     """A number as people read it."""
+    if value is None:
+        return "none"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import join_data as data
 from benchmarks import join_worker
-from throughline.featurestore.asof import join_asof
+from tests.support.asof import join_asof
 
 SIZE = data.Size(rows=400, entities=(15, 4), ticks=(12, 40))
 MISSING = object()

@@ -13,7 +13,7 @@ import pytest
 from features.flight_delay import sources
 from features.flight_delay.definitions import build
 from features.flight_delay.request import derive
-from throughline.featurestore.asof import join_asof
+from tests.support.asof import join_asof
 from throughline.featurestore.dataset import labelled_rows
 from throughline.featurestore.online import FeatureReader
 from throughline.foundation.settings import Settings

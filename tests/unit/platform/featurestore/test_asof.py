@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from throughline.featurestore.asof import join_asof
+from tests.support.asof import join_asof
 from throughline.foundation.errors import ThroughlineError
 
 HALF_HOUR = timedelta(minutes=30)

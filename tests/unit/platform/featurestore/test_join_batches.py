@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from throughline.featurestore.asof import View, join_asof, join_batches, join_many
+from tests.support.asof import join_asof, join_many
+from throughline.featurestore.asof import View, join_batches
 from throughline.foundation.errors import ThroughlineError
 
 START, MINUTE = datetime(2024, 3, 10, 5, tzinfo=UTC), timedelta(minutes=1)
