@@ -148,7 +148,7 @@ def test_bringing_a_day_does_not_wait_for_the_profile(definitions: Definitions, 
         assert AssetKey(["flight_delay", "features", "feature_store"]) in jobs[name]
 
 
-def test_the_profile_leaves_a_page_per_table_and_tells_the_catalogue(settings: Settings, usecase: UseCase) -> None:
+def test_the_profile_writes_a_page_per_table_and_lists_the_features(settings: Settings, usecase: UseCase) -> None:
     now = usecase.clock_start(settings)
     rows = pl.DataFrame({EVENT_TIME: [now - timedelta(hours=1)], "day": [date(2013, 3, 31)], "delay": [3.0]})
     tables = [TableReference(f"flight_delay/features/{name}", 0) for name in ("ticks", "spine")]
@@ -183,20 +183,20 @@ def test_the_profile_leaves_a_page_per_table_and_tells_the_catalogue(settings: S
     )
     assert done.success
     (event,) = done.asset_materializations_for_node("flight_delay__features__profile")
-    (told,) = event.metadata["features"].records
-    assert told.data["feature"] == "delay"
-    assert (told.data["models"], told.data["reads"]) == ("unknown", 0)
+    (listed,) = event.metadata["features"].records
+    assert listed.data["feature"] == "delay"
+    assert (listed.data["models"], listed.data["reads"]) == ("unknown", 0)
     for table in tables:
         page = page_of(settings, table)
         assert page.exists()
         assert event.metadata[table.table.rpartition("/")[2]].value == str(page)
 
 
-def test_registering_tells_what_is_registered_and_warns_of_a_deprecated_feature_in_use(
+def test_registering_records_what_is_registered_and_warns_of_a_deprecated_feature_in_use(
     home: Settings, usecase: UseCase, definitions: Definitions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through the real registry: descriptions, tags and the service are what Feast gives back."""
-    unit, said = feast_definitions._VIEWS["weather_ticks"][2]["weather_temp"]
+    unit, description = feast_definitions._VIEWS["weather_ticks"][2]["weather_temp"]
     for view in feast_definitions.build(lambda table: DeltaSource(name=table, path="", version=0, timestamp_field="t")):
         if isinstance(view, FeatureView):
             keys = {usecase.entities[entity]: [7 if entity == "flight" else "x"] for entity in view.entities}
@@ -220,7 +220,7 @@ def test_registering_tells_what_is_registered_and_warns_of_a_deprecated_feature_
     record = load_record(home, ("flight_delay", "features", "feature_store"), FeatureStoreRecord)
     (weather,) = [view for view in record.views if view.name == "weather_ticks"]
     (temp,) = [one for one in weather.features if one.name == "weather_temp"]
-    assert (temp.description, temp.tags["unit"]) == (said, unit)
+    assert (temp.description, temp.tags["unit"]) == (description, unit)
     assert (temp.services, temp.upstream) == (["flight_delay_v1"], ["weather.temp"])
     assert (weather.description, weather.owner) == ("The newest hourly observation at an origin.", "ops-research")
     (event,) = done.asset_materializations_for_node("flight_delay__features__feature_store")
