@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -25,14 +27,30 @@ def parsed_by(parse: Callable[[str], T]) -> Callable[[str], T]:
     return parser
 
 
+parse_model = parsed_by(ModelReference.parse)
+parse_table = parsed_by(TableReference.parse)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
+OneUseCase = Annotated[str | None, typer.Option("--usecase", help="One use case only; all of them when not given.")]
+UseCaseName = Annotated[str, typer.Argument(metavar="USECASE", help="A declared use case: a name under usecases/.")]
+PredictionId = Annotated[str, typer.Argument(metavar="PREDICTION_ID", help="As the endpoint named it in its answer.")]
+Model = Annotated[
+    ModelReference, typer.Argument(parser=parse_model, metavar="NAME/VERSION", help="A registered model version.")
+]
 Table = Annotated[
     TableReference,
-    typer.Argument(
-        parser=parsed_by(TableReference.parse), metavar="TABLE@VERSION", help="USECASE/LAYER/TABLE and a version of it."
-    ),
+    typer.Argument(parser=parse_table, metavar="TABLE@VERSION", help="USECASE/LAYER/TABLE and a version of it."),
 ]
-parse_model = parsed_by(ModelReference.parse)
-Model = Annotated[
-    ModelReference,
-    typer.Argument(parser=parse_model, metavar="NAME/VERSION", help="A registered model version."),
-]
+
+
+def read_objects(path: Path, key: str) -> list[dict[str, Any]]:
+    """The JSON objects of a file: one, a list of them, or either under `key`. Raises `ThroughlineError`."""
+    try:
+        body = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ThroughlineError(f"{path} cannot be read as JSON ({error}): give a file with {key}.") from error
+    found = body[key] if isinstance(body, dict) and key in body else body
+    objects = found if isinstance(found, list) else [found]
+    if not all(isinstance(each, dict) for each in objects):
+        raise ThroughlineError(f"{path} has no {key}: give JSON objects.")
+    return objects

@@ -13,15 +13,15 @@ Does not own: how entries are made (`throughline.catalogue.features`).
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from throughline.catalogue import features as catalogue
 from throughline.catalogue.features import Entry
-from throughline.cli.output import emit, out
+from throughline.cli.arguments import AsJson, OneUseCase
+from throughline.cli.output import columns, emit, fields, listed, out
 from throughline.foundation.clock import data_clock
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import load_settings
@@ -31,9 +31,6 @@ from throughline.usecase import get_usecase, load_usecases
 
 app = typer.Typer(no_args_is_help=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-UseCaseName = Annotated[str | None, typer.Option("--usecase", help="Of one use case only.")]
-
 
 @app.callback()
 def features() -> None:
@@ -41,16 +38,15 @@ def features() -> None:
 
 
 @app.command("list")
-def list_features(usecase: UseCaseName = None, as_json: AsJson = False) -> None:
+def list_features(usecase: OneUseCase = None, as_json: AsJson = False) -> None:
     """All features, by feature view."""
-    entries, clock = _catalogue(usecase)
-    _emit(entries, clock, as_json)
+    _emit(*_catalogue(usecase), as_json)
 
 
 @app.command()
 def search(
     words: Annotated[list[str], typer.Argument(metavar="WORDS", help="All of them must occur.")],
-    usecase: UseCaseName = None,
+    usecase: OneUseCase = None,
     as_json: AsJson = False,
 ) -> None:
     """Features and views in which all the words occur: name, description, tags, entity, owner, upstream columns."""
@@ -68,7 +64,7 @@ def search(
 @app.command()
 def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A feature or a feature view.")],
-    usecase: UseCaseName = None,
+    usecase: OneUseCase = None,
     as_json: AsJson = False,
 ) -> None:
     """All about one feature, or one feature view."""
@@ -96,28 +92,25 @@ def _catalogue(usecase: str | None) -> tuple[list[Entry], datetime]:
 
 
 def _emit(entries: list[Entry], clock: datetime, as_json: bool) -> None:
-    result: dict[str, Any] = {"clock": clock.isoformat()}
-    for kind in ("view", "feature"):
-        result[f"{kind}s"] = [entry.model_dump(mode="json") for entry in entries if entry.kind == kind]
-    emit(as_json, result, lambda: _show_many(entries))
+    kinds = {
+        f"{kind}s": [entry.model_dump(mode="json") for entry in entries if entry.kind == kind]
+        for kind in ("view", "feature")
+    }
+    emit(as_json, {"clock": clock.isoformat(), **kinds}, lambda: _show_many(entries))
 
 
 def _show_many(entries: list[Entry]) -> None:
     screen = out()
     for group in _by_view(entries):
         first = group[0]
-        screen.print(f"\n[bold]{escape(first.view)}[/]  [dim]{escape(_of_view(first))}[/]")
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        for heading in ("feature", "", "unit", "models", "reads"):
-            table.add_column(
-                heading, justify="right" if heading in {"models", "reads"} else "left", no_wrap=bool(heading)
-            )
+        about = f"@{first.table.version} · {', '.join(first.entity)} · {first.owner} · {_freshness(first)}"
+        screen.print(f"\n[bold]{escape(first.view)}[/]  [dim]{escape(about)}[/]")
+        table = columns("feature", "", "unit", "models", "reads", right=("models", "reads"), wrapped=("",))
         for entry in group:
-            style = "yellow" if entry.deprecated else None
             models = "unknown" if entry.models is None else str(len(entry.models))
-            unit = entry.tags.get("unit", "")
-            text = _deprecation(entry) or entry.description
-            table.add_row(escape(entry.name), escape(text), escape(unit), models, f"{entry.reads:,}", style=style)
+            texts = (entry.name, _deprecation(entry) or entry.description, entry.tags.get("unit", ""))
+            style = "yellow" if entry.deprecated else None
+            table.add_row(*map(escape, texts), models, f"{entry.reads:,}", style=style)
         screen.print(table)
 
 
@@ -127,10 +120,6 @@ def _by_view(entries: list[Entry]) -> list[list[Entry]]:
     for entry in entries:
         groups.setdefault((entry.usecase, entry.view), []).append(entry)
     return [[e for e in group if e.kind == "feature"] or group for group in groups.values()]
-
-
-def _of_view(entry: Entry) -> str:
-    return f"@{entry.table.version} · {', '.join(entry.entity)} · {entry.owner} · {_freshness(entry)}"
 
 
 def _freshness(entry: Entry) -> str:
@@ -160,11 +149,7 @@ def _deprecation(entry: Entry) -> str | None:
 
 
 def _show(entry: Entry) -> None:
-    screen = out()
     newest = f"{entry.freshness.newest.isoformat()}, " if entry.freshness.newest else ""
-    models = (
-        f"unknown ({entry.models_unknown})" if entry.models is None else ", ".join(map(str, entry.models)) or "none"
-    )
     lines = {
         "description": entry.description,
         "deprecated": _deprecation(entry),
@@ -175,18 +160,12 @@ def _show(entry: Entry) -> None:
         "tags": ", ".join(f"{key}={value}" for key, value in entry.tags.items()),
         "freshness": newest + _freshness(entry),
         "table": str(entry.table),
-        "upstream": "unknown" if entry.upstream is None else ", ".join(entry.upstream) or "none",
+        "upstream": listed(entry.upstream),
         "features": ", ".join(entry.features),
-        "services": ", ".join(entry.services) or "none",
-        "models": models,
+        "services": listed(entry.services),
+        "models": listed(entry.models, entry.models_unknown),
         "reads": f"{entry.reads:,}" + (f", by {entry.reads_from}" if entry.reads_from else ""),
         "profile": entry.profile or "none yet: materialise the profile",
     }
-    screen.print(f"[bold]{escape(entry.name)}[/]", style="yellow" if entry.deprecated else None)
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, value in lines.items():
-        if value:
-            table.add_row(label, escape(value))
-    screen.print(table)
+    out().print(f"[bold]{escape(entry.name)}[/]", style="yellow" if entry.deprecated else None)
+    out().print(fields(lines))

@@ -1,6 +1,6 @@
-"""`throughline propose | approve | promote | rollback | history | note`: who lets what go live, and what was done.
+"""`throughline propose | approve | promote | rollback | history | note`: releases, and the history of model versions.
 
-Owns: words, tables, JSON. Does not own: who may do what (`registry/approval.py`), what happens then
+Owns: options, tables, JSON. Does not own: who may approve what (`registry/approval.py`), the change of champion
 (`rollout/promotion.py`), the history (`registry/history.py`).
 """
 
@@ -8,32 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
+from rich.markup import escape
 
-from throughline.cli.arguments import Model, parse_model
-from throughline.cli.output import emit, follow_run, out
+from throughline.cli.arguments import AsJson, Model, UseCaseName, parse_model
+from throughline.cli.output import columns, emit, follow_run, out
+from throughline.evaluation.gate import MAX_AGE
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import ModelReference
+from throughline.foundation.security.principal import current_principal
 from throughline.foundation.settings import Settings, load_settings
 from throughline.foundation.tags import CAUSE
+from throughline.graph.client import Graph
+from throughline.records import EndpointRecord, EvaluationRecord, GateDecision, HistoryEvent, ModelRecord
+from throughline.records.store import find_record
+from throughline.registry import decisions
+from throughline.registry import versions as models
+from throughline.registry.history import append, change, event_of, events
+from throughline.rollout import promotion
 from throughline.usecase import UseCase, get_usecase, load_usecases
 
-if TYPE_CHECKING:
-    from throughline.foundation.references import ModelReference
-    from throughline.records import EndpointRecord, HistoryEvent, ModelRecord
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Reason = Annotated[str, typer.Option(help="Why; it stands in the history.")]
 
 
 def propose(model: Model, as_json: AsJson = False) -> None:
     """Evaluate a registered version, let the gate decide, and release it when every rule passes."""
-    from throughline.graph.client import Graph
-    from throughline.records import GateDecision
-    from throughline.records.store import find_record
-    from throughline.registry import versions as models
-
     settings = load_settings()
     usecase, _ = _registered(settings, model)
     dataset = models.dataset_tables(settings, model.name)[model]
@@ -47,17 +48,12 @@ def propose(model: Model, as_json: AsJson = False) -> None:
     run_id = graph.launch(assets, config={"ops": ops}, tags={CAUSE: f"{model} was proposed"})
     outcome = follow_run(graph, settings, run_id, quiet=as_json)
     if not outcome.succeeded:
-        why = outcome.errors[0] if outcome.errors else outcome.status
-        raise ThroughlineError(f"{model} was not decided about: {why}")
+        raise ThroughlineError(f"{model} was not decided about: {outcome.cause}")
     gate = find_record(settings, (usecase.name, "evaluation", "gate"), GateDecision)
     if gate is None or gate.model != model or gate.decision == "reject":
         raise ThroughlineError(f"{model} is not released: {gate.failures if gate else 'there is no decision'}.")
-    result = {
-        "model": str(model),
-        "run": run_id,
-        "decision": gate.decision,
-        "rules": gate.model_dump(mode="json")["rules"],
-    }
+    rules = gate.model_dump(mode="json")["rules"]
+    result = {"model": str(model), "run": run_id, "decision": gate.decision, "rules": rules}
     waits = f", it waits for approval: throughline approve {model} --reason TEXT" if gate.decision == "wait" else ""
     emit(as_json, result, lambda: out().print(f"[bold]{model}[/]: {gate.decision}{waits}"))
 
@@ -69,12 +65,6 @@ def approve(
     as_json: AsJson = False,
 ) -> None:
     """Approve a version that the gate lets through and the policy holds back; then it is released."""
-    from throughline.foundation.security.principal import current_principal
-    from throughline.graph.client import Graph
-    from throughline.records import EndpointRecord, GateDecision, ModelRecord
-    from throughline.records.store import find_record
-    from throughline.registry import decisions
-
     settings = load_settings()
     usecase, record = _registered(settings, model)
     candidate = find_record(settings, (usecase.name, "training", "model"), ModelRecord)
@@ -84,15 +74,10 @@ def approve(
             "approve that one, or train again."
         )
     event = decisions.approve(settings, usecase, record, current_principal(settings), reason)
-    result: dict[str, Any] = {
-        "model": str(model),
-        "sha256": record.sha256,
-        "approved_by": event.actor,
-        "reason": reason,
-    }
+    result = {"model": str(model), "sha256": record.sha256, "approved_by": event.actor, "reason": reason}
     graph = Graph(settings)
     try:
-        run_id = graph.launch(_judged_again(settings, usecase))
+        run_id = graph.launch(_assets_to_release(settings, usecase))
     except ThroughlineError as error:
         hint = f"not released yet: {error} Repeat the command when Dagster runs."
         emit(as_json, {**result, "run": None, "note": hint}, lambda: out().print(f"{model} is approved, {hint}"))
@@ -105,34 +90,25 @@ def approve(
     gate = find_record(settings, (usecase.name, "evaluation", "gate"), GateDecision)
     endpoint = find_record(settings, (usecase.name, "deployment", "endpoint"), EndpointRecord)
     if not outcome.succeeded or endpoint is None or endpoint.model != model:
-        why = outcome.errors[0] if outcome.errors else f"the gate says {gate.decision}: {gate.failures}" if gate else ""
-        raise ThroughlineError(f"{model} is approved and was not released: {why or outcome.status}.")
+        decision = f"the gate's decision is {gate.decision}: {gate.failures}" if gate else ""
+        why = outcome.cause if outcome.errors or not decision else decision
+        raise ThroughlineError(f"{model} is approved and was not released: {why}.")
     serves = endpoint.model_dump(mode="json")
     emit(as_json, {**result, "run": run_id, "endpoint": serves}, lambda: _show_endpoint(endpoint))
 
 
 def promote(model: Model, reason: Reason, as_json: AsJson = False) -> None:
     """Serve a version that the gate released, now, and make it champion."""
-    from throughline.foundation.security.principal import current_principal
-    from throughline.rollout.promotion import promote as move
-
     settings = load_settings()
     usecase, record = _registered(settings, model)
-    endpoint = move(settings, usecase, record, current_principal(settings), reason)
+    endpoint = promotion.promote(settings, usecase, record, current_principal(settings), reason)
     emit(as_json, endpoint.model_dump(mode="json"), lambda: _show_endpoint(endpoint))
 
 
-def rollback(
-    name: Annotated[str, typer.Argument(help="A declared use case: a name under usecases/.")],
-    reason: Reason = "",
-    as_json: AsJson = False,
-) -> None:
+def rollback(name: UseCaseName, reason: Reason = "", as_json: AsJson = False) -> None:
     """Return to the champion before the current one; again, to the one before that."""
-    from throughline.foundation.security.principal import current_principal
-    from throughline.rollout.promotion import rollback as move
-
     settings, usecase = load_settings(), get_usecase(name)
-    endpoint = move(settings, usecase, current_principal(settings), reason)
+    endpoint = promotion.rollback(settings, usecase, current_principal(settings), reason)
     emit(as_json, endpoint.model_dump(mode="json"), lambda: _show_endpoint(endpoint))
 
 
@@ -141,8 +117,6 @@ def history(
     as_json: AsJson = False,
 ) -> None:
     """What was done to model versions, by whom and why; oldest first."""
-    from throughline.registry.history import events
-
     settings = load_settings()
     if target is None:
         usecases = list(load_usecases().values())
@@ -150,8 +124,8 @@ def history(
         usecases = [get_usecase(target if "/" not in target else parse_model(target).name)]
     found = [(usecase, event) for usecase in usecases for event in concerning(events(settings, usecase.name), target)]
     found.sort(key=lambda one: one[1].at)
-    told = [{"usecase": usecase.name, **event.model_dump(mode="json")} for usecase, event in found]
-    emit(as_json, told, lambda: _show_events(found))
+    result = [{"usecase": usecase.name, **event.model_dump(mode="json")} for usecase, event in found]
+    emit(as_json, result, lambda: _show_events(found))
 
 
 def note(
@@ -160,9 +134,6 @@ def note(
     as_json: AsJson = False,
 ) -> None:
     """Add a note to the history; it shows on the version's card."""
-    from throughline.foundation.security.principal import current_principal
-    from throughline.registry.history import append, event_of
-
     if not text.strip():
         raise typer.BadParameter("the note is empty")
     settings = load_settings()
@@ -181,9 +152,6 @@ def concerning(events: Iterable[HistoryEvent], target: str | None) -> list[Histo
 
 def what_happened(event: HistoryEvent) -> str:
     """An event's old and new value as a person reads them, without its reason."""
-    from throughline.records import GateDecision
-    from throughline.registry.history import change
-
     if event.action != "decided":
         return change(event)
     try:
@@ -197,17 +165,11 @@ def local_time(at: datetime, usecase: UseCase) -> str:
 
 
 def _registered(settings: Settings, model: ModelReference) -> tuple[UseCase, ModelRecord]:
-    from throughline.registry import versions as models
-
     return get_usecase(model.name), models.get(settings, model)
 
 
-def _judged_again(settings: Settings, usecase: UseCase) -> list[tuple[str, str, str]]:
+def _assets_to_release(settings: Settings, usecase: UseCase) -> list[tuple[str, str, str]]:
     """Gate, card and endpoint; the evaluation before them when the gate would soon find it stale: people take days."""
-    from throughline.evaluation.gate import MAX_AGE
-    from throughline.records import EvaluationRecord
-    from throughline.records.store import find_record
-
     rooms = (("evaluation", "gate"), ("evaluation", "card"), ("deployment", "endpoint"))
     assets = [(usecase.name, *key) for key in rooms]
     evaluation = find_record(settings, (usecase.name, "evaluation", "evaluation"), EvaluationRecord)
@@ -221,16 +183,10 @@ def _show_endpoint(endpoint: EndpointRecord) -> None:
 
 
 def _show_events(found: list[tuple[UseCase, HistoryEvent]]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
     if not found:
-        out().print("nothing was told yet")
+        out().print("no event is recorded yet")
         return
-    table = Table(box=None)
-    for name in ("when", "who"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("what, and why")
+    table = columns("when", "who", "what, and why", wrapped=("what, and why",))
     for usecase, event in found:
         what = escape(f"{event.action} {event.target}  {what_happened(event)}".rstrip())
         why = f"\n[dim]{escape(event.reason)}[/]" if event.reason else ""

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.table import Table
 
+from throughline.cli.arguments import AsJson
 from throughline.cli.output import emit, out
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import load_settings
 from throughline.graph.client import Graph, JobRun, RunEvent
 from throughline.graph.jobs import jobs as newest
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 app = typer.Typer(invoke_without_command=True)
 
 
@@ -28,23 +28,18 @@ def jobs(context: typer.Context, limit: int = typer.Option(20, min=1), as_json: 
     if context.invoked_subcommand is not None:
         return
     found = newest(load_settings(), limit)
+    emit(as_json, [fields_of(run) for run in found], lambda: _show(found))
 
-    def table() -> None:
-        shown = Table("job", "what", "state", "submitted (UTC)", "took", "model", "AUC", "log loss", box=None)
-        for run in found:
-            fields = fields_of(run)
-            shown.add_row(
-                run.run_id[:8],
-                run.job,
-                run.status.lower(),
-                f"{datetime.fromtimestamp(run.created, UTC):%Y-%m-%d %H:%M:%S}",
-                f"{fields['seconds']:.0f} s" if fields["seconds"] is not None else "",
-                str(fields["model"] or ""),
-                *(f"{fields[name]:.4f}" if fields[name] is not None else "" for name in ("auc", "log_loss")),
-            )
-        out().print(shown if found else "no training was submitted yet: throughline train USECASE")
 
-    emit(as_json, [fields_of(run) for run in found], table)
+def _show(found: list[JobRun]) -> None:
+    table = Table("job", "what", "state", "submitted (UTC)", "took", "model", "AUC", "log loss", box=None)
+    for run in found:
+        fields = fields_of(run)
+        submitted = f"{datetime.fromtimestamp(run.created, UTC):%Y-%m-%d %H:%M:%S}"
+        took, model = "" if fields["seconds"] is None else f"{fields['seconds']:.0f} s", str(fields["model"] or "")
+        metrics = ("" if fields[name] is None else f"{fields[name]:.4f}" for name in ("auc", "log_loss"))
+        table.add_row(run.run_id[:8], run.job, run.status.lower(), submitted, took, model, *metrics)
+    out().print(table if found else "no training was submitted yet: throughline train USECASE")
 
 
 @app.command()

@@ -19,11 +19,11 @@ from typing import Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table as Grid
 
-from throughline.cli.arguments import Table
-from throughline.cli.output import emit, out
+from throughline.cli.arguments import AsJson, PredictionId, Table
+from throughline.cli.output import columns, emit, fields, listed, out
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.references import TableReference
 from throughline.foundation.settings import load_settings
 from throughline.lineage.impact import Impact
 from throughline.lineage.impact import impact as impact_of
@@ -32,10 +32,10 @@ from throughline.usecase import load_usecases
 
 
 def trace(
-    prediction_id: str = typer.Argument(metavar="PREDICTION_ID", help="As the endpoint named it in its answer."),
+    prediction_id: PredictionId,
     feature: str | None = typer.Option(None, "--feature", help="Only this feature, with the raw rows behind it."),
     rows: int = typer.Option(20, "--rows", min=1, help="At most so many raw rows per table, the newest first."),
-    as_json: bool = typer.Option(False, "--json", help="Print the steps as JSON."),
+    as_json: AsJson = False,
 ) -> None:
     """Follow a logged prediction back to the rows, the code and the decision that it came from."""
     found = _traced(prediction_id, rows)
@@ -46,10 +46,7 @@ def trace(
     emit(as_json, value, lambda: _show_value(value))
 
 
-def impact(
-    pinned: Table,
-    as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
-) -> None:
+def impact(pinned: Table, as_json: AsJson = False) -> None:
     """Follow a table version forward: which features, datasets, models and live predictions it reached."""
     found = impact_of(load_settings(), pinned)
     emit(as_json, found.model_dump(mode="json"), lambda: _show_impact(found))
@@ -59,9 +56,8 @@ def _traced(prediction_id: str, rows: int) -> Trace:
     """By whichever use case logged it."""
     settings, problems = load_settings(), []
     for usecase in load_usecases().values():
-        tracer = Tracer(settings, usecase, raw_rows=rows)
         try:
-            return tracer.trace(prediction_id)
+            return Tracer(settings, usecase, raw_rows=rows).trace(prediction_id)
         except ThroughlineError as error:
             problems.append(str(error))
     raise ThroughlineError(" ".join(problems))
@@ -75,33 +71,26 @@ def _value_of(found: Trace, name: str) -> dict[str, Any]:
     feature = features[name]
     steps = [step.to_json() for step in found.of("feature_table") if step.facts.get("view") == feature["view"]]
     decisive = {source.partition(".")[0] for source in feature["upstream"] or ()}
-    raw = [part for step in steps for part in step["raw"] if _name(part["table"]) in decisive]
+    raw = [part for step in steps for part in step["raw"] if TableReference.parse(part["table"]).name in decisive]
     return {**feature, "raw": raw}
-
-
-def _name(table: str) -> str:
-    return table.partition("@")[0].rpartition("/")[2]
 
 
 # On the terminal
 
 
 def _show(found: Trace) -> None:
-    screen = out()
-    table = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("step", "id", "version", ""):
-        table.add_column(heading, no_wrap=heading in {"step", "version"}, overflow="fold")
+    table = columns("step", "id", "version", "", wrapped=("id", ""))
     for step in found.steps:
-        said = f"missing: {step.missing}" if step.missing else _said(step)
-        shown = "" if step.version is None else str(step.version)[:12]
-        style = "yellow" if step.missing else None
-        table.add_row(step.kind.replace("_", " "), escape(step.id or ""), escape(shown), escape(said), style=style)
-    screen.print(table)
+        version = "" if step.version is None else str(step.version)[:12]
+        summary = f"missing: {step.missing}" if step.missing else _summary(step)
+        cells = (step.kind.replace("_", " "), step.id or "", version, summary)
+        table.add_row(*map(escape, cells), style="yellow" if step.missing else None)
+    out().print(table)
     if found.gaps:
-        screen.print(f"[yellow]{len(found.gaps)} of {len(found.steps)} steps are incomplete.[/]")
+        out().print(f"[yellow]{len(found.gaps)} of {len(found.steps)} steps are incomplete.[/]")
 
 
-def _said(step: Step) -> str:
+def _summary(step: Step) -> str:
     """The gist of a step, in a few words."""
     it = step.to_json()
     if step.kind == "prediction":
@@ -135,33 +124,21 @@ def _show_value(value: dict[str, Any]) -> None:
     screen.print(f"[bold]{escape(value['name'])}[/] {escape(str(value['value']))}{happened}  [dim]{escape(where)}[/]")
     for part in value["raw"]:
         screen.print(f"\n{escape(part['table'])}  [dim]{len(part['rows'])} of {part['of']:,} rows that it could see[/]")
-        table = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        for column in part["rows"][0] if part["rows"] else ():
-            table.add_column(column, no_wrap=True)
+        table = columns(*(part["rows"][0] if part["rows"] else ()))
         for row in part["rows"]:
             table.add_row(*("" if cell is None else escape(str(cell)) for cell in row.values()))
         screen.print(table)
 
 
 def _show_impact(found: Impact) -> None:
-    screen = out()
-    table = Grid(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    models = (
-        f"unknown ({found.models_unknown})" if found.models is None else ", ".join(map(str, found.models)) or "none"
-    )
+    lacks = f", which lacks {found.log_lost:,} events" if found.log_lost else ""
     lines = {
-        "feature tables": ", ".join(map(str, found.feature_tables)) or "none",
-        "datasets": ", ".join(map(str, found.datasets)) or "none",
-        "models": models,
-        "their predictions": ", ".join(f"{model}: {count:,}" for model, count in found.predictions.items()) or "none",
+        "feature tables": listed(found.feature_tables),
+        "datasets": listed(found.datasets),
+        "models": listed(found.models, found.models_unknown),
+        "their predictions": listed(f"{model}: {count:,}" for model, count in found.predictions.items()),
         "served from it": f"{found.served_from:,} predictions",
-        "counted in": str(found.log or "nothing was logged yet"),
+        "counted in": f"{found.log or 'nothing was logged yet'}{lacks}",
     }
-    if found.log_lost:
-        lines["counted in"] += f", which lacks {found.log_lost:,} events"
-    screen.print(f"[bold]{escape(str(found.table))}[/]")
-    for label, value in lines.items():
-        table.add_row(label, escape(value))
-    screen.print(table)
+    out().print(f"[bold]{escape(str(found.table))}[/]")
+    out().print(fields(lines))

@@ -10,33 +10,33 @@ Does not own: what a version is (`registry/`).
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
-from throughline.cli.arguments import Model
+from throughline.cli.arguments import AsJson, Model, OneUseCase
 from throughline.cli.output import emit, out
+from throughline.evaluation.card import render_html, render_markdown
+from throughline.evaluation.card_store import current_card
 from throughline.foundation.settings import load_settings
+from throughline.models import description
+from throughline.models.description import VersionSummary
+from throughline.registry import versions as registry
 from throughline.usecase import get_usecase, load_usecases
 
-if TYPE_CHECKING:
-    from throughline.models.description import VersionSummary
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-UseCaseName = Annotated[str | None, typer.Option("--usecase", help="Of one use case only.")]
 app = typer.Typer(invoke_without_command=True)
 
 
 @app.callback()
-def models(context: typer.Context, usecase: UseCaseName = None, as_json: AsJson = False) -> None:
+def models(context: typer.Context, usecase: OneUseCase = None, as_json: AsJson = False) -> None:
     """List the registered versions, the newest first; `models card` shows the card of one."""
     if context.invoked_subcommand is not None:
         return
-    from throughline.models.description import summaries
-
     settings = load_settings()
     names = [get_usecase(usecase).name] if usecase else list(load_usecases())
-    found = [summary for name in names for summary in summaries(settings, name)]
+    found = [summary for name in names for summary in description.summaries(settings, name)]
     emit(as_json, [summary.model_dump(mode="json") for summary in found], lambda: _show(found))
 
 
@@ -47,10 +47,6 @@ def card(
     as_json: AsJson = False,
 ) -> None:
     """The card of a version, its signature verified, with the history as it stands now."""
-    from throughline.evaluation.card import render_html, render_markdown
-    from throughline.evaluation.card_store import current_card
-    from throughline.registry import versions as registry
-
     settings = load_settings()
     found = current_card(settings, registry.get(settings, model))
     text = render_html if html else render_markdown
@@ -58,24 +54,12 @@ def card(
 
 
 def _show(found: list[VersionSummary]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
     if not found:
         out().print("no version is registered yet: `throughline run`, or `throughline train USECASE`")
         return
     table = Table("model", "alias", "trainer", "dataset", "AUC", "decision", "registered (UTC)", box=None)
     for one in found:
         auc = "" if one.auc is None else f"{one.auc:.4f}"
-        aliases, decision = ", ".join(one.aliases), one.decision or ""
-        cells = (
-            str(one.model),
-            aliases,
-            one.trainer,
-            one.dataset[:12],
-            auc,
-            decision,
-            f"{one.registered:%Y-%m-%d %H:%M}",
-        )
-        table.add_row(*map(escape, cells))
+        names = (str(one.model), ", ".join(one.aliases), one.trainer, one.dataset[:12])
+        table.add_row(*map(escape, names), auc, one.decision or "", f"{one.registered:%Y-%m-%d %H:%M}")
     out().print(table)

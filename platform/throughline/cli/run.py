@@ -6,10 +6,10 @@ import time
 from datetime import timedelta
 from typing import Any
 
-import typer
-from rich.table import Table
+from rich.markup import escape
 
-from throughline.cli.output import console, emit, follow_run, out
+from throughline.cli.arguments import AsJson
+from throughline.cli.output import console, emit, fields, follow_run, out
 from throughline.cli.services import require_all
 from throughline.foundation.clock import data_clock
 from throughline.foundation.errors import ThroughlineError
@@ -24,7 +24,7 @@ from throughline.services import doctor
 from throughline.usecase import UseCase, load_usecases
 
 
-def run(as_json: bool = typer.Option(False, "--json", help="Print the result as JSON.")) -> None:
+def run(as_json: AsJson = False) -> None:
     """Start the services, bring the graph up to date, and send one real prediction."""
     started = time.monotonic()
     settings = load_settings()
@@ -33,15 +33,15 @@ def run(as_json: bool = typer.Option(False, "--json", help="Print the result as 
     up_s = time.monotonic() - started
     results = [_run_usecase(settings, usecase) for usecase in load_usecases().values()]
     result = {"seconds": {"services": round(up_s, 1), "all": round(time.monotonic() - started, 1)}, "usecases": results}
-    emit(as_json, result, lambda: _table(settings, result))
+    emit(as_json, result, lambda: _show(settings, results))
 
 
 def _run_usecase(settings: Settings, usecase: UseCase) -> dict[str, Any]:
-    now = data_clock(settings, usecase.clock_start(settings)).now()
+    name, now = usecase.name, data_clock(settings, usecase.clock_start(settings)).now()
     graph = Graph(settings)
     graph.reload_if_changed(fingerprint_graph())
-    states = [state for state in graph.states() if state.key[0] == usecase.name]
-    features = find_record(settings, (usecase.name, "features", "feature_store"), FeatureStoreRecord)
+    states = [state for state in graph.states() if state.key[0] == name]
+    features = find_record(settings, (name, "features", "feature_store"), FeatureStoreRecord)
     late = features is not None and usecase.local_day(features.as_of) < usecase.local_day(now)
     behind = frozenset({"features"} if late else ())
     plan = plan_run(states, usecase.first_day(settings), usecase.local_day(now), behind)
@@ -50,20 +50,18 @@ def _run_usecase(settings: Settings, usecase: UseCase) -> dict[str, Any]:
     if plan:
         days = (plan.days[0].isoformat(), plan.days[1].isoformat()) if plan.days else None
         span = f", days {days[0]} to {days[1]}" if days else ""
-        console.print(f"[bold]{usecase.name}[/]: {len(plan.assets)} of {len(states)} assets to materialise{span}")
+        console.print(f"[bold]{name}[/]: {len(plan.assets)} of {len(states)} assets to materialise{span}")
         run_id = graph.launch(plan.assets, partitions=days)
         outcome = follow_run(graph, settings, run_id)
         materialised = outcome.materialised
         if not outcome.succeeded:
-            cause = outcome.errors[0] if outcome.errors else f"the run ended as {outcome.status}"
             raise ThroughlineError(
-                f"{usecase.name} was not brought up to date: {cause} "
+                f"{name} was not brought up to date: {outcome.cause} "
                 f"(details: {settings.url('dagster')}/runs/{run_id}; `make run` goes on from here)."
             )
     else:
-        console.print(f"[bold]{usecase.name}[/]: nothing changed, nothing to materialise")
+        console.print(f"[bold]{name}[/]: nothing changed, nothing to materialise")
 
-    name = usecase.name
     endpoint = find_record(settings, (name, "deployment", "endpoint"), EndpointRecord)
     gate = find_record(settings, (name, "evaluation", "gate"), GateDecision)
     if endpoint is None or gate is None:
@@ -73,7 +71,7 @@ def _run_usecase(settings: Settings, usecase: UseCase) -> dict[str, Any]:
     evaluation = load_record(settings, (name, "evaluation", "evaluation"), EvaluationRecord)
     prediction = predict(settings, usecase, [example_request(settings, usecase, now)])[0]
     return {
-        "usecase": usecase.name,
+        "usecase": name,
         "materialised": materialised,
         "seconds": round(time.monotonic() - started, 1),
         "data_clock": now.isoformat(),
@@ -83,31 +81,26 @@ def _run_usecase(settings: Settings, usecase: UseCase) -> dict[str, Any]:
         "gate": gate.decision,
         "auc": evaluation.candidate.auc,
         "log_loss": evaluation.candidate.log_loss,
-        "endpoint": f"{settings.url('model_http')}/v1/models/{usecase.name}:predict",
+        "endpoint": f"{settings.url('model_http')}/v1/models/{name}:predict",
         "prediction": prediction,
     }
 
 
-def _table(settings: Settings, result: dict[str, Any]) -> None:
-    for done in result["usecases"]:
-        table = Table(title=done["usecase"], show_header=False, title_justify="left", title_style="bold")
-        table.add_row("materialised", f"{len(set(done['materialised']))} assets in {done['seconds']} s")
-        table.add_row("data", f"{done['days'][0]} to {done['days'][1]}, data clock {done['data_clock']}")
-        dataset = done["dataset"]
-        table.add_row(
-            "dataset", f"{dataset['rows']:,} rows, version {dataset['version']}, {dataset['fingerprint'][:12]}"
-        )
-        table.add_row("model", f"{done['model']} (gate: {done['gate']})")
-        table.add_row("held-out weeks", f"AUC {done['auc']:.4f}, log loss {done['log_loss']:.4f}")
-        table.add_row("endpoint", done["endpoint"])
-        table.add_row("gRPC", f"127.0.0.1:{settings.port('model_grpc')}")
-        prediction = done["prediction"]
-        table.add_row("a prediction", f"{prediction['decision']}, score {prediction['score']:.4f}")
-        table.add_row("", f"prediction_id {prediction['prediction_id']}")
-        out().print(table)
-    places = Table(show_header=False)
-    places.add_row("Dagster", settings.url("dagster"))
-    places.add_row("MLflow", settings.url("mlflow"))
-    places.add_row("logs", str(settings.logs))
-    places.add_row("stop", "make stop")
-    out().print(places)
+def _show(settings: Settings, results: list[dict[str, Any]]) -> None:
+    for done in results:
+        data, prediction = done["dataset"], done["prediction"]
+        lines = {
+            "materialised": f"{len(set(done['materialised']))} assets in {done['seconds']} s",
+            "data": f"{done['days'][0]} to {done['days'][1]}, data clock {done['data_clock']}",
+            "dataset": f"{data['rows']:,} rows, version {data['version']}, {data['fingerprint'][:12]}",
+            "model": f"{done['model']} (gate: {done['gate']})",
+            "held-out weeks": f"AUC {done['auc']:.4f}, log loss {done['log_loss']:.4f}",
+            "endpoint": done["endpoint"],
+            "gRPC": f"127.0.0.1:{settings.port('model_grpc')}",
+            "a prediction": f"{prediction['decision']}, score {prediction['score']:.4f}",
+            "prediction_id": prediction["prediction_id"],
+        }
+        out().print(f"[bold]{escape(done['usecase'])}[/]")
+        out().print(fields(lines))
+    places = {"Dagster": settings.url("dagster"), "MLflow": settings.url("mlflow"), "logs": str(settings.logs)}
+    out().print(fields({**places, "stop": "make stop"}))

@@ -5,22 +5,21 @@ Owns: words and tables on the terminal, JSON on stdout. Does not own: what the s
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from throughline import services
+from throughline.cli.arguments import AsJson
+from throughline.cli.output import console, emit
 from throughline.foundation.settings import Settings, load_settings
 from throughline.services import ServiceStatus
 from throughline.services import doctor as checks
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 
 _COLOURS = {"running": "green", "starting": "yellow", "stopped": "bright_black"}
 
@@ -38,16 +37,13 @@ def up(
         for line in error.tail:
             typer.echo(f"  {line}", err=True)
         raise
-    if as_json:
-        typer.echo(json.dumps({"services": describe(statuses)}))
-    else:
-        show_services(statuses)
+    emit(as_json, {"services": describe(statuses)}, lambda: show_services(statuses))
 
 
 def down(as_json: AsJson = False) -> None:
     """Stop the local services, supervisor included; nothing of ours runs or listens afterwards."""
     services.down(load_settings())
-    typer.echo(json.dumps({"services": []}) if as_json else "Stopped: no service of this home runs any more.")
+    emit(as_json, {"services": []}, lambda: typer.echo("Stopped: no service of this home runs any more."))
 
 
 def status(as_json: AsJson = False) -> None:
@@ -56,11 +52,7 @@ def status(as_json: AsJson = False) -> None:
     statuses = services.status(settings)
     answers = any(one.name == "model-server" and one.state == "running" for one in statuses)
     models = services.served_models(settings) if answers else []
-    if as_json:
-        typer.echo(json.dumps({"services": describe(statuses), "models": models}))
-    else:
-        show_services(statuses)
-        show_models(models)
+    emit(as_json, {"services": describe(statuses), "models": models}, lambda: show_services(statuses, models))
     if any(one.state != "running" for one in statuses):
         raise typer.Exit(1)
 
@@ -68,16 +60,18 @@ def status(as_json: AsJson = False) -> None:
 def doctor(as_json: AsJson = False) -> None:
     """Check what this machine needs; name what is missing and the command that fixes it."""
     found = checks.examine(load_settings())
-    if as_json:
-        typer.echo(json.dumps({"ok": not checks.failed(found), "checks": [one.as_dict() for one in found]}))
-    else:
-        for one in found:
-            mark, colour = ("ok", "green") if one.ok else ("MISSING", "red") if one.required else ("note", "yellow")
-            typer.echo(f"{typer.style(f'{mark:8}', fg=colour)}{one.name:14}{one.found}")
-            if not one.ok:
-                typer.echo(f"{'':22}{one.fix}")
-    if checks.failed(found):
+    ok = not checks.failed(found)
+    emit(as_json, {"ok": ok, "checks": [asdict(check) for check in found]}, lambda: show_checks(found))
+    if not ok:
         raise typer.Exit(1)
+
+
+def show_checks(found: list[checks.Check]) -> None:
+    for check in found:
+        mark, colour = ("ok", "green") if check.ok else ("MISSING", "red") if check.required else ("note", "yellow")
+        typer.echo(f"{typer.style(f'{mark:8}', fg=colour)}{check.name:14}{check.found}")
+        if not check.ok:
+            typer.echo(f"{'':22}{check.fix}")
 
 
 def describe(statuses: list[ServiceStatus]) -> list[dict]:
@@ -88,13 +82,11 @@ def describe(statuses: list[ServiceStatus]) -> list[dict]:
     ]
 
 
-def show_services(statuses: list[ServiceStatus]) -> None:
+def show_services(statuses: list[ServiceStatus], models: Sequence[dict] = ()) -> None:
     for one in statuses:
         state = typer.style(f"{one.state:10}", fg=_COLOURS.get(one.state, "red"))
         typer.echo(f"{one.name:19}{state}{one.address or '-':27}{one.detail}".rstrip())
 
-
-def show_models(models: list[dict]) -> None:
     for one in models:
         share = one.get("share")
         traffic = f"{share:.0%} of traffic" if isinstance(share, int | float) else ""
@@ -104,11 +96,24 @@ def show_models(models: list[dict]) -> None:
 @contextmanager
 def progress() -> Generator[Callable[[str, str, float], None]]:
     """What `services.up` reports to: a live table on a terminal, a line per change of state elsewhere; on stderr."""
-    if sys.stderr.isatty():
-        with _live() as report:
-            yield report
-    else:
+    if not sys.stderr.isatty():
         yield _lines()
+        return
+    columns = (
+        SpinnerColumn(finished_text="[green]✓"),
+        TextColumn("{task.description:18}"),
+        TextColumn("{task.fields[state]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as shown:
+        tasks: dict[str, TaskID] = {}
+
+        def report(name: str, state: str, seconds: float) -> None:
+            if name not in tasks:
+                tasks[name] = shown.add_task(name, total=1)
+            shown.update(tasks[name], state=state, completed=int(state != "starting"))
+
+        yield report
 
 
 def _lines() -> Callable[[str, str, float], None]:
@@ -120,26 +125,6 @@ def _lines() -> Callable[[str, str, float], None]:
         shown[name] = state
 
     return report
-
-
-@contextmanager
-def _live() -> Generator[Callable[[str, str, float], None]]:
-    columns = (
-        SpinnerColumn(finished_text="[green]✓"),
-        TextColumn("{task.description:18}"),
-        TextColumn("{task.fields[state]}"),
-    )
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as shown:
-        tasks: dict[str, TaskID] = {}
-
-        def report(name: str, state: str, seconds: float) -> None:
-            if name not in tasks:
-                tasks[name] = shown.add_task(name, total=1, state=state)
-            if state != "starting":
-                shown.update(tasks[name], completed=1)
-            shown.update(tasks[name], state=state)
-
-        yield report
 
 
 def require_all(settings: Settings) -> None:

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from throughline.cli.jobs import AsJson, fields_of
+from throughline.cli.arguments import AsJson
+from throughline.cli.jobs import fields_of
 from throughline.cli.output import emit, follow_run, out
 from throughline.foundation.settings import load_settings
 from throughline.graph.jobs import JobRun, SearchRequest, TrainingRequest, submit

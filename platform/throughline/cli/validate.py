@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Any
 
 import polars as pl
 import typer
 import yaml
 
-from throughline.cli.arguments import Table
+from throughline.cli.arguments import AsJson, Table
 from throughline.cli.output import emit, out
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
@@ -20,8 +20,6 @@ from throughline.validation.infer import PLATFORM, draft, suspicions
 from throughline.validation.judge import REASONS, Judgement, judge, worst
 
 app = typer.Typer(no_args_is_help=True)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @app.callback()
@@ -59,8 +57,6 @@ def check(pinned: Table, as_json: AsJson = False) -> None:
             f"Nothing is expected of {pinned.table}: `expects` is declared for {declared.name}/raw/"
             f"{{{', '.join(expecting)}}} (usecases/{declared.name}.yaml)."
         )
-    import polars as pl
-
     rows, first = _rows(settings, pinned), declared.first_day(settings)
     if DAY not in rows.columns:
         rows = rows.with_columns(pl.lit(first).alias(DAY))

@@ -67,6 +67,11 @@ class RunOutcome:
     def succeeded(self) -> bool:
         return self.status == "SUCCESS"
 
+    @property
+    def cause(self) -> str:
+        """Why it did not succeed, in one line."""
+        return self.errors[0] if self.errors else f"the run ended as {self.status}"
+
 
 @dataclass(frozen=True)
 class JobRun:

@@ -40,8 +40,7 @@ class Job:
     def succeeded(self, outcome: RunOutcome) -> JobRun:
         """The results of a run that has ended. Raises `ThroughlineError` with the cause when it failed."""
         if not outcome.succeeded:
-            cause = outcome.errors[0] if outcome.errors else f"the run ended as {outcome.status}"
-            raise ThroughlineError(f"Training failed: {cause} (`throughline jobs logs {self.run_id}`).")
+            raise ThroughlineError(f"Training failed: {outcome.cause} (`throughline jobs logs {self.run_id}`).")
         return self.state()
 
     def cancel(self) -> None:

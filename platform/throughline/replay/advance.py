@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
+from typing import Any
 
 from throughline.foundation import tags
 from throughline.foundation.clock import ReplayClock, data_clock
@@ -28,29 +28,17 @@ HOUR = timedelta(hours=1)
 SENSOR_DEADLINE_S = 120
 
 
-@dataclass(frozen=True)
-class ReplayedDay:
-    """What one day brought."""
-
-    day: date
-    predictions: int
-    outcomes: OutcomesRecord
-    calibration: CalibrationRecord
-    retraining: str | None
-    retraining_status: str | None
-    seconds: float
-
-
 def advance_day(
     settings: Settings,
     usecase: UseCase,
     graph: Graph,
     follow: Callable[[str], RunOutcome],
     report: Callable[[str], None],
-) -> ReplayedDay:
-    """Move the data clock by one local day. Interrupted, it goes on within the day when called again.
+) -> dict[str, Any]:
+    """Move the data clock by one local day; what happened, as `throughline advance --json` prints it.
 
-    `follow` waits for a run by its id; `report` gets a line per stage. Raises when the day cannot be brought.
+    Interrupted, it goes on within the day when called again. `follow` waits for a run by its id; `report` gets a line
+    per stage. Raises `ThroughlineError` when the data, the predictions or the monitoring of the day fail.
     """
     started = time.monotonic()
     clock = data_clock(settings, usecase.clock_start(settings))
@@ -72,23 +60,26 @@ def advance_day(
     monitor = graph.launch(job=f"{usecase.name}_monitor")
     _must(follow(monitor), f"the monitoring of {day}")
     outcomes = load_record(settings, (usecase.name, "monitoring", "outcomes"), OutcomesRecord)
-    calibration = load_record(settings, (usecase.name, "monitoring", "calibration"), CalibrationRecord)
+    judged = load_record(settings, (usecase.name, "monitoring", "calibration"), CalibrationRecord)
 
     _wait_for_sensor(graph, f"{usecase.name}_drift", monitor)
-    retrainings = graph.runs({tags.RETRAIN: usecase.name, tags.CLOCK: calibration.window_until.isoformat()}, limit=1)
-    status = None
+    retrainings = graph.runs({tags.RETRAIN: usecase.name, tags.CLOCK: judged.window_until.isoformat()}, limit=1)
+    cause = status = None
     if retrainings:
-        report(f"{day}: retraining, {retrainings[0]['tags'][tags.CAUSE]}")
+        cause = retrainings[0]["tags"][tags.CAUSE]
+        report(f"{day}: retraining, {cause}")
         status = follow(retrainings[0]["run_id"]).status
-    return ReplayedDay(
-        day=day,
-        predictions=predictions,
-        outcomes=outcomes,
-        calibration=calibration,
-        retraining=retrainings[0]["tags"][tags.CAUSE] if retrainings else None,
-        retraining_status=status,
-        seconds=time.monotonic() - started,
-    )
+    return {
+        "usecase": usecase.name,
+        "day": day.isoformat(),
+        "predictions": predictions,
+        **outcomes.model_dump(include={"labelled", "never_labelled"}),
+        **judged.model_dump(mode="json", include={"model", "verdict", "reason"}),
+        "gap": judged.gap,
+        "retraining": cause,
+        "retraining_status": status,
+        "seconds": round(time.monotonic() - started, 1),
+    }
 
 
 def _replay_hours(
@@ -113,8 +104,7 @@ def _replay_hours(
 
 def _must(outcome: RunOutcome, what: str) -> None:
     if not outcome.succeeded:
-        cause = outcome.errors[0] if outcome.errors else f"its run ended as {outcome.status}"
-        raise ThroughlineError(f"Could not bring {what}: {cause}. Call `throughline advance` again to go on.")
+        raise ThroughlineError(f"Could not bring {what}: {outcome.cause}. Call `throughline advance` again to go on.")
 
 
 def _wait_for_sensor(graph: Graph, sensor: str, run_id: str) -> None:

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -37,9 +37,6 @@ class Check:
     required: bool
     found: str
     fix: str
-
-    def as_dict(self) -> dict:
-        return asdict(self)
 
 
 def examine(settings: Settings) -> list[Check]:

@@ -132,9 +132,9 @@ def test_a_note_stands_in_the_history_under_who_wrote_it(home, monkeypatch, caps
     assert "[bold]closed" in "".join(capsys.readouterr().out.split())
 
 
-def test_of_no_history_one_is_told_so(home, monkeypatch, capsys):
+def test_an_empty_history_is_reported(home, monkeypatch, capsys):
     assert run(monkeypatch, "history", f"{NAME}/3") == 0
-    assert "nothing was told yet" in capsys.readouterr().out
+    assert "no event is recorded yet" in capsys.readouterr().out
     assert run(monkeypatch, "history", "--json") == 0
     assert json.loads(capsys.readouterr().out) == []
 
