@@ -112,7 +112,7 @@ def _dbt_models(usecase: UseCase, manifest: Mapping[str, Any], lineage: Lineage)
         # dbt need not list the relations that exist: the builds say what to replace
         command = ["build", "--no-populate-cache", "--vars", json.dumps(variables)]
         building = dbt_cli.cli(command, context=context, target_path=target)
-        with watched(settings, on_lost=building.process.kill) as lost:
+        with watched(settings.spark_url, on_lost=building.process.kill) as lost:
             from throughline.catalogue.definitions import column_descriptions  # postpones feast (4 s): dbt starts
 
             descriptions = column_descriptions(usecase)
@@ -130,7 +130,7 @@ def _dbt_models(usecase: UseCase, manifest: Mapping[str, Any], lineage: Lineage)
                     yield event
             except DagsterDbtError as error:
                 if lost.is_set():
-                    raise unreachable(settings) from error
+                    raise unreachable(settings.spark_url) from error
                 raise
 
     slowest = max(table.freshness for table in usecase.sources.tables.values() if table.freshness)

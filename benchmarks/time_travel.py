@@ -63,7 +63,7 @@ def spark_reader(home: Path) -> Iterator[Read]:
     settings = load_settings(home=home / "home", port_base=take_ports(), spark_memory="1g")
     try:
         services.up(settings, ["spark"])
-        with session(settings) as spark:
+        with session(settings.spark_url) as spark:
             sums = ", ".join(f"sum({name})" for name in COLUMNS)
 
             def read(path: Path, version: int) -> int:

@@ -50,7 +50,7 @@ class Home:
         self.settings = load_settings(
             home=server.home / name, data_from=FIRST, spark_remote=server.spark_url, lakehouse_uri=lakehouse
         )
-        with spark.session(self.settings) as session:
+        with spark.session(self.settings.spark_url) as session:
             for layer in ("raw", "features"):
                 session.sql(f"DROP SCHEMA IF EXISTS flight_delay_{layer} CASCADE")
 

@@ -355,7 +355,7 @@ def test_the_database_is_queried_for_the_window_and_the_declared_columns_only(de
 
     delivered = deliver("jdbc", shop.rows(5))
     feed = delivered.usecase.sources.tables["orders"].feed
-    with spark.session(delivered.settings) as session:
+    with spark.session(delivered.settings.spark_url) as session:
         delivered.read(None, NOW)  # the server has its driver
         session.sql(_view(feed))
         asked = session.sql(_window(feed, ["order_id", "known_at"], shop.BEGAN, NOW))

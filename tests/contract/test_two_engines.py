@@ -32,7 +32,7 @@ def test_every_acknowledged_write_of_two_engines_is_in_the_table(spark_server: S
         from pyspark.errors import PySparkException
 
         try:
-            with spark.session(spark_server) as session:
+            with spark.session(spark_server.spark_url) as session:
                 for value in range(1, 3):
                     for day in (SPARKS, SHARED):
                         three = ", ".join(f"(date'{day}', {n}L, {value}L)" for n in range(3))

@@ -256,7 +256,7 @@ def test_killed_services_are_reported_and_the_next_run_recovers_and_recomputes_n
     assert "model server" in predicted.stderr
     assert "Traceback" not in predicted.stderr
     home.kill_service("spark")
-    with pytest.raises(ThroughlineError, match="No Spark Connect server answers"), spark.session(settings):
+    with pytest.raises(ThroughlineError, match="No Spark Connect server answers"), spark.session(settings.spark_url):
         pass
     assert home.service_state("model-server") == home.service_state("spark") == "dead"
 

@@ -35,7 +35,7 @@ from throughline.featurestore.retrieval import (
     check_spine,
     spine_time,
 )
-from throughline.lakehouse.spark import address, session_at
+from throughline.lakehouse.spark import address, session
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -129,7 +129,7 @@ def _spark(remote: str, tables: Sequence[DeltaSource]) -> Generator[SparkSession
     """A session for one result. Raises for a table that cannot be read, as the other engine does."""
     for table in tables:
         scan(table)
-    with session_at(remote) as spark:
+    with session(remote) as spark:
         spark.conf.set("spark.sql.session.timeZone", "UTC")
         spark.conf.set("spark.sql.caseSensitive", "true")
         yield spark

@@ -63,10 +63,8 @@ def fingerprint_code(places: Iterable[Path | str]) -> str:
             raise ThroughlineError(f"Code {place} does not exist: correct its name.")
         base = root if root.is_dir() else root.parent
         for file in sorted(_files(root), key=lambda file: file.relative_to(base).as_posix()):
-            content = file.read_bytes().replace(b"\r\n", b"\n")
             label = place if isinstance(place, str) else root.name
-            digest.update(f"{label}/{file.relative_to(base).as_posix()} {len(content)}\n".encode())
-            digest.update(content)
+            _add(digest, f"{label}/{file.relative_to(base).as_posix()}", file)
     return digest.hexdigest()
 
 
@@ -95,10 +93,14 @@ def fingerprint_imports(module: str, ours: Sequence[str]) -> str:
     """Digest of a module's source and of all it imports from our packages."""
     digest = hashlib.sha256(f"{RULES}\n".encode())
     for name in imports_of(module, ours)[0]:
-        content = _source(name).read_bytes().replace(b"\r\n", b"\n")
-        digest.update(f"{name} {len(content)}\n".encode())
-        digest.update(content)
+        _add(digest, name, _source(name))
     return digest.hexdigest()
+
+
+def _add(digest: hashlib._Hash, label: str, file: Path) -> None:
+    content = file.read_bytes().replace(b"\r\n", b"\n")
+    digest.update(f"{label} {len(content)}\n".encode())
+    digest.update(content)
 
 
 def _imported(module: str) -> Iterator[str]:
@@ -184,21 +186,10 @@ def _source(module: str) -> Path:
 
 def _place(module: str) -> Path:
     """The file of a module, the folder of a package."""
-    try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        spec = None
-    if spec is not None and spec.submodule_search_locations:
-        return Path(next(iter(spec.submodule_search_locations)))
-    if spec is None or spec.origin is None:
-        raise ThroughlineError(f"Module {module} is not installed: correct its name.")
-    return Path(spec.origin)
+    file = _source(module)
+    return file.parent if file.name == "__init__.py" else file
 
 
-def _files(root: Path) -> Iterator[Path]:
-    if root.is_file():
-        yield root
-        return
-    for file in root.rglob("*"):
-        if file.is_file() and "__pycache__" not in file.parts and file.suffix not in {".pyc", ".pyo"}:
-            yield file
+def _files(root: Path) -> list[Path]:
+    found = root.rglob("*") if root.is_dir() else [root]
+    return [file for file in found if file.is_file() and "__pycache__" not in file.parts]

@@ -13,7 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -42,10 +42,24 @@ _GUARDED = {"model_http", "model_grpc", "collector"}
 # Never written to a file: processes that a command starts inherit them.
 SECRETS = ("token", "online_store", "mlflow_store", "openlineage_key")
 _ANY_ADDRESS = {"0.0.0.0", "::", ""}
-_REDIS = re.compile(r"rediss?://([^@/\s]*@)?[^@/:\s]+(:\d+)?(/\d+)?")
-_POSTGRESQL = re.compile(r"postgresql(\+psycopg2)?://([^@/\s]+@)?[^@/:\s]+(:\d+)?/[^@/?\s]+(\?\S+)?")
-_HTTP = re.compile(r"https?://[^@/\s]+(/[^@\s]*)?")
-_BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]+(/[\w.=-]+)*/?")
+_BUCKET = r"s3://[a-z0-9][a-z0-9.-]+(/[\w.=-]+)*/?"
+# Setting -> its form, and what a refusal asks for. The value is not repeated there: it may hold a password.
+_FORMS = {
+    "online_store": (
+        r"rediss?://([^@/\s]*@)?[^@/:\s]+(:\d+)?(/\d+)?",
+        "give redis://HOST:PORT/DB, or leave it out for SQLite; USER:PASSWORD@ go before HOST",
+    ),
+    "mlflow_store": (
+        r"postgresql(\+psycopg2)?://([^@/\s]+@)?[^@/:\s]+(:\d+)?/[^@/?\s]+(\?\S+)?",
+        "give postgresql://USER:PASSWORD@HOST:PORT/DB (with @ : / in the password as %40 %3A %2F), or leave it out for "
+        "SQLite",
+    ),
+    "mlflow_artifacts": (
+        _BUCKET,
+        "give s3://BUCKET/PREFIX, or leave it out for a folder; credentials come from AWS_* or a profile",
+    ),
+    "openlineage_url": (r"https?://[^@/\s]+(/[^@\s]*)?", "give http(s)://HOST:PORT; a token goes into openlineage_key"),
+}
 
 
 class Settings(BaseSettings):
@@ -105,47 +119,20 @@ class Settings(BaseSettings):
     def _blank_is_none(cls, secret: object) -> object:
         return None if isinstance(secret, str) and not secret.strip() else secret
 
-    @field_validator("online_store")
+    @field_validator(*_FORMS)
     @classmethod
-    def _a_redis_database(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and not _REDIS.fullmatch(url.get_secret_value()):
-            # not repeated in the message: it may hold a password
-            raise ValueError("give redis://HOST:PORT/DB, or leave it out for SQLite; USER:PASSWORD@ go before HOST")
-        return url
-
-    @field_validator("mlflow_store")
-    @classmethod
-    def _a_postgresql_database(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and not _POSTGRESQL.fullmatch(url.get_secret_value()):
-            # not repeated in the message: it may hold a password
-            raise ValueError(
-                "give postgresql://USER:PASSWORD@HOST:PORT/DB (with @ : / in the password as %40 %3A %2F), "
-                "or leave it out for SQLite"
-            )
-        return url
-
-    @field_validator("mlflow_artifacts")
-    @classmethod
-    def _a_bucket(cls, uri: str | None) -> str | None:
-        if uri is not None and not _BUCKET.fullmatch(uri):
-            # not repeated in the message: it may hold a password
-            raise ValueError(
-                "give s3://BUCKET/PREFIX, or leave it out for a folder; credentials come from AWS_* or a profile"
-            )
-        return uri and uri.rstrip("/")
-
-    @field_validator("openlineage_url")
-    @classmethod
-    def _a_web_address(cls, url: str | None) -> str | None:
-        if url is not None and not _HTTP.fullmatch(url):
-            # not repeated in the message: it may hold a password
-            raise ValueError("give http(s)://HOST:PORT; a token goes into openlineage_key")
-        return url and url.rstrip("/")
+    def _has_its_form(cls, value: SecretStr | str | None, info: ValidationInfo) -> SecretStr | str | None:
+        if value is None:
+            return None
+        form, remedy = _FORMS[str(info.field_name)]
+        if not re.fullmatch(form, value.get_secret_value() if isinstance(value, SecretStr) else value):
+            raise ValueError(remedy)
+        return value if isinstance(value, SecretStr) else value.rstrip("/")
 
     @field_validator("lakehouse_uri")
     @classmethod
     def _a_folder_or_a_bucket(cls, uri: str | None) -> str | None:
-        if uri is None or _BUCKET.fullmatch(uri):
+        if uri is None or re.fullmatch(_BUCKET, uri):
             return uri and uri.rstrip("/")
         if "://" in uri or not (path := Path(uri).expanduser()).is_absolute():
             # not repeated in the message: it may hold a password

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -24,16 +24,11 @@ DEFAULT_PORT = 15002
 WATCH_INTERVAL_S = 2.0
 
 
-def session(settings: Settings) -> AbstractContextManager[SparkSession]:
-    """A session on the endpoint, closed on exit. Raises one line when nothing answers there."""
-    return session_at(settings.spark_url)
-
-
 @contextmanager
-def session_at(url: str) -> Generator[SparkSession]:
-    """`session` at an address, for callers without settings."""
-    if not _listens(url):
-        raise _unreachable(url)
+def session(url: str) -> Generator[SparkSession]:
+    """A session on the endpoint, closed on exit. Raises one line when nothing listens there."""
+    if not listens(url):
+        raise unreachable(url)
     from grpc import RpcError  # these postpone pyspark (2 s)
     from pyspark.errors import PySparkException
     from pyspark.sql import SparkSession
@@ -42,23 +37,15 @@ def session_at(url: str) -> Generator[SparkSession]:
         spark = SparkSession.builder.remote(url).create()
         spark.sql("SELECT 1").collect()
     except (RpcError, PySparkException) as error:
-        raise _unreachable(url) from error
+        raise unreachable(url) from error
     try:
         yield spark
     finally:
         spark.stop()
 
 
-def answers(settings: Settings) -> bool:
-    """Whether something listens at the endpoint; a client itself would retry for ten minutes."""
-    return _listens(settings.spark_url)
-
-
-def unreachable(settings: Settings) -> ThroughlineError:
-    return _unreachable(settings.spark_url)
-
-
-def _listens(url: str) -> bool:
+def listens(url: str) -> bool:
+    """Whether something listens at the endpoint; Spark's own client would retry for ten minutes."""
     address = urlsplit(url.partition(";")[0])
     try:
         with socket.create_connection((address.hostname or "127.0.0.1", address.port or DEFAULT_PORT), timeout=2):
@@ -67,21 +54,21 @@ def _listens(url: str) -> bool:
         return False
 
 
-def _unreachable(url: str) -> ThroughlineError:
+def unreachable(url: str) -> ThroughlineError:
     return ThroughlineError(f"No Spark Connect server answers at {url}: start it with `throughline up`.")
 
 
 @contextmanager
-def watched(settings: Settings, on_lost: Callable[[], None]) -> Generator[threading.Event]:
+def watched(url: str, on_lost: Callable[[], None]) -> Generator[threading.Event]:
     """Call `on_lost` once if the endpoint stops listening meanwhile; the event is then set.
 
-    For clients in other processes, such as dbt, which would retry for ten minutes.
+    For clients in other processes, such as dbt's, which would retry for ten minutes.
     """
     done, lost = threading.Event(), threading.Event()
 
     def watch() -> None:
         while not done.wait(WATCH_INTERVAL_S):
-            if not answers(settings) and not answers(settings):
+            if not listens(url) and not listens(url):
                 lost.set()
                 on_lost()
                 return
@@ -107,7 +94,7 @@ def address(location: Location) -> str:
 
 def register_tables(settings: Settings, usecase: str, layer: str, tables: Iterable[str]) -> None:
     """Register existing Delta tables of a layer in the catalog by name, unless they are."""
-    with session(settings) as spark:
+    with session(settings.spark_url) as spark:
         spark.sql(f"CREATE SCHEMA IF NOT EXISTS {schema_name(usecase, layer)}")
         for table in tables:
             location = address(settings.table_path(usecase, layer, table))

@@ -36,7 +36,7 @@ class JdbcSource:
         """Rows in the order of knowledge time, then of their content."""
         from pyspark.errors import PySparkException  # postpones pyspark (2 s)
 
-        with spark.session(self._settings) as session:
+        with spark.session(self._settings.spark_url) as session:
             try:
                 session.conf.set("spark.sql.session.timeZone", "UTC")
                 if self._feed.driver_package:

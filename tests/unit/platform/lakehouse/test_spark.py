@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.settings import Settings, load_settings
+from throughline.foundation.settings import Settings
 from throughline.lakehouse import spark
 
 
@@ -22,35 +22,33 @@ def listener() -> Iterator[socket.socket]:
 
 
 @pytest.fixture
-def at_listener(listener: socket.socket, settings: Settings) -> Settings:
-    return load_settings(home=settings.home, spark_remote=f"sc://127.0.0.1:{listener.getsockname()[1]}/;user_id=me")
+def url(listener: socket.socket) -> str:
+    return f"sc://127.0.0.1:{listener.getsockname()[1]}/;user_id=me"
 
 
-def test_an_endpoint_that_listens_answers_and_a_closed_one_does_not(
-    listener: socket.socket, at_listener: Settings
-) -> None:
-    assert spark.answers(at_listener)
+def test_an_open_endpoint_listens_and_a_closed_one_does_not(listener: socket.socket, url: str) -> None:
+    assert spark.listens(url)
     listener.close()
-    assert not spark.answers(at_listener)
+    assert not spark.listens(url)
 
 
-def test_attaching_to_nothing_is_one_line_within_seconds(listener: socket.socket, at_listener: Settings) -> None:
+def test_attaching_to_nothing_is_one_line_within_seconds(listener: socket.socket, url: str) -> None:
     listener.close()
     started = time.monotonic()
     with (
         pytest.raises(ThroughlineError, match=r"No Spark Connect server answers at sc://.*throughline up"),
-        spark.session(at_listener),
+        spark.session(url),
     ):
         pass
     assert time.monotonic() - started < 10
 
 
 def test_work_elsewhere_is_ended_once_when_the_endpoint_goes_away(
-    listener: socket.socket, at_listener: Settings, monkeypatch: pytest.MonkeyPatch
+    listener: socket.socket, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spark, "WATCH_INTERVAL_S", 0.05)
     ended = threading.Semaphore(0)
-    with spark.watched(at_listener, ended.release) as lost:
+    with spark.watched(url, ended.release) as lost:
         assert not ended.acquire(timeout=0.3)
         listener.close()
         assert ended.acquire(timeout=10)
@@ -58,10 +56,10 @@ def test_work_elsewhere_is_ended_once_when_the_endpoint_goes_away(
         assert not ended.acquire(timeout=0.3)
 
 
-def test_work_that_ends_by_itself_is_not_interrupted(at_listener: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_that_ends_by_itself_is_not_interrupted(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spark, "WATCH_INTERVAL_S", 0.05)
     called: list[bool] = []
-    with spark.watched(at_listener, lambda: called.append(True)) as lost:
+    with spark.watched(url, lambda: called.append(True)) as lost:
         time.sleep(0.2)
     assert not called
     assert not lost.is_set()
