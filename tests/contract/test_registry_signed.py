@@ -148,7 +148,7 @@ def test_another_versions_folder_in_its_place_is_refused(settings, store, record
 
 def test_a_folder_that_is_gone_is_no_refusal_and_says_so(settings, store, record, tmp_path):
     shutil.rmtree(kept(store, settings, record))
-    with pytest.raises(ThroughlineError, match="MLflow cannot give it"):
+    with pytest.raises(ThroughlineError, match="MLflow cannot send it"):
         models.fetch(settings, record, tmp_path / "copy")
     assert not history.events(settings, USECASE, target=record.reference, action="refused")
 

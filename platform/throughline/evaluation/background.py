@@ -68,7 +68,7 @@ def keep(settings: Settings, model: ModelRecord, background: Background) -> None
 def fetch(settings: Settings, model: ModelRecord) -> Background | None:
     """What was kept with the version's run; None where nothing was."""
     kept = f"{FOLDER}/{FILE}"
-    if not artifacts.kept(settings, model.run_id, kept):
+    if not artifacts.is_logged(settings, model.run_id, kept):
         return None
     with tempfile.TemporaryDirectory() as scratch:
         return read(artifacts.fetch_of_run(settings, model.run_id, kept, Path(scratch) / FILE))

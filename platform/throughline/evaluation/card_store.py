@@ -105,7 +105,7 @@ def _keep(settings: Settings, model: ModelRecord, card: Card) -> None:
 
 
 def _fetch(settings: Settings, model: ModelRecord, scratch: Path) -> Path:
-    if not artifacts.kept(settings, model.run_id, f"{FOLDER}/{RECORD}"):
+    if not artifacts.is_logged(settings, model.run_id, f"{FOLDER}/{RECORD}"):
         raise ThroughlineError(f"{model.reference} has no card: it gets one when the gate decides about it.")
     return artifacts.fetch_of_run(settings, model.run_id, FOLDER, scratch / FOLDER)
 

@@ -108,7 +108,7 @@ def _close(one: float | None, other: float | None) -> bool:
 
 def _kept(run: Run, run_id: str, name: str, kind: type[R], folder: Path) -> R:
     """A file of the version's MLflow run."""
-    if not artifacts.kept(run.settings, run_id, f"training/{name}"):
+    if not artifacts.is_logged(run.settings, run_id, f"training/{name}"):
         raise ThroughlineError(
             f"Run {run_id} has no training/{name}: the version was registered before this could be rebuilt."
         )

@@ -31,6 +31,7 @@ from throughline.experiment.train import Run, exclusive, fit
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.fingerprint import combine
 from throughline.launch.protocol import LaunchFailed
+from throughline.mlflow.tags import Tags
 from throughline.mlflow.tracking import client_of, set_tags, tracked_run
 from throughline.records import DatasetRecord
 from throughline.usecase import UseCase
@@ -75,7 +76,7 @@ def search(
     client = client_of(run.settings)
     with exclusive(run, f"search-{name}"):
         study = open_study(run, name, space, request, first.seed)
-        tags = {"search": name, "usecase": usecase.name}
+        tags = Tags(search=name, usecase=usecase.name)
         values = {**request.model_dump(), "trainers": ", ".join(space.trainers), "validation_from": validation_from}
         with tracked_run(client, usecase.name, tags, values, resume=study.user_attrs.get("run_id")) as run_id:
             if "run_id" not in study.user_attrs:

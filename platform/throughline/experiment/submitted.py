@@ -14,6 +14,7 @@ from throughline.experiment.search import search
 from throughline.experiment.train import Run, train_and_register
 from throughline.featurestore.dataset import build_dataset, find_dataset
 from throughline.foundation.settings import Settings
+from throughline.mlflow.tags import Tags
 from throughline.records import DatasetRecord, FeatureStoreRecord, ModelRecord
 from throughline.usecase import UseCase
 
@@ -40,5 +41,5 @@ def carry_out(
         return train_here(run, request, dataset, tags)
     names = list(usecase.trainers) if request.trainer == AUTO else [request.trainer or usecase.trainer]
     found = search(run, usecase, names, dataset, request.search, request.parameters)
-    tags = {**tags, "search": found.run_id}
+    tags = {**tags, **Tags(search=found.run_id)}
     return train_and_register(run, usecase, found.dataset, found.recipe, tags, request.force)

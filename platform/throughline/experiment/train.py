@@ -31,6 +31,7 @@ from throughline.foundation.files import locked
 from throughline.foundation.settings import PROJECT_ROOT, Settings
 from throughline.launch.local import LAUNCHERS
 from throughline.launch.protocol import RETRIED, Launcher, LaunchFailed, LaunchSpec, OnEvent
+from throughline.mlflow.tags import Tags
 from throughline.mlflow.tracking import client_of, tracked_run
 from throughline.records import DatasetRecord, ModelRecord
 from throughline.registry import versions as models
@@ -79,7 +80,7 @@ def train_and_register(
     client = client_of(run.settings)
     fingerprint = recipe.on(dataset.fingerprint)
     with exclusive(run, fingerprint):
-        if not force and (known := models.with_tag(run.settings, usecase.name, "recipe_fingerprint", fingerprint)):
+        if not force and (known := models.with_tag(run.settings, usecase.name, Tags(recipe_fingerprint=fingerprint))):
             run.report(
                 "reused", model=str(known.reference), note="same data, code and parameters; --force trains again"
             )
@@ -98,14 +99,16 @@ def _train(
     commit = current_commit(PROJECT_ROOT)
     tags = {
         **tags,
-        "usecase": usecase.name,
-        "dataset_fingerprint": dataset.fingerprint,
-        "dataset_table": dataset.table,
-        "code_fingerprint": recipe.code,
-        "commit": str(commit),
-        "lock": commit.lock,
-        "trainer": recipe.trainer,
-        "recipe_fingerprint": recipe.on(dataset.fingerprint),
+        **Tags(
+            usecase=usecase.name,
+            dataset_fingerprint=dataset.fingerprint,
+            dataset_table=dataset.table,
+            code_fingerprint=recipe.code,
+            commit=str(commit),
+            lock=commit.lock,
+            trainer=recipe.trainer,
+            recipe_fingerprint=recipe.on(dataset.fingerprint),
+        ),
     }
     with tracked_run(client, usecase.name, tags, flat(recipe)) as run_id:
         work = run.folder / "runs" / run_id
@@ -127,7 +130,7 @@ def _train(
                 trained_until=report.trained_until,
                 trainer=recipe.trainer,
                 parameters=recipe.parameters,
-                tags={**tags, "base_rate": report.base_rate},
+                tags={**tags, **Tags(base_rate=report.base_rate)},
             )
         finally:
             shutil.rmtree(work, ignore_errors=True)

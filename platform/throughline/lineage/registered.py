@@ -17,7 +17,7 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import ModelReference
 from throughline.foundation.settings import Settings
 from throughline.mlflow import artifacts
-from throughline.mlflow.rest import ask, silent
+from throughline.mlflow.rest import get, unreachable
 from throughline.mlflow.tags import decode
 from throughline.records import DatasetRecord, Record
 
@@ -112,12 +112,12 @@ class MlflowRegistry:
             ) from error
 
     def _ask(self, question: str, parameters: dict[str, str], answer: str) -> Any:
-        told = ask(self._settings, question, **parameters)
+        told = get(self._settings, question, **parameters)
         if told is None:
             what = f"{answer} {'/'.join(parameters.values())}"
             raise ThroughlineError(f"MLflow at {self._settings.url('mlflow')} knows no {what}.")
         if answer not in told:
-            raise silent(self._settings, f"no {answer} in its answer")
+            raise unreachable(self._settings, f"no {answer} in its answer")
         return told[answer]
 
 

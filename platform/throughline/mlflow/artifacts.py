@@ -1,7 +1,7 @@
-"""Files that MLflow keeps: copied where its artifact folder is on this machine, otherwise given by its server.
+"""Files among MLflow's artifacts: copied where the artifact folder is on this machine, otherwise downloaded.
 
-Owns: where an artifact location really is, and fetching what is there. Does not own: whether what came may be trusted
-(`signing.py`), giving files to MLflow.
+Owns: the place behind an artifact location, and fetching from it. Does not own: whether a file may be trusted
+(`models/signing.py`), logging files.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from urllib.parse import unquote, urlparse
 
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
-from throughline.mlflow.rest import ask
+from throughline.mlflow.rest import get
+from throughline.mlflow.tracking import client_of
 
 
 def fetch(settings: Settings, location: str, target: Path) -> Path:
-    """Copy the file or folder at a location of MLflow's to `target`, which is new. Raises one line."""
+    """Copy the file or folder at an artifact location to `target`, which is new. Raises one line."""
     source = Path(resolve(settings, location))
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         if source.is_dir():
-            shutil.copytree(source, target, symlinks=True)  # a link stays one, and is refused by who verifies
+            shutil.copytree(source, target, symlinks=True)  # a link stays one: verification refuses it
         elif source.exists():
             shutil.copyfile(source, target)
         else:
@@ -34,23 +35,20 @@ def fetch(settings: Settings, location: str, target: Path) -> Path:
 
 def fetch_of_run(settings: Settings, run_id: str, path: str, target: Path) -> Path:
     """As `fetch`, of the file or folder `path` among a run's artifacts."""
-    run = ask(settings, "runs/get", run_id=run_id)
+    run = get(settings, "runs/get", run_id=run_id)
     if run is None:
-        raise ThroughlineError(f"MLflow at {settings.url('mlflow')} knows no run {run_id}.")
+        raise ThroughlineError(f"MLflow at {settings.url('mlflow')} has no run {run_id}.")
     return fetch(settings, f"{run['run']['info']['artifact_uri']}/{path}", target)
 
 
-def kept(settings: Settings, run_id: str, path: str) -> bool:
+def is_logged(settings: Settings, run_id: str, path: str) -> bool:
     """Whether a run has this artifact."""
-    listed = ask(settings, "artifacts/list", run_id=run_id, path=path.rpartition("/")[0]) or {}
+    listed = get(settings, "artifacts/list", run_id=run_id, path=path.rpartition("/")[0]) or {}
     return path in [file["path"] for file in listed.get("files", [])]
 
 
 def resolve(settings: Settings, location: str) -> str:
-    """The folder or object-store address behind an artifact location of this home's MLflow.
-
-    `mlflow-artifacts:` is the server's word for a place under its artifact root.
-    """
+    """The folder or object-store address behind an artifact location; `mlflow-artifacts:` is the server's own root."""
     parsed = urlparse(location)
     if parsed.scheme == "mlflow-artifacts":
         root = settings.mlflow_artifacts or str(settings.mlflow_home / "artifacts")
@@ -63,20 +61,15 @@ def resolve(settings: Settings, location: str) -> str:
 
 
 def _download(settings: Settings, location: str, target: Path) -> None:
-    from throughline.mlflow.tracking import client_of
-
-    client_of(settings)  # MLflow answers, and is imported without what we do not want
+    client_of(settings)  # raises when the server is down, and imports mlflow without Feast's plug-in
     from mlflow.artifacts import download_artifacts
 
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            got = Path(download_artifacts(artifact_uri=location, dst_path=scratch, tracking_uri=settings.url("mlflow")))
+            file = download_artifacts(artifact_uri=location, dst_path=scratch, tracking_uri=settings.url("mlflow"))
         except Exception as error:  # each kind of store raises its own
             raise ThroughlineError(
-                f"{resolve(settings, location)} is not on this machine and MLflow cannot give it "
+                f"{resolve(settings, location)} is not on this machine and MLflow cannot send it "
                 f"({(str(error).splitlines() or [type(error).__name__])[0]})."
             ) from error
-        if got.is_dir():
-            shutil.copytree(got, target, symlinks=True)
-        else:
-            shutil.copyfile(got, target)
+        shutil.move(file, target)

@@ -1,7 +1,7 @@
-"""Runs in MLflow: begun before a training, always ended, also when whoever began them is gone.
+"""Runs in MLflow: created before a training and always terminated, also after the process that created them is gone.
 
-Owns: a run's life and its standard tags. Does not own: metrics while a training goes on (the trainer sends them),
-model versions (`registry/versions.py`). `mlflow` takes seconds to import and is imported on first use.
+Owns: clients of MLflow, the status and owner of a run. Does not own: metrics during a training (the trainer logs them),
+model versions (`registry/versions.py`). `mlflow` takes 6 s to import and is imported on first use.
 """
 
 from __future__ import annotations
@@ -12,23 +12,28 @@ import socket
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
+import httpx
 import psutil
 
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
-from throughline.mlflow.tags import decode, encode
+from throughline.mlflow.rest import unreachable
+from throughline.mlflow.tags import Tags, decode, encode
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-def open_client(uri: str) -> MlflowClient:
-    """A client of the tracking server and registry at `uri`. Raises `ThroughlineError` when nobody answers there."""
-    _answers(uri)
-    # Before the import, which is when it is read: no vendor's telemetry, also where no service set it for us.
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+def client_of(settings: Settings) -> MlflowClient:
+    """A client of this home's MLflow. Raises `ThroughlineError` when the server does not answer."""
+    uri = settings.url("mlflow")
+    try:
+        httpx.get(f"{uri}/health", timeout=10).raise_for_status()  # MLflow's client would retry for minutes
+    except httpx.HTTPError as error:
+        raise unreachable(settings, error) from error
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
     _import_without_feasts_plugin()
     from mlflow import MlflowClient
     from mlflow.environment_variables import (
@@ -42,11 +47,11 @@ def open_client(uri: str) -> MlflowClient:
 
 
 def _import_without_feasts_plugin() -> None:
-    """MLflow asks plug-ins for headers of its requests, and loads them when that is first imported.
+    """Import MLflow's request headers, which loads its plug-ins, without Feast's.
 
     Feast's imports all of Feast, torch and Spark, 13 s of a core in each process, for requests that Feast itself makes.
     """
-    from mlflow.utils import plugins
+    from mlflow.utils import plugins  # postpones mlflow (6 s)
 
     found = plugins.get_entry_points
 
@@ -60,11 +65,6 @@ def _import_without_feasts_plugin() -> None:
         plugins.get_entry_points = found
 
 
-def client_of(settings: Settings) -> MlflowClient:
-    """A client of this home's MLflow."""
-    return open_client(settings.url("mlflow"))
-
-
 @contextmanager
 def tracked_run(
     client: MlflowClient,
@@ -75,42 +75,42 @@ def tracked_run(
 ) -> Generator[str]:
     """A run for the time of the block: FINISHED after it, FAILED (with the reason as a tag) when it raises.
 
-    `resume`: the run to go on with instead of a new one. First, runs of this experiment whose process is gone from
-    this machine are marked FAILED.
+    `resume`: the run to continue instead of a new one. First, runs of this experiment whose process on this machine
+    has ended are marked FAILED.
     """
     from mlflow.entities import Param
 
     experiment_id = _experiment(client, experiment)
     close_abandoned(client, experiment_id)
     if resume is None:
-        run_id = client.create_run(experiment_id, tags=encode({**tags, "owner": _me()})).info.run_id
+        run_id = client.create_run(experiment_id, tags=encode({**tags, "owner": _this_process()})).info.run_id
     else:
         run_id = resume
-        set_tags(client, run_id, owner=_me())
+        set_tags(client, run_id, owner=_this_process())
         client.update_run(run_id, status="RUNNING")
     try:
         if resume is None:
             client.log_batch(run_id, params=[Param(name, str(value)) for name, value in sorted(parameters.items())])
         yield run_id
-    except BaseException as error:  # also an interrupt: the run must not stand as RUNNING for ever
+    except BaseException as error:  # also an interrupt: no run stays RUNNING for ever
         set_tags(client, run_id, error=str(error) or type(error).__name__)
         client.set_terminated(run_id, "FAILED")
         raise
     client.set_terminated(run_id, "FINISHED")
 
 
-def set_tags(client: MlflowClient, run_id: str, **tags: Any) -> None:
+def set_tags(client: MlflowClient, run_id: str, **tags: Unpack[Tags]) -> None:
     for key, text in encode(tags).items():
         client.set_tag(run_id, key, text)
 
 
 def close_abandoned(client: MlflowClient, experiment_id: str) -> list[str]:
-    """Mark runs as FAILED whose process has ended without a word. Returns their ids."""
+    """Mark RUNNING runs whose process has ended as FAILED. Returns their ids."""
     closed = []
     for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
         owner = decode(run.data.tags).get("owner", "")
-        if owner and not _alive(owner):
-            set_tags(client, run.info.run_id, error="its process ended without a word")
+        if owner and not _is_running(owner):
+            set_tags(client, run.info.run_id, error="its process ended without terminating the run")
             client.set_terminated(run.info.run_id, "FAILED")
             closed.append(run.info.run_id)
     return closed
@@ -133,30 +133,18 @@ def _experiment(client: MlflowClient, name: str) -> str:
         return found.experiment_id  # another process was faster
 
 
-def _me() -> str:
+def _this_process() -> str:
     process = psutil.Process(os.getpid())
     return f"{socket.gethostname()}/{process.pid}/{process.create_time():.0f}"
 
 
-def _alive(owner: str) -> bool:
-    """Whether the process that began a run lives; of another machine's we know nothing and say yes."""
+def _is_running(owner: str) -> bool:
+    """Whether the process that created a run is still running; True for processes of another machine."""
     host, pid, created = owner.rsplit("/", 2)
     if host != socket.gethostname():
         return True
     try:
-        # The start time tells a process from a later one with the same number; clocks round, so two seconds are equal.
+        # a later process may have the same number, but not the same start time; clocks round
         return abs(psutil.Process(int(pid)).create_time() - float(created)) <= 2
     except psutil.NoSuchProcess:
         return False
-
-
-def _answers(uri: str) -> None:
-    """Ask once: MLflow's own client would retry an absent server for minutes."""
-    if not uri.startswith("http"):
-        return
-    import httpx
-
-    try:
-        httpx.get(f"{uri}/health", timeout=10).raise_for_status()
-    except httpx.HTTPError as error:
-        raise ThroughlineError(f"MLflow does not answer at {uri} ({error}): start it with `throughline up`.") from error

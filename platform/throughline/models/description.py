@@ -15,7 +15,7 @@ from pydantic import Field
 from throughline.foundation.fingerprint import combine, fingerprint_imports
 from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.settings import Settings
-from throughline.mlflow.rest import aliases, model_versions, tags_in, tell
+from throughline.mlflow.rest import aliases, model_versions, post, tags_in
 from throughline.mlflow.tags import decode, encode
 from throughline.records import DatasetRecord, EvaluationRecord, GateDecision, ModelRecord, Record
 from throughline.usecase import UseCase
@@ -78,7 +78,7 @@ def describe_version(
 
 def set_tags(settings: Settings, model: ModelRecord, tags: Mapping[str, Any]) -> None:
     for key, text in encode(tags).items():
-        tell(settings, "model-versions/set-tag", name=model.name, version=str(model.version), key=key, value=text)
+        post(settings, "model-versions/set-tag", name=model.name, version=str(model.version), key=key, value=text)
 
 
 def summaries(settings: Settings, name: str) -> list[VersionSummary]:

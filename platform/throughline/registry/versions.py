@@ -21,9 +21,9 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.security.principal import GRAPH, current_principal
 from throughline.foundation.settings import Settings
-from throughline.mlflow import artifacts
-from throughline.mlflow.rest import aliases, ask, model_versions, tags_in, tell
-from throughline.mlflow.tags import decode, encode
+from throughline.mlflow import artifacts, rest
+from throughline.mlflow.rest import aliases, model_versions, post, tags_in
+from throughline.mlflow.tags import Tags, decode, encode
 from throughline.mlflow.tracking import client_of
 from throughline.models import provenance
 from throughline.models.onnx_graph import CATEGORICAL, NUMERIC, SCORE
@@ -111,9 +111,9 @@ def versions(settings: Settings, name: str) -> list[ModelRecord]:
     return sorted((_record(version) for version in ours), key=lambda record: record.version)
 
 
-def with_tag(settings: Settings, name: str, tag: str, value: str) -> ModelRecord | None:
-    """The newest version whose tag has this value, or None."""
-    ((key, text),) = encode({tag: value}).items()
+def with_tag(settings: Settings, name: str, tag: Tags) -> ModelRecord | None:
+    """The newest version that has this one tag, or None."""
+    ((key, text),) = encode(tag).items()
     found = list(model_versions(settings, name, f"tag.`{key}` = '{text}'"))
     return _record(max(found, key=lambda version: int(version["version"]))) if found else None
 
@@ -183,7 +183,7 @@ def alias(settings: Settings, name: str) -> ModelReference | None:
 
 def set_alias(settings: Settings, reference: ModelReference) -> None:
     """Point the alias `champion` at this version."""
-    tell(settings, "registered-models/alias", name=reference.name, alias=CHAMPION, version=str(reference.version))
+    post(settings, "registered-models/alias", name=reference.name, alias=CHAMPION, version=str(reference.version))
 
 
 def page(settings: Settings, record: ModelRecord) -> str:
@@ -255,7 +255,7 @@ def _version_of_run(settings: Settings, name: str, run_id: str) -> ModelRecord |
 
 
 def _described(settings: Settings, reference: ModelReference) -> dict[str, Any]:
-    found = ask(settings, "model-versions/get", name=reference.name, version=reference.version)
+    found = rest.get(settings, "model-versions/get", name=reference.name, version=reference.version)
     if found is None:
         raise ThroughlineError(f"Model {reference} is not registered: `throughline models` lists what is.")
     return found["model_version"]
