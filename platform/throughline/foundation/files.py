@@ -6,12 +6,12 @@ Owns: the one way to replace a file as a whole and the one way to exclude other 
 from __future__ import annotations
 
 import fcntl
-import os
 import time
 import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 _POLL_S = 0.2
 
@@ -35,29 +35,30 @@ def locked(path: Path, waiting: Callable[[], None] | None = None) -> Generator[N
     While another process holds it, `waiting` is called several times a second; what it raises ends the wait.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with path.open("ab") as file:
         if waiting is None:
             fcntl.flock(file, fcntl.LOCK_EX)
         else:
-            while not _try_lock(file.fileno()):
+            while not _lock(file):
                 waiting()
                 time.sleep(_POLL_S)
         yield
 
 
-def try_lock(path: Path) -> bool:
-    """Whether this process now holds the lock on `path`, created with its folder: until it ends; does not wait."""
+def try_lock(path: Path) -> BinaryIO | None:
+    """Lock `path`, created with its folder, without waiting; None when another process holds it. The lock is held until
+    the file is closed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
-    held = _try_lock(descriptor)
-    if not held:
-        os.close(descriptor)
-    return held
+    file = path.open("ab")
+    if _lock(file):
+        return file
+    file.close()
+    return None
 
 
-def _try_lock(descriptor: int) -> bool:
+def _lock(file: BinaryIO) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -6,7 +6,6 @@ The publisher of inference events uses it as outbox, an intake (`intake.py`) bet
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.files import try_lock
 
 SEGMENT_LINES = 2000
 
@@ -26,18 +26,13 @@ class Journal:
     """
 
     def __init__(self, folder: Path, segment_lines: int = SEGMENT_LINES) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        held = try_lock(folder / "lock")
+        if held is None:
+            raise ThroughlineError(f"{folder} is in use by another process: stop it, or use another THROUGHLINE_HOME.")
+        self._held = held
         self._folder = folder
         self._segment_lines = segment_lines
         self._lock = threading.Lock()
-        self._held = (folder / "lock").open("ab")
-        try:
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._held.close()
-            raise ThroughlineError(
-                f"{folder} is in use by another process: stop it, or use another THROUGHLINE_HOME."
-            ) from error
         self._sealed = sorted(folder.glob("*.jsonl"))
         self._number = int(self._sealed[-1].stem) if self._sealed else 0
         self._open: BinaryIO | None = None

@@ -1,9 +1,14 @@
-"""Where the records that steps hand over are kept: a JSON file per asset under the home; and records in other files."""
+"""The files of records: the newest record of each asset under the home, and records in files of other packages.
+
+Owns: how a record is written and read. Does not own: the fields (`records/`).
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -20,36 +25,13 @@ def _path(settings: Settings, key: tuple[str, ...]) -> Path:
 
 
 def save_record(settings: Settings, key: tuple[str, ...], record: Record) -> None:
-    """Keep the newest record of an asset."""
+    """Replace the newest record of an asset."""
     write_record(_path(settings, key), record)
 
 
 def find_record(settings: Settings, key: tuple[str, ...], kind: type[R]) -> R | None:
-    """The newest record of an asset, or None when it never had one. Raises when the file is not such a record."""
-    path = _path(settings, key)
-    try:
-        return kind.model_validate_json(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        raise ThroughlineError(f"{path} is not a {kind.__name__}: materialise {'/'.join(key)} again.") from error
-
-
-def write_record(path: Path, record: Record) -> None:
-    """A record in a file of its own; a reader sees the old one or the new one, never half."""
-    write_atomic(path, record.model_dump_json(indent=2))
-
-
-def read_record(path: Path, kind: type[R], remedy: str) -> R | None:
-    """A record in a file of its own, or None when there is none. Raises with the field at fault and `remedy`."""
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "content"
-        raise ThroughlineError(f"{path}: {where}: {first['msg']}; {remedy}.") from error
+    """The newest record of an asset, None when it never had one. Raises when the file is not such a record."""
+    return read_record(_path(settings, key), kind, f"materialise {'/'.join(key)} again")
 
 
 def load_record(settings: Settings, key: tuple[str, ...], kind: type[R]) -> R:
@@ -58,3 +40,40 @@ def load_record(settings: Settings, key: tuple[str, ...], kind: type[R]) -> R:
     if record is None:
         raise ThroughlineError(f"No record of {'/'.join(key)} in {settings.records}: materialise it first.")
     return record
+
+
+def recorded_values(folder: Path, skipped: str) -> Iterator[Any]:
+    """Every value, of any depth, in the records under a folder. Raises when one cannot be read, with what is `skipped`
+    because it is then unknown what it names."""
+    for file in sorted(folder.rglob("*.json")):
+        try:
+            yield from _values(json.loads(file.read_text()))
+        except (OSError, ValueError) as error:
+            raise ThroughlineError(
+                f"Record {file} cannot be read ({type(error).__name__}), so it is unknown what it names: {skipped}. "
+                "Materialise its asset again, or remove the file."
+            ) from error
+
+
+def _values(content: Any) -> Iterator[Any]:
+    yield content
+    if isinstance(content, dict | list):
+        for part in content.values() if isinstance(content, dict) else content:
+            yield from _values(part)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """A record in a file of its own; a reader sees the old one or the new one, never half."""
+    write_atomic(path, record.model_dump_json(indent=2))
+
+
+def read_record(path: Path, kind: type[R], remedy: str) -> R | None:
+    """A record in a file of its own, None when there is none. Raises with the field at fault and `remedy`."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "content"
+        raise ThroughlineError(f"{path} is not a {kind.__name__} ({where}: {first['msg']}): {remedy}.") from error

@@ -7,10 +7,9 @@ Does not own: removing files (`lakehouse/maintenance.py`).
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
+from contextlib import suppress
 
 from throughline.featurestore.incremental import inputs_of
 from throughline.foundation.errors import ThroughlineError
@@ -18,7 +17,7 @@ from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import current_version, history
 from throughline.records import EndpointRecord
-from throughline.records.store import find_record
+from throughline.records.store import find_record, recorded_values
 from throughline.registry.versions import dataset_tables
 from throughline.usecase import UseCase
 
@@ -41,27 +40,11 @@ def collect_pins(settings: Settings, usecases: Iterable[UseCase]) -> dict[str, s
 def recorded_pins(settings: Settings) -> set[TableReference]:
     """Every table version that a record of this home names."""
     pins: set[TableReference] = set()
-    for file in sorted(settings.records.rglob("*.json")):
-        try:
-            pins.update(_references_in(json.loads(file.read_text())))
-        except (OSError, ValueError) as error:
-            raise ThroughlineError(
-                f"Record {file} cannot be read ({type(error).__name__}), so it is unknown what it pins: nothing is "
-                "vacuumed. Materialise its asset again, or remove the file."
-            ) from error
+    for value in recorded_values(settings.records, "nothing is vacuumed"):
+        if isinstance(value, str):
+            with suppress(ThroughlineError):  # a text that is no reference
+                pins.add(TableReference.parse(value))
     return pins
-
-
-def _references_in(value: Any) -> Iterator[TableReference]:
-    """Every text of a JSON value that is a table reference."""
-    if isinstance(value, str):
-        try:
-            yield TableReference.parse(value)
-        except ThroughlineError:
-            return
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _references_in(part)
 
 
 def with_inputs(settings: Settings, roots: Iterable[TableReference]) -> dict[str, set[int]]:
@@ -104,14 +87,9 @@ def feast_pins(settings: Settings, usecase: UseCase) -> set[TableReference]:
     if not (settings.feast_home / usecase.name / "registry.db").exists():
         return set()
     store = open_store(settings, usecase)
-    named = [
-        *store.list_data_sources(),
-        *(saved.storage for saved in store.registry.list_saved_datasets(store.project)),
-    ]
+    datasets = store.registry.list_saved_datasets(store.project)
+    named = [*store.list_data_sources(), *(saved.storage for saved in datasets)]
     root = f"{settings.lakehouse}/"
     places = [(getattr(each, "path", ""), getattr(each, "version", None)) for each in named]
-    return {
-        TableReference(path.removeprefix(root), version)
-        for path, version in places
-        if version is not None and path.startswith(root)
-    }
+    ours = [(path, version) for path, version in places if version is not None and path.startswith(root)]
+    return {TableReference(path.removeprefix(root), version) for path, version in ours}

@@ -11,6 +11,7 @@ import socket
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.files import try_lock
@@ -20,6 +21,7 @@ from throughline.foundation.settings import DEFAULT_PORTS
 FIRST, LAST = 24000, 32700
 BLOCK = 50
 
+_locks: list[BinaryIO] = []  # open until this process ends
 _held: dict[int, range] = {}  # process id -> what is left of the block that it took last
 
 
@@ -40,7 +42,8 @@ def take_ports(count: int = len(DEFAULT_PORTS)) -> int:
 def _take_block() -> range:
     folder = Path(tempfile.gettempdir()) / f"throughline-ports-{os.getuid()}"
     for base in range(FIRST, LAST, BLOCK):
-        if try_lock(folder / f"{base}.lock"):
+        if lock := try_lock(folder / f"{base}.lock"):
+            _locks.append(lock)
             return range(base, base + BLOCK)
     raise ThroughlineError(f"No ports are left between {FIRST} and {LAST}: end the processes that hold {folder}.")
 

@@ -69,7 +69,7 @@ def test_versions_that_a_record_names_are_pinned(settings: Settings) -> None:
     save_record(settings, ("toys", "training", "model"), model(9))  # another's
     assert set(pins(settings, "shop", NOW)) == {4, 7}
     (settings.records / "shop" / "training" / "model.json").write_text("{")
-    with pytest.raises(ThroughlineError, match=r"model\.json.*none is removed"):
+    with pytest.raises(ThroughlineError, match=r"model\.json.*no version is removed"):
         pins(settings, "shop", NOW)
 
 
