@@ -58,7 +58,7 @@ def cancel(job: str = typer.Argument(metavar="ID"), as_json: AsJson = False) -> 
     """End a training and all of its workers."""
     graph, run_id = Graph(load_settings()), _run_id(job)
     graph.cancel(run_id)
-    while not (state := graph.job(run_id)).ended_somehow:
+    while not (state := graph.job(run_id)).has_ended:
         time.sleep(0.5)
     emit(as_json, fields_of(state), lambda: out().print(f"{run_id[:8]}: {state.status.lower()}"))
 

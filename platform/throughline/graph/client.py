@@ -1,7 +1,7 @@
-"""The graph as seen from outside: what is stale, launching a run, following it. Dagster's GraphQL, no Dagster import.
+"""Client of Dagster's webserver: the state of the assets, launching runs, following them. Imports no Dagster.
 
-Owns: the queries to the webserver and the shape of its answers. Does not own: which assets should run
-(`plan.py`), or how progress is shown.
+Owns: the GraphQL documents and the shape of the answers. Does not own: which assets should run (`plan.py`), or how
+progress is shown.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,13 +24,14 @@ from throughline.foundation.tags import CODE, RANGE_END, RANGE_START, REQUEST, S
 from throughline.services.declared import LOCATION
 
 REPOSITORY, IMPLICIT_JOB = "__repository__", "__ASSET_JOB"
+_SELECTOR = {"repositoryLocationName": LOCATION, "repositoryName": REPOSITORY}
 
 Key = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class AssetState:
-    """How one asset stands. `partitions` are the materialised ones; None for an unpartitioned asset.
+    """The state of one asset. `partitions` are the materialised ones; None for an unpartitioned asset.
 
     `causes`: why it is stale: CODE (its own or one above it), DATA or DEPENDENCIES.
     """
@@ -45,7 +46,7 @@ class AssetState:
 
 @dataclass(frozen=True)
 class RunEvent:
-    """One line of a run's log that a person may want to see."""
+    """One line of a run's log for people."""
 
     type: str
     step: str | None
@@ -61,7 +62,6 @@ class RunOutcome:
     status: str
     materialised: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    failed_checks: list[str] = field(default_factory=list)
 
     @property
     def succeeded(self) -> bool:
@@ -75,7 +75,7 @@ class RunOutcome:
 
 @dataclass(frozen=True)
 class JobRun:
-    """One run of a job; times are Unix seconds, None while there is none. `results`: metadata of what it made."""
+    """One run; times are Unix seconds, None while there is none. `results`: metadata of what it materialised."""
 
     run_id: str
     job: str
@@ -83,18 +83,16 @@ class JobRun:
     created: float
     started: float | None
     ended: float | None
-    config: Mapping[str, Any]
+    tags: Mapping[str, str]
     results: Mapping[str, Any]
 
     @property
-    def ended_somehow(self) -> bool:
+    def has_ended(self) -> bool:
         return self.status in ENDED
 
 
 ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
-ANSWER_S, ATTEMPTS = 60.0, 5  # a busy machine's webserver takes its time; one that is down refuses at once
-
-
+ANSWER_S, ATTEMPTS = 60.0, 5  # the webserver of a busy machine is slow; one that is down refuses at once
 LOAD_S = 300.0  # importing the graph took 60 s on a machine with 20 processes per core
 
 
@@ -105,11 +103,10 @@ class NoAnswerYet(ThroughlineError):
 class Graph:
     """The webserver of this home. Each method raises `ThroughlineError` when it does not answer."""
 
-    def __init__(self, settings: Settings, answer_s: float = ANSWER_S) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._url = settings.url("dagster")
-        self._answer_s = answer_s
-        self._client = httpx.Client(timeout=answer_s)
+        self._client = httpx.Client()
 
     def states(self) -> list[AssetState]:
         """Every asset of the location, with the partitions it has."""
@@ -120,26 +117,26 @@ class Graph:
         outdated = self._outdated(answer["assetNodes"])
         return [
             AssetState(
-                key=tuple(node["assetKey"]["path"]),
-                status="STALE" if tuple(node["assetKey"]["path"]) in outdated else node["staleStatus"] or "MISSING",
+                key=key,
+                status="STALE" if key in outdated else node["staleStatus"] or "MISSING",
                 upstream=frozenset(tuple(d["asset"]["assetKey"]["path"]) for d in node["dependencies"]),
                 group=node["groupName"],
                 partitions=_partitions(node),
                 causes=frozenset(cause["category"] for cause in node["staleCauses"]),
             )
             for node in answer["assetNodes"]
+            for key in [tuple(node["assetKey"]["path"])]
         ]
 
     def reload_if_changed(self, fingerprint: str) -> None:
         """Have the code location load the code again unless `fingerprint` is that of what it loaded."""
-        selector = {"repositoryLocationName": LOCATION, "repositoryName": REPOSITORY}
-        jobs = self._request(_LOADED, selector=selector)["repositoryOrError"].get("jobs", [])
+        jobs = self._request(_LOADED, selector=_SELECTOR)["repositoryOrError"].get("jobs", [])
         if fingerprint not in {tag["value"] for job in jobs for tag in job["tags"] if tag["key"] == CODE}:
             self._request(_RELOAD, name=LOCATION)
 
     def _outdated(self, nodes: Sequence[Mapping[str, Any]]) -> set[Key]:
         """The daily assets whose oldest day is stale: of the asset as a whole, Dagster always reports FRESH."""
-        oldest = {tuple(n["assetKey"]["path"]): min(days) for n in nodes if (days := _partitions(n))}
+        oldest = {tuple(node["assetKey"]["path"]): min(days) for node in nodes if (days := _partitions(node))}
         if not oldest:
             return set()
         fields = [
@@ -169,15 +166,9 @@ class Graph:
             all_tags[SUBMITTER] = current_principal(self._settings).name
         if partitions:
             all_tags[RANGE_START], all_tags[RANGE_END] = partitions
-        selector: dict[str, Any] = {
-            "repositoryLocationName": LOCATION,
-            "repositoryName": REPOSITORY,
-            "pipelineName": job,
-        }
-        if assets:
-            selector["assetSelection"] = [{"path": list(key)} for key in assets]
+        selection = {"assetSelection": [{"path": list(key)} for key in assets]} if assets else {}
         params = {
-            "selector": selector,
+            "selector": {**_SELECTOR, "pipelineName": job, **selection},
             "mode": "default",
             "runConfigData": config or {},
             "executionMetadata": {"tags": [{"key": k, "value": v} for k, v in sorted(all_tags.items())]},
@@ -188,8 +179,8 @@ class Graph:
             # Launched a second time it might run twice: the run that there may be is looked for instead.
             for _ in range(ATTEMPTS):
                 if started := self.runs({REQUEST: request}, limit=1):
-                    return started[0]["run_id"]
-                time.sleep(self._answer_s / ATTEMPTS)
+                    return started[0].run_id
+                time.sleep(ANSWER_S / ATTEMPTS)
             raise
         if answer["__typename"] != "LaunchRunSuccess":
             raise ThroughlineError(f"Dagster refused the run: {answer.get('message') or answer['__typename']}")
@@ -201,78 +192,71 @@ class Graph:
         deadline = time.monotonic() + timeout_s
         cursor = None
         while True:
-            status = self._request(_STATUS, runId=run_id)["runOrError"]["status"]
-            cursor = self._report(run_id, cursor, outcome, on_event)
-            if status in ENDED:
-                outcome.status = status
+            ended = outcome.status in ENDED  # before this request, so that the log it brings is complete
+            answer = self._request(_PROGRESS, runId=run_id, cursor=cursor)
+            outcome.status, log = answer["runOrError"]["status"], answer["logsForRun"]
+            for event in log["events"]:
+                if shown := _event(event, outcome):
+                    on_event(shown)
+            cursor = log["cursor"]
+            if ended and not log["hasMore"]:
                 return outcome
+            if log["hasMore"] or outcome.status in ENDED:
+                continue
             if time.monotonic() > deadline:
                 raise ThroughlineError(
                     f"Run {run_id} did not end within {timeout_s:.0f} s: see {self._url}/runs/{run_id}"
                 )
             time.sleep(0.5)
 
-    def runs(self, tags: Mapping[str, str], limit: int = 20) -> list[dict[str, Any]]:
-        """The newest runs that carry all of the tags: id, status, tags."""
-        answer = self._request(_RUNS, filter={"tags": [{"key": k, "value": v} for k, v in tags.items()]}, limit=limit)
-        return [
-            {"run_id": r["runId"], "status": r["status"], "tags": {t["key"]: t["value"] for t in r["tags"]}}
-            for r in answer["runsOrError"]["results"]
-        ]
+    def runs(self, tags: Mapping[str, str], limit: int) -> list[JobRun]:
+        """The newest runs that carry all of the tags."""
+        return self._runs({"tags": [{"key": key, "value": value} for key, value in tags.items()]}, limit)
 
-    def jobs(self, names: Sequence[str], limit: int = 20) -> list[JobRun]:
+    def jobs(self, names: Sequence[str], limit: int) -> list[JobRun]:
         """The newest runs of the named jobs, newest first."""
-        found = [run for name in names for run in self._request(_JOBS, job=name, limit=limit)["runsOrError"]["results"]]
-        newest = sorted(found, key=lambda run: run["creationTime"], reverse=True)[:limit]
-        return [_job_run(run) for run in newest]
+        found = [run for name in names for run in self._runs({"pipelineName": name}, limit)]
+        return sorted(found, key=lambda run: run.created, reverse=True)[:limit]
 
     def job(self, run_id: str) -> JobRun:
         """One run. Raises when there is none."""
-        run = self._request(_JOB, runId=run_id)["runOrError"]
-        if "runId" not in run:
-            raise ThroughlineError(f"There is no run {run_id}: `throughline jobs` lists what is.")
-        return _job_run(run)
+        if found := self._runs({"runIds": [run_id]}, 1):
+            return found[0]
+        raise ThroughlineError(f"There is no run {run_id}: `throughline jobs` lists the trainings.")
 
     def cancel(self, run_id: str) -> None:
-        """Ask a run to end. Raises when it is not under way."""
+        """Request the end of a run. Raises when it is not under way."""
         answer = self._request(_CANCEL, runId=run_id)["terminateRun"]
         if answer["__typename"] != "TerminateRunSuccess":
             raise ThroughlineError(f"Run {run_id} was not cancelled: {answer.get('message') or answer['__typename']}")
 
     def sensor_cursor(self, sensor: str) -> str | None:
-        """Where a running sensor stands; None before its first tick."""
-        selector = {"repositoryLocationName": LOCATION, "repositoryName": REPOSITORY, "sensorName": sensor}
-        state = self._request(_SENSOR, selector=selector)["sensorOrError"].get("sensorState") or {}
+        """The cursor that a running sensor set last; None before its first tick."""
+        answer = self._request(_SENSOR, selector={**_SELECTOR, "sensorName": sensor})
+        state = answer["sensorOrError"].get("sensorState") or {}
         return (state.get("typeSpecificData") or {}).get("lastCursor")
 
-    def _report(
-        self, run_id: str, cursor: str | None, outcome: RunOutcome, on_event: Callable[[RunEvent], None]
-    ) -> str | None:
-        more = True
-        while more:
-            log = self._request(_LOGS, runId=run_id, cursor=cursor)["logsForRun"]
-            for event in log["events"]:
-                for shown in _events(event, outcome):
-                    on_event(shown)
-            more, cursor = log["hasMore"], log["cursor"]
-        return cursor
+    def _runs(self, only: Mapping[str, Any], limit: int) -> list[JobRun]:
+        found = self._request(_RUNS, filter=only, limit=limit)["runsOrError"]
+        return [_job_run(run) for run in found.get("results", [])]
 
     def _request(self, query: str, **variables: Any) -> dict[str, Any]:
         """The answer's data. A query is sent again when no answer comes in time, a mutation is not."""
         body = {"query": query, "variables": variables}
         for left in reversed(range(1 if query.lstrip().startswith("mutation") else ATTEMPTS)):
             try:
-                limit = LOAD_S if query is _RELOAD else self._answer_s
+                limit = LOAD_S if query is _RELOAD else ANSWER_S
                 answer = self._client.post(f"{self._url}/graphql", json=body, timeout=limit)
                 content = answer.raise_for_status().json()
                 break
             except (httpx.HTTPError, ValueError) as error:
                 late = isinstance(error, httpx.ReadTimeout)
-                if not (late and left):
-                    problem = _first_line(str(error))
-                    raise (NoAnswerYet if late else ThroughlineError)(
-                        f"The Dagster webserver at {self._url} does not answer ({problem}): see `throughline status`."
-                    ) from error
+                if late and left:
+                    continue
+                raise (NoAnswerYet if late else ThroughlineError)(
+                    f"The Dagster webserver at {self._url} does not answer ({_first_line(str(error))}): "
+                    "see `throughline status`."
+                ) from error
         if content.get("errors"):
             raise ThroughlineError(f"Dagster refused a query: {content['errors'][0]['message'].splitlines()[0]}")
         return content["data"]
@@ -291,7 +275,7 @@ def _job_run(run: Mapping[str, Any]) -> JobRun:
         created=run["creationTime"],
         started=run["startTime"],
         ended=run["endTime"],
-        config=run["runConfig"],
+        tags={tag["key"]: tag["value"] for tag in run["tags"]},
         results=results,
     )
 
@@ -299,37 +283,34 @@ def _job_run(run: Mapping[str, Any]) -> JobRun:
 def _partitions(node: Mapping[str, Any]) -> frozenset[str] | None:
     if not node["isPartitioned"]:
         return None
-    missing = frozenset(node["partitionKeysByDimension"][0]["partitionKeys"])
-    held = node["assetPartitionStatuses"]
-    return frozenset(_within(sorted(missing), held.get("ranges", [])))
+    ranges = node["assetPartitionStatuses"].get("ranges", [])
+    held = [(each["startKey"], each["endKey"]) for each in ranges if each["status"] == "MATERIALIZED"]
+    keys = node["partitionKeysByDimension"][0]["partitionKeys"]
+    return frozenset(key for key in keys if any(start <= key <= end for start, end in held))
 
 
-def _within(keys: Sequence[str], ranges: Sequence[Mapping[str, str]]) -> Iterator[str]:
-    held = [(r["startKey"], r["endKey"]) for r in ranges if r["status"] == "MATERIALIZED"]
-    return (key for key in keys if any(start <= key <= end for start, end in held))
-
-
-def _events(event: Mapping[str, Any], outcome: RunOutcome) -> Iterator[RunEvent]:
+def _event(event: Mapping[str, Any], outcome: RunOutcome) -> RunEvent | None:
+    """The event as people see it, if they do; what was made and what failed is added to `outcome`."""
     kind, step = event["__typename"], event.get("stepKey")
-    seconds = float(event["timestamp"]) / 1000
     if kind == "MaterializationEvent":
         outcome.materialised.append("/".join(event["assetKey"]["path"]))
-        yield RunEvent("materialised", step, outcome.materialised[-1], seconds)
-    elif kind == "ExecutionStepFailureEvent":
-        outcome.errors.append(f"{step}: {_cause(event['error'])}")
-        yield RunEvent("failed", step, outcome.errors[-1], seconds)
-    elif kind == "RunFailureEvent" and event.get("error") and not outcome.errors:
-        outcome.errors.append(_cause(event["error"]))
-        yield RunEvent("failed", None, outcome.errors[-1], seconds)
-    elif kind == "AssetCheckEvaluationEvent" and not event["evaluation"]["success"]:
-        check = event["evaluation"]
-        outcome.failed_checks.append(f"{'/'.join(check['assetKey']['path'])}: {check['checkName']}")
-    elif kind == "ExecutionStepStartEvent":
-        yield RunEvent("started", step, f"{step} started", seconds)
-    elif kind == "ExecutionStepSuccessEvent":
-        yield RunEvent("finished", step, f"{step} finished", seconds)
+        shown = "materialised", outcome.materialised[-1]
+    elif kind == "ExecutionStepFailureEvent" or (
+        kind == "RunFailureEvent" and event.get("error") and not outcome.errors
+    ):
+        cause = _cause(event["error"])
+        outcome.errors.append(f"{step}: {cause}" if step else cause)
+        shown = "failed", outcome.errors[-1]
+    elif kind in _STEP_EVENTS:
+        shown = _STEP_EVENTS[kind], f"{step} {_STEP_EVENTS[kind]}"
     elif kind == "LogMessageEvent" and event["level"] in {"INFO", "WARNING", "ERROR", "CRITICAL"}:
-        yield RunEvent("log", step, event["message"], seconds)
+        shown = "log", event["message"]
+    else:
+        return None
+    return RunEvent(shown[0], step, shown[1], seconds=float(event["timestamp"]) / 1000)
+
+
+_STEP_EVENTS = {"ExecutionStepStartEvent": "started", "ExecutionStepSuccessEvent": "finished"}
 
 
 def _cause(error: Mapping[str, Any]) -> str:
@@ -379,24 +360,29 @@ mutation($params: ExecutionParams!) { launchPipelineExecution(executionParams: $
 } }
 """
 
-_STATUS = "query($runId: ID!) { runOrError(runId: $runId) { ... on Run { status } } }"
-
-_LOGS = """
-query($runId: ID!, $cursor: String) { logsForRun(runId: $runId, afterCursor: $cursor, limit: 500) {
-  ... on EventConnection { cursor hasMore events {
-    __typename
-    ... on MessageEvent { message timestamp stepKey level }
-    ... on MaterializationEvent { assetKey { path } }
-    ... on ExecutionStepFailureEvent { error { message errorChain { error { message } } } }
-    ... on RunFailureEvent { error { message errorChain { error { message } } } }
-    ... on AssetCheckEvaluationEvent { evaluation { checkName success assetKey { path } } }
-  } }
-} }
+_PROGRESS = """
+query($runId: ID!, $cursor: String) {
+runOrError(runId: $runId) { ... on Run { status } }
+logsForRun(runId: $runId, afterCursor: $cursor, limit: 500) { ... on EventConnection { cursor hasMore events {
+  __typename
+  ... on MessageEvent { message timestamp stepKey level }
+  ... on MaterializationEvent { assetKey { path } }
+  ... on ExecutionStepFailureEvent { error { message errorChain { error { message } } } }
+  ... on RunFailureEvent { error { message errorChain { error { message } } } }
+} } } }
 """
 
 _RUNS = """
 query($filter: RunsFilter!, $limit: Int) { runsOrError(filter: $filter, limit: $limit) {
-  ... on Runs { results { runId status tags { key value } } }
+  ... on Runs { results {
+    runId jobName status creationTime startTime endTime tags { key value }
+    assetMaterializations { metadataEntries {
+      label
+      ... on TextMetadataEntry { text }
+      ... on FloatMetadataEntry { floatValue }
+      ... on IntMetadataEntry { intValue }
+    } }
+  } }
 } }
 """
 
@@ -405,24 +391,6 @@ query($selector: SensorSelector!) { sensorOrError(sensorSelector: $selector) {
   ... on Sensor { sensorState { typeSpecificData { ... on SensorData { lastCursor lastRunKey } } } }
 } }
 """
-
-_RUN_FIELDS = """
-  runId jobName status creationTime startTime endTime runConfig
-  assetMaterializations { metadataEntries {
-    label
-    ... on TextMetadataEntry { text }
-    ... on FloatMetadataEntry { floatValue }
-    ... on IntMetadataEntry { intValue }
-  } }
-"""
-
-_JOBS = f"""
-query($job: String!, $limit: Int) {{ runsOrError(filter: {{pipelineName: $job}}, limit: $limit) {{
-  ... on Runs {{ results {{ {_RUN_FIELDS} }} }}
-}} }}
-"""
-
-_JOB = f"query($runId: ID!) {{ runOrError(runId: $runId) {{ ... on Run {{ {_RUN_FIELDS} }} }} }}"
 
 _CANCEL = """
 mutation($runId: String!) { terminateRun(runId: $runId) { __typename ... on Error { message } } }

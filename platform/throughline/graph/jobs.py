@@ -1,4 +1,4 @@
-"""Submitting training requests from Python, without knowledge of the orchestrator.
+"""Submits training requests from Python; the caller needs no knowledge of the orchestrator.
 
     from throughline.graph.jobs import TrainingRequest, submit
     job = submit(TrainingRequest(usecase="returns", trainer="lightgbm", parameters={"lr": 0.1}))
@@ -30,9 +30,6 @@ class Job:
     graph: Graph
     run_id: str
 
-    def state(self) -> JobRun:
-        return self.graph.job(self.run_id)
-
     def wait(self, on_event: Callable[[RunEvent], None] = lambda event: None, timeout_s: float = 86_400) -> JobRun:
         """Blocks until it has ended; `on_event` gets each event once. Raises `ThroughlineError` when it failed."""
         return self.succeeded(self.graph.follow(self.run_id, on_event, timeout_s))
@@ -41,10 +38,7 @@ class Job:
         """The results of a run that has ended. Raises `ThroughlineError` with the cause when it failed."""
         if not outcome.succeeded:
             raise ThroughlineError(f"Training failed: {outcome.cause} (`throughline jobs logs {self.run_id}`).")
-        return self.state()
-
-    def cancel(self) -> None:
-        self.graph.cancel(self.run_id)
+        return self.graph.job(self.run_id)
 
 
 def submit(request: TrainingRequest, settings: Settings | None = None) -> Job:

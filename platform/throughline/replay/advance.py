@@ -66,9 +66,9 @@ def advance_day(
     retrainings = graph.runs({tags.RETRAIN: usecase.name, tags.CLOCK: judged.window_until.isoformat()}, limit=1)
     cause = status = None
     if retrainings:
-        cause = retrainings[0]["tags"][tags.CAUSE]
+        cause = retrainings[0].tags[tags.CAUSE]
         report(f"{day}: retraining, {cause}")
-        status = follow(retrainings[0]["run_id"]).status
+        status = follow(retrainings[0].run_id).status
     return {
         "usecase": usecase.name,
         "day": day.isoformat(),

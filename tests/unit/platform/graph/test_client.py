@@ -1,4 +1,4 @@
-"""What the webserver answers is told in a person's words: causes without class names, each event once, short errors."""
+"""Answers of the webserver as people read them: causes without class names, each event once, errors of one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.security.principal import current_principal
 from throughline.foundation.settings import DEFAULT_PORTS, Settings, load_settings
 from throughline.foundation.tags import CODE
-from throughline.graph.client import Graph, RunEvent, RunOutcome, _cause, _events, _partitions
+from throughline.graph import client
+from throughline.graph.client import Graph, JobRun, RunEvent, RunOutcome, _cause, _event, _partitions
 from throughline.services.ports import take_ports
 
 Answer = Callable[[str, dict[str, Any]], Any]
@@ -27,14 +28,14 @@ Answer = Callable[[str, dict[str, Any]], Any]
 
 @pytest.fixture
 def webserver(tmp_path: Path) -> Iterator[Callable[[Answer], Graph]]:
-    """Starts a server that answers each GraphQL question as told, and gives the client of it."""
+    """Starts a server that answers each GraphQL query by `answer`; returns its client."""
     started: list[ThreadingHTTPServer] = []
 
-    def start(answer: Answer, **more: Any) -> Graph:
+    def start(answer: Answer) -> Graph:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                content = answer(asked["query"], asked["variables"])
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                content = answer(request["query"], request["variables"])
                 status, body = content if isinstance(content, tuple) else (200, json.dumps(content).encode())
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
@@ -48,7 +49,7 @@ def webserver(tmp_path: Path) -> Iterator[Callable[[Answer], Graph]]:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         started.append(server)
         base = server.server_port - list(DEFAULT_PORTS).index("dagster")
-        return Graph(Settings(home=tmp_path, port_base=base), **more)
+        return Graph(Settings(home=tmp_path, port_base=base))
 
     yield start
     for server in started:
@@ -111,7 +112,7 @@ def of_many_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "cause"),
     [
         (ours, "u/raw/t does not exist: materialise it first."),
         (ours_because_of_another, "No Spark Connect server answers: start it with `throughline up`."),
@@ -121,12 +122,12 @@ def of_many_lines() -> None:
         (of_many_lines, "first line"),
     ],
 )
-def test_the_cause_of_a_failed_step_is_its_own_words(body: Callable[[], None], told: str) -> None:
-    assert _cause(failed(body)) == told
+def test_the_cause_of_a_failed_step_is_its_message(body: Callable[[], None], cause: str) -> None:
+    assert _cause(failed(body)) == cause
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("message", "cause"),
     [
         ("subprocess.SubprocessError\n", "subprocess.SubprocessError"),
         ("subprocess.TimeoutExpired: Command 'x' timed out\n", "Command 'x' timed out"),
@@ -138,9 +139,9 @@ def test_the_cause_of_a_failed_step_is_its_own_words(body: Callable[[], None], t
         ("ValueError: \n", "ValueError:"),
     ],
 )
-def test_a_message_loses_its_class_and_never_everything(message: str, told: str) -> None:
-    assert _cause({"message": message}) == told
-    assert _cause({"message": "DagsterError: wrapper", "errorChain": [{"error": {"message": message}}]}) == told
+def test_a_message_loses_its_class_and_is_never_empty(message: str, cause: str) -> None:
+    assert _cause({"message": message}) == cause
+    assert _cause({"message": "DagsterError: wrapper", "errorChain": [{"error": {"message": message}}]}) == cause
 
 
 # Events
@@ -148,61 +149,61 @@ def test_a_message_loses_its_class_and_never_everything(message: str, told: str)
 AT = {"timestamp": "1364788800000", "stepKey": "step", "level": "DEBUG", "message": ""}
 
 
-def told(event: dict[str, Any], outcome: RunOutcome | None = None) -> list[RunEvent]:
-    return list(_events({**AT, **event}, outcome or RunOutcome("r", "STARTED")))
+def shown(event: dict[str, Any], outcome: RunOutcome | None = None) -> RunEvent | None:
+    return _event({**AT, **event}, outcome or RunOutcome("r", "STARTED"))
 
 
-def test_what_a_run_makes_and_how_it_fails_is_told_and_kept() -> None:
-    outcome = RunOutcome("r", "STARTED")
-    told({"__typename": "MaterializationEvent", "assetKey": {"path": ["u", "raw", "t"]}}, outcome)
-    told({"__typename": "ExecutionStepFailureEvent", "error": {"message": "ValueError: no", "errorChain": []}}, outcome)
-    check = {"success": False, "checkName": "fresh", "assetKey": {"path": ["u", "raw", "t"]}}
-    assert told({"__typename": "AssetCheckEvaluationEvent", "evaluation": check}, outcome) == []
-    assert told({"__typename": "AssetCheckEvaluationEvent", "evaluation": {**check, "success": True}}, outcome) == []
+def test_what_a_run_makes_and_how_it_fails_is_shown_and_kept() -> None:
+    outcome = RunOutcome("r", "FAILURE")
+    assert outcome.cause == "the run ended as FAILURE"
+    made = shown({"__typename": "MaterializationEvent", "assetKey": {"path": ["u", "raw", "t"]}}, outcome)
+    assert made == RunEvent("materialised", "step", "u/raw/t", 1364788800.0)
+    error = {"message": "ValueError: no", "errorChain": []}
+    failed = shown({"__typename": "ExecutionStepFailureEvent", "error": error}, outcome)
+    assert failed == RunEvent("failed", "step", "step: no", 1364788800.0)
     assert outcome.materialised == ["u/raw/t"]
     assert outcome.errors == ["step: no"]
-    assert outcome.failed_checks == ["u/raw/t: fresh"]
-    assert not outcome.succeeded
+    assert (outcome.succeeded, outcome.cause) == (False, "step: no")
 
 
-def test_a_run_that_fails_outside_its_steps_says_why_but_does_not_repeat_a_step() -> None:
+def test_a_run_that_fails_outside_its_steps_has_a_cause_but_does_not_repeat_a_step() -> None:
     failure = {"__typename": "RunFailureEvent", "stepKey": None, "error": {"message": "OSError: killed"}}
     outcome = RunOutcome("r", "STARTED")
-    assert [event.type for event in told(failure, outcome)] == ["failed"]
-    assert outcome.errors == ["killed"]
-    assert told(failure, outcome) == []
-    assert told({**failure, "error": None}) == []
+    event = shown(failure, outcome)
+    assert event is not None
+    assert (event.type, event.message, outcome.errors) == ("failed", "killed", ["killed"])
+    assert shown(failure, outcome) is None
+    assert shown({**failure, "error": None}) is None
 
 
 @pytest.mark.parametrize(
-    ("event", "types"),
+    ("event", "expected"),
     [
-        ({"__typename": "ExecutionStepStartEvent"}, ["started"]),
-        ({"__typename": "ExecutionStepSuccessEvent"}, ["finished"]),
-        ({"__typename": "LogMessageEvent", "level": "WARNING"}, ["log"]),
-        ({"__typename": "LogMessageEvent", "level": "DEBUG"}, []),
-        ({"__typename": "EngineEvent"}, []),
+        ({"__typename": "ExecutionStepStartEvent"}, RunEvent("started", "step", "step started", 1364788800.0)),
+        ({"__typename": "ExecutionStepSuccessEvent"}, RunEvent("finished", "step", "step finished", 1364788800.0)),
+        ({"__typename": "LogMessageEvent", "level": "WARNING"}, RunEvent("log", "step", "", 1364788800.0)),
+        ({"__typename": "LogMessageEvent", "level": "DEBUG"}, None),
+        ({"__typename": "EngineEvent"}, None),
     ],
 )
-def test_of_the_rest_only_what_a_person_wants_is_told(event: dict[str, Any], types: list[str]) -> None:
-    assert [one.type for one in told(event)] == types
-    assert all(one.seconds == 1364788800.0 for one in told(event))
+def test_of_other_events_only_steps_and_messages_are_shown(event: dict[str, Any], expected: RunEvent | None) -> None:
+    assert shown(event) == expected
 
 
 def test_a_run_is_followed_to_its_end_with_each_event_once(webserver: Callable[[Answer], Graph]) -> None:
-    pages = {
+    pages = {  # cursor: events, the next cursor, whether there are more
         None: (["ExecutionStepStartEvent"], "1", True),
-        "1": (["ExecutionStepSuccessEvent"], "2", False),
-        "2": ([], "2", False),
+        "1": ([], "2", False),
+        "2": (["ExecutionStepSuccessEvent"], "3", False),  # written after the status was read
+        "3": ([], "3", False),
     }
-    statuses = iter(["STARTED", "SUCCESS"])
+    statuses = iter(["STARTED", "SUCCESS", "SUCCESS"])
 
     def answer(query: str, variables: dict[str, Any]) -> Any:
-        if "runOrError" in query:
-            return {"data": {"runOrError": {"status": next(statuses)}}}
         kinds, cursor, more = pages[variables["cursor"]]
         events = [{**AT, "__typename": kind} for kind in kinds]
-        return {"data": {"logsForRun": {"events": events, "cursor": cursor, "hasMore": more}}}
+        log = {"events": events, "cursor": cursor, "hasMore": more}
+        return {"data": {"runOrError": {"status": next(statuses)}, "logsForRun": log}}
 
     seen: list[RunEvent] = []
     outcome = webserver(answer).follow("r", seen.append)
@@ -210,12 +211,9 @@ def test_a_run_is_followed_to_its_end_with_each_event_once(webserver: Callable[[
     assert [event.type for event in seen] == ["started", "finished"]
 
 
-def test_a_run_without_end_is_given_up_with_its_address(webserver: Callable[[Answer], Graph]) -> None:
-    def answer(query: str, variables: dict[str, Any]) -> Any:
-        if "runOrError" in query:
-            return {"data": {"runOrError": {"status": "STARTED"}}}
-        return {"data": {"logsForRun": {"events": [], "cursor": "", "hasMore": False}}}
-
+def test_a_run_that_outlives_the_deadline_is_an_error_with_its_address(webserver: Callable[[Answer], Graph]) -> None:
+    log = {"events": [], "cursor": "", "hasMore": False}
+    answer: Answer = lambda *_: {"data": {"runOrError": {"status": "STARTED"}, "logsForRun": log}}  # noqa: E731
     with pytest.raises(ThroughlineError, match=r"Run r did not end within 0 s: see http://.*/runs/r"):
         webserver(answer).follow("r", lambda _: None, timeout_s=0)
 
@@ -257,8 +255,8 @@ def graph_of(*nodes: dict[str, Any], stale_since: dict[str, str] | None = None) 
         if "workspaceOrError" in query:
             entries = [{"locationOrLoadError": {"__typename": "RepositoryLocation"}}]
             return {"data": {"workspaceOrError": {"locationEntries": entries}, "assetNodes": list(nodes)}}
-        asked = [part.split('"') for part in query.split("assetNodeOrError")[1:]]
-        found = [(stale_since or {}).get(name, "") > day for _, _, _, name, _, day, *_ in asked]
+        parts = [part.split('"') for part in query.split("assetNodeOrError")[1:]]
+        found = [(stale_since or {}).get(name, "") > day for _, _, _, name, _, day, *_ in parts]
         return {"data": {f"a{n}": {"staleStatus": "STALE" if old else "FRESH"} for n, old in enumerate(found)}}
 
     return answer
@@ -305,16 +303,16 @@ def test_a_graph_that_does_not_load_is_refused_with_the_cause(webserver: Callabl
 
 
 def test_a_launch_names_its_assets_and_its_range_of_days(webserver: Callable[[Answer], Graph]) -> None:
-    asked: list[dict[str, Any]] = []
+    sent: list[dict[str, Any]] = []
 
     def answer(query: str, variables: dict[str, Any]) -> Any:
-        asked.append(variables["params"])
+        sent.append(variables["params"])
         return {"data": {"launchPipelineExecution": {"__typename": "LaunchRunSuccess", "run": {"runId": "r1"}}}}
 
     run = webserver(answer).launch([("u", "raw")], partitions=("2013-01-01", "2013-01-05"), tags={"a": "b"})
     assert run == "r1"
-    assert asked[0]["selector"]["assetSelection"] == [{"path": ["u", "raw"]}]
-    tags = {tag["key"]: tag["value"] for tag in asked[0]["executionMetadata"]["tags"]}
+    assert sent[0]["selector"]["assetSelection"] == [{"path": ["u", "raw"]}]
+    tags = {tag["key"]: tag["value"] for tag in sent[0]["executionMetadata"]["tags"]}
     assert tags.pop("throughline/request")
     assert tags.pop("throughline/submitter") == current_principal(load_settings()).name
     assert tags == {
@@ -324,52 +322,64 @@ def test_a_launch_names_its_assets_and_its_range_of_days(webserver: Callable[[An
     }
 
 
-def test_a_refused_launch_says_why(webserver: Callable[[Answer], Graph]) -> None:
+def test_a_refused_launch_is_an_error_with_the_reason(webserver: Callable[[Answer], Graph]) -> None:
     refused = {"__typename": "PipelineNotFoundError", "message": "Could not find job x"}
     graph = webserver(lambda *_: {"data": {"launchPipelineExecution": refused}})
     with pytest.raises(ThroughlineError, match="Dagster refused the run: Could not find job x"):
         graph.launch(job="x")
 
 
-# A webserver that is not well
+# A webserver that is slow, broken or not there
 
 
 class Slow:
-    """Answers the first `late` questions of a kind only when nobody waits any more."""
+    """Answers the first `late` requests of a kind after the client's timeout."""
 
     def __init__(self, late: int, answers: dict[str, Any]) -> None:
-        self.late, self.answers, self.asked = late, answers, []
+        self.late, self.answers, self.requests = late, answers, []
 
     def __call__(self, query: str, variables: dict[str, Any]) -> Any:
         kind = next(kind for kind in self.answers if kind in query)
-        self.asked.append(kind)
-        if self.asked.count(kind) <= self.late:
+        self.requests.append(kind)
+        if self.requests.count(kind) <= self.late:
             time.sleep(0.5)
         return {"data": self.answers[kind]}
 
 
 NO_RUNS = {"runsOrError": {"results": []}}
-A_RUN = {"runsOrError": {"results": [{"runId": "r", "status": "STARTED", "tags": []}]}}
+A_RUN = {
+    "runId": "r", "jobName": "u_train", "status": "STARTED", "creationTime": 3.0, "startTime": 4.0, "endTime": None,
+    "tags": [{"key": "a", "value": "b"}], "assetMaterializations": [],
+}  # fmt: skip
+RUNS = {"runsOrError": {"results": [A_RUN]}}
 
 
-def test_a_question_is_asked_again_when_the_answer_is_late(webserver: Callable[..., Graph]) -> None:
-    slow = Slow(2, {"runsOrError": A_RUN})
-    assert [run["run_id"] for run in webserver(slow, answer_s=0.2).runs({"a": "b"})] == ["r"]
-    assert len(slow.asked) == 3
+@pytest.fixture
+def impatient(webserver: Callable[[Answer], Graph], monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], Graph]:
+    monkeypatch.setattr(client, "ANSWER_S", 0.2)
+    return webserver
 
 
-def test_a_launch_whose_answer_is_late_is_looked_for_and_not_launched_again(webserver: Callable[..., Graph]) -> None:
+def test_a_query_is_sent_again_when_the_answer_is_late(impatient: Callable[[Answer], Graph]) -> None:
+    slow = Slow(2, {"runsOrError": RUNS})
+    assert [run.run_id for run in impatient(slow).runs({"a": "b"}, 20)] == ["r"]
+    assert len(slow.requests) == 3
+
+
+def test_a_launch_whose_answer_is_late_is_looked_up_and_not_launched_again(
+    impatient: Callable[[Answer], Graph],
+) -> None:
     launched = {"launchPipelineExecution": {"__typename": "LaunchRunSuccess", "run": {"runId": "other"}}}
-    slow = Slow(1, {"launchPipelineExecution": launched, "runsOrError": A_RUN})
-    assert webserver(slow, answer_s=0.2).launch(job="x") == "r"
-    assert slow.asked.count("launchPipelineExecution") == 1
+    slow = Slow(1, {"launchPipelineExecution": launched, "runsOrError": RUNS})
+    assert impatient(slow).launch(job="x") == "r"
+    assert slow.requests.count("launchPipelineExecution") == 1
     nowhere = Slow(1, {"launchPipelineExecution": launched, "runsOrError": NO_RUNS})
     with pytest.raises(ThroughlineError, match="does not answer"):
-        webserver(nowhere, answer_s=0.2).launch(job="x")
-    assert nowhere.asked.count("launchPipelineExecution") == 1
+        impatient(nowhere).launch(job="x")
+    assert nowhere.requests.count("launchPipelineExecution") == 1
 
 
-def test_nobody_at_the_port_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+def test_without_a_webserver_the_error_is_one_line_with_the_remedy(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, port_base=take_ports())
     closed, graph = settings.port("dagster"), Graph(settings)
     with pytest.raises(ThroughlineError, match=rf":{closed} does not answer .*throughline status") as caught:
@@ -380,16 +390,35 @@ def test_nobody_at_the_port_is_one_line_that_says_what_to_do(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "content", [(500, b"oops"), (200, b"<html>"), {"errors": [{"message": "Cannot query field 'x'\nmore"}]}]
 )
-def test_an_answer_that_is_none_is_one_line(webserver: Callable[[Answer], Graph], content: Any) -> None:
+def test_an_unusable_answer_is_an_error_of_one_line(webserver: Callable[[Answer], Graph], content: Any) -> None:
     with pytest.raises(ThroughlineError, match=r"does not answer|Cannot query field 'x'$") as caught:
-        webserver(lambda *_: content).runs({"a": "b"})
+        webserver(lambda *_: content).runs({"a": "b"}, 20)
     assert "\n" not in str(caught.value)
 
 
-def test_runs_and_cursors_come_in_plain_words(webserver: Callable[[Answer], Graph]) -> None:
-    run = {"runId": "r", "status": "SUCCESS", "tags": [{"key": "a", "value": "b"}]}
+def test_a_run_comes_with_its_tags_times_and_results(webserver: Callable[[Answer], Graph]) -> None:
+    entries = [{"label": "model", "text": "u/1"}, {"label": "auc", "floatValue": 0.0}, {"label": "rows", "intValue": 3}]
+    run = {**A_RUN, "status": "SUCCESS", "endTime": 9.0, "assetMaterializations": [{"metadataEntries": entries}]}
     graph = webserver(lambda *_: {"data": {"runsOrError": {"results": [run]}}})
-    assert graph.runs({"a": "b"}) == [{"run_id": "r", "status": "SUCCESS", "tags": {"a": "b"}}]
+    (found,) = graph.runs({"a": "b"}, 20)
+    assert found == JobRun(
+        "r", "u_train", "SUCCESS", 3.0, 4.0, 9.0, {"a": "b"}, {"model": "u/1", "auc": 0.0, "rows": 3}
+    )
+    assert (found.has_ended, graph.job("r")) == (True, found)
+    with pytest.raises(ThroughlineError, match="There is no run r: `throughline jobs`"):
+        webserver(lambda *_: {"data": NO_RUNS}).job("r")
+
+
+def test_the_newest_runs_of_several_jobs_come_first(webserver: Callable[[Answer], Graph]) -> None:
+    def answer(query: str, variables: dict[str, Any]) -> Any:
+        name = variables["filter"]["pipelineName"]
+        runs = [{**A_RUN, "runId": f"{name}{at}", "creationTime": at} for at in {"a": (5, 1), "b": (3, 2)}[name]]
+        return {"data": {"runsOrError": {"results": runs[: variables["limit"]]}}}
+
+    assert [run.run_id for run in webserver(answer).jobs(["a", "b"], 3)] == ["a5", "b3", "b2"]
+
+
+def test_the_cursor_of_a_sensor_is_none_before_its_first_tick(webserver: Callable[[Answer], Graph]) -> None:
     for state, cursor in [
         (None, None),
         ({"typeSpecificData": None}, None),
@@ -412,13 +441,13 @@ def test_runs_and_cursors_come_in_plain_words(webserver: Callable[[Answer], Grap
     ],
 )
 def test_the_graph_is_loaded_again_only_when_its_code_is_not_what_is_on_disk(webserver, loaded, reloads) -> None:
-    asked: list[str] = []
+    reloaded: list[str] = []
 
     def answer(query: str, variables: dict[str, Any]) -> dict[str, Any]:
         if "reloadRepositoryLocation" in query:
-            asked.append(variables["name"])
+            reloaded.append(variables["name"])
             return {"data": {"reloadRepositoryLocation": {"__typename": "WorkspaceLocationEntry"}}}
         return {"data": {"repositoryOrError": loaded}}
 
     webserver(answer).reload_if_changed("as on disk")
-    assert asked == ["throughline"] * reloads
+    assert reloaded == ["throughline"] * reloads

@@ -15,7 +15,7 @@ from throughline.foundation.clock import ReplayClock, data_clock
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
-from throughline.graph.client import RunOutcome
+from throughline.graph.client import JobRun, RunOutcome
 from throughline.records import CalibrationRecord, OutcomesRecord
 from throughline.records.store import save_record
 from throughline.replay import advance as replay
@@ -41,7 +41,7 @@ class World:
         self.fails: set[str] = set()
         self.breaks_at: datetime | None = None
         self.cursor: str | None = "monitor"
-        self.retraining: list[dict[str, Any]] = []
+        self.retraining: list[JobRun] = []
 
     @property
     def now(self) -> datetime:
@@ -64,8 +64,8 @@ class World:
     def sensor_cursor(self, sensor: str) -> str | None:
         return self.cursor
 
-    def runs(self, tags: dict[str, str], limit: int) -> list[dict[str, Any]]:
-        return [run for run in self.retraining if tags.items() <= run["tags"].items()][:limit]
+    def runs(self, tags: dict[str, str], limit: int) -> list[JobRun]:
+        return [run for run in self.retraining if tags.items() <= run.tags.items()][:limit]
 
     # the stores and the endpoint
     def materialise(self, settings: Settings, usecase: UseCase, start: datetime, end: datetime) -> None:
@@ -216,9 +216,9 @@ def test_monitoring_that_fails_is_an_error(world: World) -> None:
 def test_a_retraining_that_the_day_caused_is_waited_for_and_reported(world: World) -> None:
     until = (world.now + DAY).isoformat()
 
-    def run(run_id: str, at: str) -> dict[str, Any]:
+    def run(run_id: str, at: str) -> JobRun:
         tags = {"throughline/retrain": "flight_delay", "throughline/data_clock": at, "throughline/cause": f"drift {at}"}
-        return {"run_id": run_id, "status": "STARTED", "tags": tags}
+        return JobRun(run_id, "flight_delay_retrain", "STARTED", 0.0, None, None, tags, {})
 
     world.retraining = [run("of an earlier day", "2013-03-01T00:00:00+00:00"), run("of this day", until)]
     world.fails = {"of this day"}
