@@ -11,9 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import graphql
 import pytest
 from dagster import DagsterInstance, asset, materialize
 from dagster._utils.error import SerializableErrorInfo
+from dagster_graphql.schema import create_schema
 
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.security.principal import current_principal
@@ -451,3 +453,12 @@ def test_the_graph_is_loaded_again_only_when_its_code_is_not_what_is_on_disk(web
 
     webserver(answer).reload_if_changed("as on disk")
     assert reloaded == ["throughline"] * reloads
+
+
+DOCUMENTS = [name for name, value in vars(client).items() if name.isupper() and isinstance(value, str) and "{" in value]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_document_fits_the_schema_of_the_webserver(name: str) -> None:
+    schema = create_schema().graphql_schema
+    assert graphql.validate(schema, graphql.parse(getattr(client, name))) == []
