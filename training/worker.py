@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from throughline.experiment.parameters import CommonParameters, checked
 from throughline.experiment.prepared import PreparedRows, open_prepared
 from throughline.experiment.spec import Epoch, TrainingReport, TrainingSpec
-from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError, first_problem
 from throughline.launch.protocol import EXIT_LOST_PEER, Reason, WorkerFailed
 from training.output import Fitted, write_output
 from training.tracking import log_metrics
@@ -113,6 +113,5 @@ def read_spec(arguments: list[str]) -> TrainingSpec:
     except OSError as error:
         raise ThroughlineError(f"Training spec {path} cannot be read: {error.strerror}.") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "file"
-        raise ThroughlineError(f"Training spec {path}: {where}: {first['msg']}.") from error
+        where, problem = first_problem(error)
+        raise ThroughlineError(f"Training spec {path}: {where or 'file'}: {problem}.") from error

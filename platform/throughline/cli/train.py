@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from throughline.cli.arguments import AsJson
 from throughline.cli.jobs import fields_of
 from throughline.cli.output import emit, follow_run, out
+from throughline.foundation.errors import first_problem
 from throughline.foundation.settings import load_settings
 from throughline.graph.jobs import JobRun, SearchRequest, TrainingRequest, submit
 from throughline.launch.protocol import WorkerFailed
@@ -57,7 +58,7 @@ def train(
         request = TrainingRequest.model_validate({name: given[name] for name in TrainingRequest.model_fields})
         job = submit(request, settings)
     except ValidationError as error:
-        raise typer.BadParameter(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+        raise typer.BadParameter(first_problem(error)[1]) from error
     except WorkerFailed as error:
         raise typer.BadParameter(str(error)) from error
     if not wait:

@@ -15,7 +15,7 @@ from uuid import UUID
 import polars as pl
 from pydantic import AwareDatetime, Field, ValidationError
 
-from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError, first_problem
 from throughline.foundation.references import TableReference
 from throughline.records import Record
 
@@ -122,8 +122,7 @@ def from_binary(headers: Mapping[str, str], body: bytes) -> InferenceEvent:
             {**data, **{name: attributes[name] for name in _ATTRIBUTES if name in attributes}}
         )
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        raise BadEvent(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise BadEvent(": ".join(first_problem(error))) from None
 
 
 def to_rows(events: Iterable[InferenceEvent]) -> pl.DataFrame:

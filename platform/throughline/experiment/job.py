@@ -21,7 +21,7 @@ from throughline.experiment.commit import worktree
 from throughline.experiment.recipe import Recipe, code_of, recipe_of
 from throughline.experiment.request import TrainingRequest
 from throughline.experiment.train import Run, fit, train_and_register
-from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError, first_problem
 from throughline.foundation.settings import PROJECT_ROOT, SECRETS, load_settings
 from throughline.launch.protocol import LaunchSpec
 from throughline.records import DatasetRecord, ModelRecord, Record
@@ -115,7 +115,7 @@ def main(arguments: list[str]) -> int:
         run = Run(load_settings(**file.settings), on_event=emit)
         Path(file.result).write_text(_do(run, file.work))
     except ValidationError as error:
-        emit({"event": "error", "message": f"This commit cannot read the job: {error.errors()[0]['msg']}"})
+        emit({"event": "error", "message": f"This commit cannot read the job: {first_problem(error)[1]}"})
         return 1
     except ThroughlineError as error:
         emit({"event": "error", "message": str(error), "reason": getattr(error, "reason", "bad_data")})

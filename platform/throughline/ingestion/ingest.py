@@ -8,7 +8,7 @@ Does not own: the verdicts on rows and days (`validation/`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
@@ -52,15 +52,11 @@ class Ingested:
     @property
     def refusal(self) -> str:
         """Why days were refused, where their rows are and what to do, in one line."""
-        day = self.refused[0]
-        verdict = self.judgement.days[day]
-        more = f" and {len(self.refused) - 1} more" if len(self.refused) > 1 else ""
-        kept = f"its {verdict.rows} rows are in {self.quarantine}, " if verdict.rows else ""
-        usecase = self.table.partition("/")[0]
-        return (
-            f"{self.table} {day}{more} was refused ({verdict.reason}); {kept}the table is unchanged: correct the "
-            f"source, or `expects` in usecases/{usecase}.yaml, and materialise the day again."
-        )
+        days = self.judgement.days
+        rows = days[self.refused[0]].rows
+        kept = f"its {rows} rows are in {self.quarantine}, " if rows else ""
+        reasons = {day: days[day].reason for day in self.refused}
+        return findings.refusal(self.table, reasons, f"; {kept}the table is unchanged")
 
 
 def read_days(settings: Settings, usecase: UseCase, table: str, first: date, last: date, initial: date) -> pl.DataFrame:
@@ -104,16 +100,17 @@ def ingest_days(
     rows = read_days(settings, usecase, table, first, last, initial)
     declared = usecase.sources.tables[table]
     judgement = judge(rows, declared, days, first=initial, until=usecase.local_day(known_until))
-    run = pl.lit(run_id).alias(RUN_ID)
-    quarantine = findings.write_quarantine(settings, usecase, table, judgement.quarantined, days, run)
     path = settings.table_path(usecase.name, "raw", table)
-    accepted = [day for day in days if judgement.days[day].accepted]
     # with `expects`, good rows have the declared columns: a difference to the table was declared
     declares_columns = declared.expects is not None
-    for begin, end in spans(accepted):
-        part = judgement.good.filter(pl.col(DAY).is_between(begin, end))
-        replace_days(path, part.with_columns(run), begin, end, new_columns=declares_columns)
-    return _kept(settings, usecase, table, judgement, accepted, quarantine, run)
+
+    def write(good: pl.DataFrame, accepted: Sequence[date]) -> None:
+        for begin, end in spans(accepted):
+            replace_days(
+                path, good.filter(pl.col(DAY).is_between(begin, end)), begin, end, new_columns=declares_columns
+            )
+
+    return _write(settings, usecase, table, judgement, run_id, write)
 
 
 def ingest_static(settings: Settings, usecase: UseCase, table: str, run_id: str) -> Ingested:
@@ -121,28 +118,29 @@ def ingest_static(settings: Settings, usecase: UseCase, table: str, run_id: str)
     first = usecase.first_day(settings)
     now = data_clock(settings, usecase.clock_start(settings)).now()
     rows = source_of(settings, usecase, table).read(None, now)
-    declared = usecase.sources.tables[table]
-    judgement = judge(rows.with_columns(pl.lit(first).alias(DAY)), declared, [first])
-    run = pl.lit(run_id).alias(RUN_ID)
-    quarantine = findings.write_quarantine(settings, usecase, table, judgement.quarantined, [first], run)
-    accepted = [day for day in [first] if judgement.days[day].accepted]
-    if accepted:
-        replace_all(settings.table_path(usecase.name, "raw", table), judgement.good.drop(DAY).with_columns(run))
-    return _kept(settings, usecase, table, judgement, accepted, quarantine, run)
+    judgement = judge(rows.with_columns(pl.lit(first).alias(DAY)), usecase.sources.tables[table], [first])
+
+    def write(good: pl.DataFrame, accepted: Sequence[date]) -> None:
+        if accepted:
+            replace_all(settings.table_path(usecase.name, "raw", table), good.drop(DAY))
+
+    return _write(settings, usecase, table, judgement, run_id, write)
 
 
-def _kept(
+def _write(
     settings: Settings,
     usecase: UseCase,
     table: str,
     judgement: Judgement,
-    accepted: Sequence[date],
-    quarantine: TableReference | None,
-    run: pl.Expr,
+    run_id: str,
+    write: Callable[[pl.DataFrame, Sequence[date]], None],
 ) -> Ingested:
-    """Write statistics and verdicts of an ingestion, the verdicts last: until then the earlier ones hold."""
-    statistics = day_statistics(judgement.good, accepted)
-    findings.write_statistics(settings, usecase, table, statistics, accepted, run)
+    """Write bad rows, good rows, statistics and verdicts, the verdicts last: until then the earlier ones hold."""
+    run = pl.lit(run_id).alias(RUN_ID)
+    accepted = [day for day, verdict in judgement.days.items() if verdict.accepted]
+    quarantine = findings.write_quarantine(settings, usecase, table, judgement.quarantined, list(judgement.days), run)
+    write(judgement.good.with_columns(run), accepted)
+    findings.write_statistics(settings, usecase, table, day_statistics(judgement.good, accepted), accepted, run)
     findings.write_verdicts(settings, usecase, table, list(judgement.days.values()), run)
     parts = judgement.good.partition_by(DAY, as_dict=True)
     return Ingested(

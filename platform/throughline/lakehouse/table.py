@@ -36,6 +36,7 @@ from throughline.lakehouse.delta import (
 
 DAY = "day"
 RUN_ID = "ingestion_run_id"
+INSTANT = pl.Datetime("us", "UTC")
 
 INPUTS = "inputs"  # in the notes of a commit: what it was made from, as a JSON list of table references
 KEEPS_CONTENT = {"OPTIMIZE", "VACUUM START", "VACUUM END"}

@@ -13,7 +13,7 @@ from typing import Any, TypedDict, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError, first_problem
 from throughline.foundation.references import ModelReference, TableReference
 
 PREFIX = "throughline."
@@ -85,5 +85,6 @@ def _value(name: str, text: str) -> Any:
     try:
         return adapter.validate_json(text) if name in _JSON else adapter.validate_python(text)
     except ValidationError as error:
-        reason = error.errors(include_input=False, include_url=False)[0]["msg"]
-        raise ThroughlineError(f"MLflow's tag {_key(name)} cannot be read ({reason}): {text[:80]!r}.") from error
+        raise ThroughlineError(
+            f"MLflow's tag {_key(name)} cannot be read ({first_problem(error)[1]}): {text[:80]!r}."
+        ) from error

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError, first_problem
 from throughline.foundation.files import write_atomic
 from throughline.foundation.settings import Settings
 from throughline.records import Record
@@ -74,6 +74,7 @@ def read_record(path: Path, kind: type[R], remedy: str) -> R | None:
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "content"
-        raise ThroughlineError(f"{path} is not a {kind.__name__} ({where}: {first['msg']}): {remedy}.") from error
+        where, problem = first_problem(error)
+        raise ThroughlineError(
+            f"{path} is not a {kind.__name__} ({where or 'content'}: {problem}): {remedy}."
+        ) from error

@@ -11,10 +11,10 @@ from __future__ import annotations
 import polars as pl
 
 from throughline.foundation.errors import ThroughlineError
+from throughline.lakehouse.table import INSTANT
 from throughline.usecase import CONTRACT, Column, Expectations
 from throughline.usecase.feeds import Feed
 
-INSTANT = pl.Datetime("us", "UTC")
 TYPES: dict[str, pl.DataType] = {
     "string": pl.String(), "integer": pl.Int64(), "number": pl.Float64(), "boolean": pl.Boolean(), "timestamp": INSTANT
 }  # fmt: skip

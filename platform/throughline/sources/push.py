@@ -20,7 +20,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from typing_extensions import TypedDict
 
 from throughline.foundation.clock import Clock, WallClock, data_clock
-from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError, first_problem
 from throughline.foundation.settings import Settings
 from throughline.journal.intake import Intake
 from throughline.lakehouse.append import AppendOnce
@@ -174,9 +174,7 @@ def _valid(row: TypeAdapter[dict[str, Any]], one: bytes, where: str) -> dict[str
     try:
         return row.validate_json(one)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        problem = first["msg"].removeprefix("Value error, ")
+        field, problem = first_problem(error)
         raise BadRow(f"{where}{f'.{field}' if field else ''}: {problem}") from None
 
 

@@ -17,8 +17,8 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.security.tokens import auth_headers
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.append import AppendOnce
-from throughline.lakehouse.table import DAY, current_version, scan
-from throughline.sources.conform import INSTANT, as_declared, empty
+from throughline.lakehouse.table import DAY, INSTANT, current_version, scan
+from throughline.sources.conform import as_declared, empty
 from throughline.sources.source import known_in
 from throughline.usecase import UseCase
 from throughline.usecase.feeds import PushFeed

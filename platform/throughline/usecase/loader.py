@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.errors import ThroughlineError, first_problem
 from throughline.foundation.settings import PROJECT_ROOT
 from throughline.usecase.declaration import UseCase
 
@@ -26,10 +26,10 @@ def load_usecase(path: Path) -> UseCase:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ThroughlineError(f"{path.name} is not YAML{where} ({problem}): correct the file.") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "declaration"
-        problem = first["msg"].removeprefix("Value error, ")
-        raise ThroughlineError(f"{path.name}: {where}: {problem} ({error.error_count()} problem(s)).") from error
+        where, problem = first_problem(error)
+        raise ThroughlineError(
+            f"{path.name}: {where or 'declaration'}: {problem} ({error.error_count()} problem(s))."
+        ) from error
 
 
 def load_usecases(folder: Path = PROJECT_ROOT / "usecases") -> dict[str, UseCase]:

@@ -63,9 +63,8 @@ def _binned(reference: pl.DataFrame, newest: pl.DataFrame) -> tuple[np.ndarray, 
     sides = (reference, newest)
     nulls = [int(side["nulls"].sum()) for side in sides]
     if reference["quantiles"].null_count() == reference.height:
-        names, counted = {}, [_categories(side) for side in sides]
-        for counts in counted:
-            names.update(dict.fromkeys(counts))
+        counted = [_categories(side) for side in sides]
+        names = dict.fromkeys([*counted[0], *counted[1]])
         rows = [np.array([counts.get(name, 0) for name in names], float) for counts in counted]
     else:
         points = [_points(side) for side in sides]

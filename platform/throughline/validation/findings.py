@@ -7,7 +7,7 @@ table TABLE is, and written idempotently. Does not own: any verdict (`judge.py`)
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date, timedelta
 
@@ -17,14 +17,13 @@ from throughline.foundation.days import spans
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
-from throughline.lakehouse.table import DAY, find_pin, pin, read, replace_days
+from throughline.lakehouse.table import DAY, INSTANT, find_pin, pin, read, replace_days
 from throughline.usecase import CONTRACT, UseCase
 from throughline.validation.judge import REASONS, DayVerdict
 from throughline.validation.statistics import SCHEMA
 
 QUARANTINE, STATISTICS, VERDICTS = "quarantine", "statistics", "verdicts"
 
-_INSTANT = pl.Datetime("us", "UTC")
 _VERDICTS = pl.Schema(
     {
         DAY: pl.Date,
@@ -50,7 +49,7 @@ def write_quarantine(
     if rows.height or (held is not None and held.filter(in_days).select(pl.len()).collect().item()):
         content = [json.dumps(row, default=str) for row in rows.drop(DAY, REASONS).iter_rows(named=True)]
         known = [name for name in CONTRACT if getattr(rows.schema.get(name), "time_zone", None) == "UTC"]
-        times = [(pl.col(name) if name in known else pl.lit(None)).cast(_INSTANT).alias(name) for name in CONTRACT]
+        times = [(pl.col(name) if name in known else pl.lit(None)).cast(INSTANT).alias(name) for name in CONTRACT]
         kept = rows.select(DAY, *times, REASONS, pl.Series("row", content, pl.String), run)
         replace_days(settings.table_path(usecase.name, QUARANTINE, table), kept, first, last)
     elif held is None:
@@ -78,17 +77,7 @@ def write_verdicts(
     settings: Settings, usecase: UseCase, table: str, verdicts: Sequence[DayVerdict], run: pl.Expr
 ) -> None:
     """Replace the verdicts on these days."""
-    records = [
-        {
-            DAY: day.day,
-            "accepted": day.accepted,
-            "reason": day.reason,
-            "rows": day.rows,
-            "bad": day.bad,
-            "verdicts": [asdict(verdict) for verdict in day.verdicts],
-        }
-        for day in verdicts
-    ]
+    records = [{**asdict(verdict), "accepted": verdict.accepted, "reason": verdict.reason} for verdict in verdicts]
     rows = _stamped(usecase, pl.DataFrame(records, schema=_VERDICTS), run)
     days = [verdict.day for verdict in verdicts]
     replace_days(settings.table_path(usecase.name, VERDICTS, table), rows, min(days), max(days))
@@ -102,20 +91,24 @@ def refused_days(settings: Settings, usecase: UseCase, table: str) -> dict[date,
     return dict(held.filter(~pl.col("accepted")).select(DAY, "reason").sort(DAY).collect().iter_rows())
 
 
+def refusal(table: str, refused: Mapping[date, str], consequence: str = "") -> str:
+    """One line on the refused days of USECASE/raw/TABLE, the first with its reason: what to do."""
+    (day, reason), *others = refused.items()
+    more = f" and {len(others)} more" if others else ""
+    return (
+        f"{table} {day}{more} was refused ({reason}){consequence}: correct the source, or `expects` in "
+        f"usecases/{table.partition('/')[0]}.yaml, and materialise the day again."
+    )
+
+
 def require_good_days(settings: Settings, usecase: UseCase) -> None:
     """Raises while the newest delivery of any day is refused, so that what depends on raw tables fails closed.
 
     The run that ingested the day has failed, but a later run without the raw tables would not notice.
     """
     for table in usecase.sources.tables:
-        refused = refused_days(settings, usecase, table)
-        if refused:
-            day, reason = next(iter(refused.items()))
-            more = f" and {len(refused) - 1} more" if len(refused) > 1 else ""
-            raise ThroughlineError(
-                f"{usecase.name}/raw/{table} {day}{more} was refused ({reason}): correct the source, or `expects` in "
-                f"usecases/{usecase.name}.yaml, and materialise the day again before what depends on it."
-            )
+        if refused := refused_days(settings, usecase, table):
+            raise ThroughlineError(refusal(f"{usecase.name}/raw/{table}", refused))
 
 
 def _held(settings: Settings, usecase: UseCase, layer: str, table: str) -> pl.LazyFrame | None:
@@ -126,6 +119,6 @@ def _held(settings: Settings, usecase: UseCase, layer: str, table: str) -> pl.La
 
 def _stamped(usecase: UseCase, rows: pl.DataFrame, run: pl.Expr) -> pl.DataFrame:
     """With the columns of every table: the event time is the beginning of the day, the knowledge time its end."""
-    begins = pl.col(DAY).map_elements(usecase.day_start, _INSTANT)
-    ends = (pl.col(DAY) + timedelta(days=1)).map_elements(usecase.day_start, _INSTANT)
+    begins = pl.col(DAY).map_elements(usecase.day_start, INSTANT)
+    ends = (pl.col(DAY) + timedelta(days=1)).map_elements(usecase.day_start, INSTANT)
     return rows.with_columns(begins.alias("event_time"), ends.alias("available_at"), run)

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from throughline.lakehouse.table import DAY
+from throughline.lakehouse.table import DAY, RUN_ID
 from throughline.usecase import CONTRACT, Expectations
+from throughline.validation.rules import declared_type
 
 # Columns that the platform adds to what a source delivers.
-PLATFORM = (DAY, "ingestion_run_id")
+PLATFORM = (DAY, RUN_ID)
 
 MANY_VALUES = 20
 ROWS_PER_VALUE = 20
@@ -38,7 +39,7 @@ def draft(rows: pl.DataFrame) -> dict[str, Any]:
     columns = {
         name: _column(rows.select(name, *by_day), name, kind)
         for name, kind in rows.schema.items()
-        if name not in (*PLATFORM, *CONTRACT) and _type(kind)
+        if name not in (*PLATFORM, *CONTRACT) and declared_type(kind)
     }
     comparable = [name for name, rule in columns.items() if "values" in rule or rule["type"] == "number"]
     expects: dict[str, Any] = {"rows": _volume(rows), "columns": columns}
@@ -64,21 +65,8 @@ def suspicions(rows: pl.DataFrame) -> list[str]:
     return found
 
 
-def _type(kind: pl.DataType) -> str | None:
-    """The declared type of a column; None for one that cannot be declared."""
-    if kind == pl.String:
-        return "string"
-    if kind == pl.Boolean:
-        return "boolean"
-    if kind.is_integer():
-        return "integer"
-    if kind.is_float():
-        return "number"
-    return "timestamp" if isinstance(kind, pl.Datetime) and kind.time_zone == "UTC" else None
-
-
 def _column(rows: pl.DataFrame, name: str, kind: pl.DataType) -> dict[str, Any]:
-    rule: dict[str, Any] = {"type": _type(kind)}
+    rule: dict[str, Any] = {"type": declared_type(kind)}
     share = pl.col(name).is_null().mean()
     nulls = max((rows.group_by(DAY).agg(share) if DAY in rows.columns else rows.select(share))[name].to_list())
     if nulls:

@@ -12,6 +12,20 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.usecase import Column, Expectations
 
 _NAMES = {"string": "text", "integer": "a whole number", "number": "a floating-point number", "boolean": "a boolean"}
+_REASONS = "__reasons"
+
+
+def declared_type(kind: pl.DataType) -> str | None:
+    """The type that a declaration names for a column; None for one that cannot be declared."""
+    if kind == pl.String:
+        return "string"
+    if kind == pl.Boolean:
+        return "boolean"
+    if kind.is_integer():
+        return "integer"
+    if kind.is_float():
+        return "number"
+    return "timestamp" if isinstance(kind, pl.Datetime) and kind.time_zone == "UTC" else None
 
 
 def schema_problems(schema: pl.Schema, expects: Expectations) -> list[str]:
@@ -23,7 +37,7 @@ def schema_problems(schema: pl.Schema, expects: Expectations) -> list[str]:
         *(
             f"{name} is {schema[name]} instead of {_NAMES.get(column.type, 'an instant in UTC')}"
             for name, column in declared.items()
-            if name in schema and not _is(schema[name], column.type)
+            if name in schema and declared_type(schema[name]) != column.type
         ),
     ]
 
@@ -46,9 +60,6 @@ def row_reasons(rows: pl.DataFrame, expects: Expectations, key: list[str], withi
     return judged.select(pl.when(again).then(repeated).otherwise(_REASONS).alias("reasons")).to_series()
 
 
-_REASONS = "__reasons"
-
-
 def _column_rules(name: str, column: Column) -> list[tuple[pl.Expr, str]]:
     """Conditions that break a rule, each with its reason. A null breaks the rule about nulls only."""
     value = pl.col(name)
@@ -67,17 +78,3 @@ def _column_rules(name: str, column: Column) -> list[tuple[pl.Expr, str]]:
     if column.pattern is not None:
         rules.append((~value.str.contains(f"^(?:{column.pattern})$"), f"{name}: does not match {column.pattern}"))
     return rules
-
-
-def _is(kind: pl.DataType, declared: str) -> bool:
-    match declared:
-        case "string":
-            return kind == pl.String
-        case "integer":
-            return kind.is_integer()
-        case "number":
-            return kind.is_float()
-        case "boolean":
-            return kind == pl.Boolean
-        case _:
-            return isinstance(kind, pl.Datetime) and kind.time_zone == "UTC"

@@ -41,23 +41,17 @@ def day_statistics(rows: pl.DataFrame, days: Sequence[date]) -> pl.DataFrame:
     Texts and booleans: how many distinct ones, and the `CATEGORIES` most frequent with their counts; the rest is
     `count` less their sum. Instants: counts alone.
     """
-    asked = pl.DataFrame({DAY: days}, schema={DAY: pl.Date})
+    each = pl.DataFrame({DAY: days}, schema={DAY: pl.Date})
     counts = rows.group_by(DAY).agg(pl.len().cast(pl.Int64).alias("rows"))
     per_column = [
-        asked.join(counts, on=DAY, how="left")
+        each.join(counts, on=DAY, how="left")
         .join(_column(rows, name, kind), on=DAY, how="left")
         .with_columns(pl.lit(name).alias("column"))
         for name, kind in rows.schema.items()
         if name != DAY
     ]
-    missing = [pl.lit(None, kind).alias(name) for name, kind in SCHEMA.items()]
-    whole = [
-        frame.with_columns(column for column in missing if column.meta.output_name() not in frame.columns)
-        .with_columns(pl.col("rows", "count", "nulls").fill_null(0))
-        .select(pl.col(name).cast(kind) for name, kind in SCHEMA.items())
-        for frame in per_column
-    ]
-    return pl.concat(whole).sort(DAY, "column") if whole else SCHEMA.to_frame()
+    whole = pl.concat([SCHEMA.to_frame(), *per_column], how="diagonal_relaxed")
+    return whole.cast(dict(SCHEMA)).with_columns(pl.col("rows", "count", "nulls").fill_null(0)).sort(DAY, "column")
 
 
 def _column(rows: pl.DataFrame, name: str, kind: pl.DataType) -> pl.DataFrame:
