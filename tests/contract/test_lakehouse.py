@@ -59,7 +59,7 @@ def brought(step: int) -> pl.DataFrame:
 
 
 def appended(home: Settings, step: int) -> int:
-    return AppendOnce(home.lakehouse / TABLE, "id", by_day=True).append(brought(step)).height
+    return AppendOnce(home.lakehouse / TABLE, by_day=True).append(brought(step)).height
 
 
 def after(operation: Callable[..., int], step: int) -> pl.DataFrame:

@@ -37,7 +37,7 @@ class LogTable:
     """The table of one use case. Not thread-safe: one writer."""
 
     def __init__(self, settings: Settings, usecase: str) -> None:
-        self._table = AppendOnce(settings.table_path(usecase, LAYER, TABLE), "id", by_day=True, same_day=True)
+        self._table = AppendOnce(settings.table_path(usecase, LAYER, TABLE), by_day=True, same_day=True)
         self.sources: dict[str, SourceCount] = defaultdict(SourceCount)
         if (rows := self._table.rows()) is not None:
             self._count(rows)

@@ -1,7 +1,6 @@
-"""Appending rows to a Delta table once by their key: the same rows again, after a retry or a crash, change nothing.
+"""Appending rows to a Delta table once by their `id`: the same rows again, after a retry or a crash, change nothing.
 
-Owns: which rows are new, and trying again when another writer's commit came first. Does not own: what a row means, or
-rows that replace others (`table.py`).
+Owns: which rows are new, retries after another writer's commit. Does not own: rows that replace others (`table.py`).
 """
 
 from __future__ import annotations
@@ -17,18 +16,19 @@ from throughline.lakehouse.delta import ONE_ATTEMPT, Location, create, find, ref
 from throughline.lakehouse.table import DAY, rows_of
 
 DAYS_IN_MEMORY = 8
+_ID = "id"
 
 
 class AppendOnce:
-    """A table that only grows; it stays open between appends. Not thread-safe.
+    """A table that only grows; it stays open between appends. `id` is a text, unique in the table. Not thread-safe.
 
-    key: a column of texts, unique in the table. by_day: the table is partitioned by `day`. same_day: a key always comes
-    with the same day, so it is looked for among the keys of that day alone. Those of the last days written to are kept
-    in memory, 16 bytes each: to read them for each batch of 500 rows into a day of 50,000 takes three times as long.
+    by_day: the table is partitioned by `day`. same_day: an id always comes with the same day and is compared with those
+    of that day only. The ids of the last days are kept in memory, 16 bytes each: reading them for each batch of 500
+    rows into a day of 50,000 takes three times as long.
     """
 
-    def __init__(self, location: Location, key: str, *, by_day: bool = False, same_day: bool = False) -> None:
-        self._location, self._key = location, key
+    def __init__(self, location: Location, *, by_day: bool = False, same_day: bool = False) -> None:
+        self._location = location
         self._partition_by = [DAY] if by_day else None
         self._days: OrderedDict[date, set[bytes]] | None = OrderedDict() if same_day else None
         self._table = find(location)
@@ -43,8 +43,8 @@ class AppendOnce:
         return None if self._table is None else rows_of(self._table)
 
     def append(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Append in one commit the rows whose key is new, the first of each, and return these."""
-        rows = rows.unique(self._key, keep="first", maintain_order=True)
+        """Append in one commit the rows whose id is new, the first of each, and return these."""
+        rows = rows.unique(_ID, keep="first", maintain_order=True)
         return retry_conflicts(lambda: self._append(rows), lambda conflict: True)
 
     def _append(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -62,7 +62,7 @@ class AppendOnce:
         return fresh
 
     def _refresh(self) -> None:
-        """The table as it stands now; after another writer's commit nothing that is in memory counts."""
+        """Read the newest version; after another writer's commit drop the ids in memory."""
         seen = self.version
         if self._table is None:
             self._table = find(self._location)
@@ -72,33 +72,33 @@ class AppendOnce:
             self._days.clear()
 
     def _held(self, rows: pl.DataFrame) -> pl.Series:
-        """For each row, whether the table holds its key."""
-        keys, table = rows[self._key], self.rows()
+        """For each row, whether the table has its id."""
+        ids, table = rows[_ID], self.rows()
         if table is None:
             return pl.repeat(False, rows.height, eager=True)
         if self._days is not None:
-            days = {day: self._keys_of(table, day) for day in rows[DAY].unique()}
-            held = [_digest(key) in days[day] for key, day in zip(keys, rows[DAY], strict=True)]
+            days = {day: self._ids_of(table, day) for day in rows[DAY].unique()}
+            held = [_digest(id_) in days[day] for id_, day in zip(ids, rows[DAY], strict=True)]
             return pl.Series(held, dtype=pl.Boolean)
-        near = pl.col(self._key).is_between(pl.lit(keys.min()), pl.lit(keys.max()))  # spares whole files
-        return keys.is_in(table.filter(near).select(self._key).collect()[self._key].implode())
+        near = pl.col(_ID).is_between(pl.lit(ids.min()), pl.lit(ids.max()))  # skips whole files
+        return ids.is_in(table.filter(near).select(_ID).collect()[_ID].implode())
 
-    def _keys_of(self, table: pl.LazyFrame, day: date) -> set[bytes]:
+    def _ids_of(self, table: pl.LazyFrame, day: date) -> set[bytes]:
         assert self._days is not None
         if day not in self._days:
-            held = table.filter(pl.col(DAY) == day).select(self._key).collect()[self._key]
-            self._days[day] = {_digest(key) for key in held}
+            held = table.filter(pl.col(DAY) == day).select(_ID).collect()[_ID]
+            self._days[day] = {_digest(id_) for id_ in held}
         self._days.move_to_end(day)
         return self._days[day]
 
     def _remember(self, fresh: pl.DataFrame) -> None:
         if self._days is None:
             return
-        for key, day in fresh.select(self._key, DAY).iter_rows():
-            self._days.setdefault(day, set()).add(_digest(key))
+        for id_, day in fresh.select(_ID, DAY).iter_rows():
+            self._days.setdefault(day, set()).add(_digest(id_))
         while len(self._days) > DAYS_IN_MEMORY:
             self._days.popitem(last=False)
 
 
-def _digest(key: str) -> bytes:
-    return blake2b(key.encode(), digest_size=16).digest()
+def _digest(id_: str) -> bytes:
+    return blake2b(id_.encode(), digest_size=16).digest()

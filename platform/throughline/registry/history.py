@@ -60,7 +60,7 @@ def change(event: HistoryEvent) -> str:
 
 def append(settings: Settings, usecase: str, event: HistoryEvent) -> None:
     """Add the event, unless it was told before. Two processes may tell at the same time."""
-    table = AppendOnce(settings.table_path(usecase, LAYER, TABLE), "id")
+    table = AppendOnce(settings.table_path(usecase, LAYER, TABLE))
     table.append(pl.DataFrame([event.model_dump()], schema=_SCHEMA))
 
 

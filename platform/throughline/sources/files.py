@@ -1,18 +1,15 @@
 """Rows from files by URI: a folder of this machine, or an S3-compatible store by the standard credentials chain.
 
-Owns: which files are read, and when their rows were known. Does not own: types (`conform.py`).
-
-With a declared `available_at`, a late file for an old day belongs to that day, which is ingested again. Without it, the
-rows of a file are known when it was last modified: a late file belongs to the day it came, and one that is overwritten
-belongs to the later day, while the earlier day stays as it was.
+Owns: which files are read, and when their rows were known. Does not own: types (`conform.py`). Without a declared
+`available_at` the rows of a file are known when it was last modified: a late file belongs to the day it came.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -23,6 +20,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import PROJECT_ROOT
+from throughline.lakehouse.table import INSTANT
 from throughline.sources.conform import as_declared, empty
 from throughline.sources.source import known_in
 from throughline.usecase import UseCase
@@ -78,25 +76,23 @@ class FileSource:
 
     def files(self) -> list[File]:
         """The files that match now, by path. Raises when they cannot be listed."""
-        return list(self._listed())
-
-    def _listed(self) -> Iterator[File]:
         storage, pattern = self._storage()
         matching = re.compile(glob_translate(pattern))
-        fixed = PurePosixPath(*_until_first_wildcard(PurePosixPath(pattern).parts))
+        fixed = PurePosixPath(*takewhile(lambda part: not set("*?[") & set(part), PurePosixPath(pattern).parts))
         try:
             root = storage.get_file_info(str(fixed))
-            found = [root] if root.type == FileType.File else storage.get_file_info(
-                FileSelector(str(fixed), recursive=True, allow_not_found=True)
-            )  # fmt: skip
+            below = FileSelector(str(fixed), recursive=True, allow_not_found=True)
+            found = [root] if root.type == FileType.File else storage.get_file_info(below)
         except OSError as error:
             raise self._unreadable(self._feed.files, error) from error
+        listed = []
         for info in sorted(found, key=lambda info: info.path):
             own = PurePosixPath(info.path).relative_to(fixed.parent).parts
             hidden = any(part.startswith(("_", ".")) for part in own[1:])
             if info.type == FileType.File and matching.fullmatch(info.path) and not hidden:
                 modified = _EPOCH + timedelta(microseconds=info.mtime_ns // 1000)
-                yield File(info.path, modified, f"{info.mtime_ns}:{info.size}")
+                listed.append(File(info.path, modified, f"{info.mtime_ns}:{info.size}"))
+        return listed
 
     def _storage(self) -> tuple[Any, str]:
         """The file system and the pattern as it names files."""
@@ -124,7 +120,7 @@ class FileSource:
         if self._expects and not rows.width:
             return empty(self._expects)
         if self._feed.available_at is None:
-            rows = rows.with_columns(available_at=pl.lit(file.modified, pl.Datetime("us", "UTC")))
+            rows = rows.with_columns(available_at=pl.lit(file.modified, INSTANT))
         rows = as_declared(rows, self._feed, self._expects, file.path)
         ahead = rows["available_at"].max()
         if isinstance(ahead, datetime) and ahead > file.modified + SKEW:
@@ -139,12 +135,9 @@ class FileSource:
         if feed.kind == "parquet":
             return pl.read_parquet(content)
         if feed.kind == "csv":
+            nulls = feed.null_values or None
             return pl.read_csv(
-                content,
-                separator=feed.separator,
-                null_values=feed.null_values or None,
-                infer_schema=False,
-                raise_if_empty=False,
+                content, separator=feed.separator, null_values=nulls, infer_schema=False, raise_if_empty=False
             )
         if content.lstrip()[:1] in (b"[", b""):
             return pl.read_json(content.strip() or b"[]", infer_schema_length=None)
@@ -153,10 +146,3 @@ class FileSource:
     def _unreadable(self, what: str, error: Exception) -> ThroughlineError:
         reason = re.sub(r"\s+", " ", str(error)).strip()[:200]
         return ThroughlineError(f"{what} cannot be read as {self._feed.kind} ({reason}): correct `from`, or the file.")
-
-
-def _until_first_wildcard(parts: tuple[str, ...]) -> Iterator[str]:
-    for part in parts:
-        if any(sign in part for sign in "*?["):
-            return
-        yield part

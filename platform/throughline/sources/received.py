@@ -35,7 +35,7 @@ SCHEMA: dict[str, Any] = {
 
 def received_table(settings: Settings, usecase: str, table: str) -> AppendOnce:
     """The table to append rows of `SCHEMA` to, once by their id."""
-    return AppendOnce(settings.table_path(usecase, LAYER, table), "id", by_day=True)
+    return AppendOnce(settings.table_path(usecase, LAYER, table), by_day=True)
 
 
 class PushSource:

@@ -1,8 +1,6 @@
 """`sources.tables.NAME.from`: files by URI, a table or query over JDBC, or rows pushed over HTTP.
 
-Owns: the keys and their checks. Does not own: reading (`sources/`).
-A declaration holds no credentials: files use the standard chain (AWS_* or a profile), a JDBC driver its standard file
-or the environment of the Spark server.
+Owns: the keys and their checks. Does not own: reading (`sources/`). A declaration holds no credentials.
 """
 
 from __future__ import annotations
@@ -12,7 +10,9 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
+
+from throughline.usecase.base import Declared
 
 Format = Literal["csv", "json", "parquet"]
 _FORMATS: dict[str, Format] = {
@@ -24,7 +24,7 @@ _COMPRESSED = {".gz", ".zst"}
 DRIVERS = {"postgresql": ("org.postgresql.Driver", "org.postgresql:postgresql:42.7.14")}  # 1.2 MB
 
 
-def known_zone(name: str) -> str:
+def _known_zone(name: str) -> str:
     try:
         ZoneInfo(name)
     except (KeyError, ValueError, OSError) as error:  # OSError: a folder of the zone database, such as "America"
@@ -32,13 +32,11 @@ def known_zone(name: str) -> str:
     return name
 
 
-Zone = Annotated[str, AfterValidator(known_zone)]
+Zone = Annotated[str, AfterValidator(_known_zone)]
 
 
-class _Feed(BaseModel):
+class _Feed(Declared):
     """The columns of event time and knowledge time; `timezone` is that of timestamps without an offset."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     event_time: str = "event_time"
     timezone: Zone | None = None
@@ -60,9 +58,7 @@ class FilesFeed(_Feed):
     @model_validator(mode="after")
     def _format_is_known(self) -> FilesFeed:
         if self.kind is None:
-            raise ValueError(
-                f"declare `format` ({', '.join(sorted(set(_FORMATS.values())))}): {self.files} does not end so"
-            )
+            raise ValueError(f"declare `format` (csv, json, parquet): {self.files} does not end so")
         return self
 
     @property
@@ -129,13 +125,10 @@ class PushFeed(_Feed):
 
 
 def _kind(value: Any) -> str | None:
-    if isinstance(value, _Feed):
-        return next(kind for kind, feed in FEEDS.items() if isinstance(value, feed))
-    named = [kind for kind in FEEDS if isinstance(value, dict) and kind in value]
+    keys = vars(value) if isinstance(value, _Feed) else value if isinstance(value, dict) else {}
+    named = [kind for kind in ("files", "jdbc", "push") if kind in keys]
     return named[0] if len(named) == 1 else None
 
-
-FEEDS: dict[str, type[_Feed]] = {"files": FilesFeed, "jdbc": JdbcFeed, "push": PushFeed}
 
 Feed = Annotated[
     Annotated[FilesFeed, Tag("files")] | Annotated[JdbcFeed, Tag("jdbc")] | Annotated[PushFeed, Tag("push")],

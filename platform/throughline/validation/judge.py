@@ -73,7 +73,7 @@ def judge(
     problems = schema_problems(rows.drop(DAY).schema, expects) if expects else []
     reasons = pl.repeat([], rows.height, dtype=pl.List(pl.String), eager=True)
     if expects and not problems:
-        reasons = row_reasons(rows, expects, table.key, within=[DAY])
+        reasons = row_reasons(rows, expects, table.key)
     judged = rows.with_columns(reasons.alias(REASONS))
     parts = judged.partition_by(DAY, as_dict=True)
     verdicts = {}

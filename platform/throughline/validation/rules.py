@@ -9,6 +9,7 @@ import polars as pl
 from polars.exceptions import ComputeError
 
 from throughline.foundation.errors import ThroughlineError
+from throughline.lakehouse.table import DAY
 from throughline.usecase import Column, Expectations
 
 _NAMES = {"string": "text", "integer": "a whole number", "number": "a floating-point number", "boolean": "a boolean"}
@@ -42,10 +43,10 @@ def schema_problems(schema: pl.Schema, expects: Expectations) -> list[str]:
     ]
 
 
-def row_reasons(rows: pl.DataFrame, expects: Expectations, key: list[str], within: list[str]) -> pl.Series:
+def row_reasons(rows: pl.DataFrame, expects: Expectations, key: list[str]) -> pl.Series:
     """For each row the list of rules it breaks; the columns are as declared.
 
-    Of otherwise good rows with the same key and the same values of `within`, all but the first break one.
+    Of otherwise good rows of a day with the same key, all but the first break one.
     """
     rules = [rule for name, column in expects.all_columns.items() for rule in _column_rules(name, column)]
     broken = pl.concat_list(pl.when(breaks).then(pl.lit(reason)) for breaks, reason in rules).list.drop_nulls()
@@ -55,7 +56,7 @@ def row_reasons(rows: pl.DataFrame, expects: Expectations, key: list[str], withi
         reason = str(error).splitlines()[0]
         raise ThroughlineError(f"A pattern under `expects` cannot be used ({reason}): correct it.") from error
     clean = pl.col(_REASONS).list.len() == 0
-    again = clean & ~pl.struct(clean, *within, *key).is_first_distinct()
+    again = clean & ~pl.struct(clean, DAY, *key).is_first_distinct()
     repeated = pl.lit([f"key: {', '.join(key)} repeats an earlier row"])
     return judged.select(pl.when(again).then(repeated).otherwise(_REASONS).alias("reasons")).to_series()
 

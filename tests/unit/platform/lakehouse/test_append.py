@@ -18,9 +18,9 @@ from throughline.lakehouse.append import DAYS_IN_MEMORY, AppendOnce
 
 FIRST = date(2013, 1, 1)
 KINDS: dict[str, Callable[[Path], AppendOnce]] = {
-    "plain": lambda path: AppendOnce(path, "id"),
-    "by_day": lambda path: AppendOnce(path, "id", by_day=True),
-    "same_day": lambda path: AppendOnce(path, "id", by_day=True, same_day=True),
+    "plain": lambda path: AppendOnce(path),
+    "by_day": lambda path: AppendOnce(path, by_day=True),
+    "same_day": lambda path: AppendOnce(path, by_day=True, same_day=True),
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
 

@@ -154,7 +154,7 @@ def test_the_history_of_a_table_is_its_commits_newest_first(tmp_path: Path) -> N
 def test_a_table_has_a_change_feed_and_a_log_that_nothing_cleans_by_itself(tmp_path: Path) -> None:
     replace_days(tmp_path / "a", rows(DAYS), DAYS[0], DAYS[4])
     replace_all(tmp_path / "b", rows(DAYS))
-    AppendOnce(tmp_path / "c", "key", by_day=True).append(rows(DAYS).with_columns(key=pl.format("{} {}", "day", "id")))
+    AppendOnce(tmp_path / "c", by_day=True).append(rows(DAYS).with_columns(id=pl.format("{} {}", "day", "id")))
     for name in "abc":
         assert PROPERTIES.items() <= DeltaTable(str(tmp_path / name)).metadata().configuration.items()
         held = pl.read_delta(str(tmp_path / name)).filter(pl.col("day") == DAYS[0])
