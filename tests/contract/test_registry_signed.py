@@ -141,7 +141,7 @@ def test_another_versions_folder_in_its_place_is_refused(settings, store, record
     mine, theirs = kept(store, settings, record), kept(store, settings, other)
     shutil.rmtree(mine)
     shutil.copytree(theirs, mine)
-    with pytest.raises(ThroughlineError, match="signed, but is another model"):
+    with pytest.raises(ThroughlineError, match="signed, but holds another model"):
         models.fetch(settings, record, tmp_path / "copy")
     assert models.fetch(settings, other, tmp_path / "other").read_bytes() == file.read_bytes()
 

@@ -23,6 +23,7 @@ from throughline.evaluation.card_store import current_card, publish_card, read_c
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.settings import Settings, load_settings
+from throughline.mlflow.rest import model_versions
 from throughline.mlflow.tracking import client_of
 from throughline.models.description import set_tags, summaries
 from throughline.models.onnx_graph import compose, learn_preprocessing
@@ -176,13 +177,14 @@ def test_retention_removes_versions_with_their_files_and_leaves_what_is_pinned(
     registry: Registry, tmp_path: Path
 ) -> None:
     settings = registry.settings.model_copy(update={"keep_models": 1})
-    for version in models.versions(settings, NAME):
-        client_of(settings).delete_model_version(NAME, str(version.version))
+    for version in model_versions(settings, NAME):
+        client_of(settings).delete_model_version(NAME, version["version"])
     made = [register(settings, tmp_path, weight) for weight in (2.0, 3.0, 4.0)]
     models.set_alias(settings, made[0].reference)
     (line,) = apply(settings, NAME, datetime.now(UTC) + timedelta(minutes=1))
     assert str(made[1].reference) in line
-    assert [version.reference for version in models.versions(settings, NAME)] == [made[0].reference, made[2].reference]
+    left = {int(version["version"]) for version in model_versions(settings, NAME)}
+    assert left == {made[0].version, made[2].version}
     for kept in (made[0], made[2]):
         models.fetch(settings, kept, tmp_path / "kept")
     with pytest.raises(ThroughlineError, match="is not registered"):

@@ -132,7 +132,7 @@ def test_a_version_waits_for_its_approval_and_then_serves(settings, candidate, m
     ]
 
     assert approve(monkeypatch, settings, str(candidate.reference), "--reason", "again") == 1
-    assert "the gate says release" in capsys.readouterr().err
+    assert "the gate's decision is release" in capsys.readouterr().err
 
 
 def test_what_was_approved_and_is_not_served_is_told_with_the_runs_reason(settings, candidate, monkeypatch, capsys):

@@ -176,10 +176,10 @@ def test_where_no_artifact_is_as_it_was_a_rollback_changes_nothing(settings, use
 def test_what_the_gate_never_released_is_not_promoted(settings, usecase, three, tmp_path):
     begun = datetime.now(UTC)
     new = register(settings, tmp_path, bias=0.7)
-    with pytest.raises(ThroughlineError, match="the gate never decided about it"):
+    with pytest.raises(ThroughlineError, match="the gate has not decided"):
         promote(settings, usecase, new, ADA, "I like it")
     decide(settings, new, V3, "wait")
-    with pytest.raises(ThroughlineError, match="the gate says wait"):
+    with pytest.raises(ThroughlineError, match="the gate's decision is wait"):
         promote(settings, usecase, new, ADA, "I like it")
     decide(settings, new.model_copy(update={"sha256": "b" * 64}), V3)
     with pytest.raises(ThroughlineError, match="is not promoted"):

@@ -431,7 +431,7 @@ def test_a_refused_revision_leaves_the_served_one_alone_and_a_good_one_replaces_
     decision = decisions.recorded(served.settings, NAME, gate_decision(model))
     before = call_v1(served, [instance])[1][0]
 
-    with pytest.raises(ThroughlineError, match="the gate says reject"):
+    with pytest.raises(ThroughlineError, match="the gate's decision is reject"):
         require_release(served.settings, usecase, model, decision.model_copy(update={"decision": "reject"}))
 
     require_release(served.settings, usecase, model, decision)

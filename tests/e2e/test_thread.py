@@ -34,9 +34,9 @@ from throughline.graph.client import LOCATION, REPOSITORY
 from throughline.graph.plan import SUBMITTED_ROOMS
 from throughline.lakehouse import spark
 from throughline.lakehouse.table import pin, read
+from throughline.mlflow.rest import model_versions
 from throughline.records import FeatureStoreRecord
 from throughline.records.store import load_record
-from throughline.registry import versions as models
 from throughline.rollout.endpoint import example_request
 from throughline.usecase.requests import row_keys
 
@@ -238,13 +238,13 @@ def test_a_training_that_cannot_be_is_one_line_and_registers_nothing(
 
 
 def refused_training(home: ThreadHome, options: list[str], code: int, problem: str) -> None:
-    before = len(models.versions(home.settings, "flight_delay"))
+    before = len(list(model_versions(home.settings, "flight_delay")))
     done = home.cli("train", "flight_delay", *options)
     assert done.returncode == code
     message = " ".join(done.stderr.replace("│", " ").split())
     assert problem in message
     assert "Traceback" not in message
-    assert len(models.versions(home.settings, "flight_delay")) == before
+    assert len(list(model_versions(home.settings, "flight_delay"))) == before
 
 
 def test_killed_services_are_reported_and_the_next_run_recovers_and_recomputes_nothing(

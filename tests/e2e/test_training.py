@@ -21,6 +21,7 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings, load_settings
 from throughline.launch import LaunchFailed
 from throughline.launch.protocol import OnEvent
+from throughline.mlflow.rest import model_versions
 from throughline.mlflow.tracking import client_of, close_abandoned
 from throughline.models.served_model import ServedModel
 from throughline.records import DatasetRecord, ModelRecord
@@ -111,13 +112,13 @@ def test_the_same_seed_and_world_give_the_same_file_bit_by_bit(trained, settings
 
 def test_the_same_recipe_on_the_same_rows_is_not_trained_again(settings, usecase, dataset):
     record = train(settings, usecase, dataset, trainer="logistic")
-    before = len(models.versions(settings, usecase.name))
+    before = len(list(model_versions(settings, usecase.name)))
     events = []
     again = train(settings, usecase, dataset, events.append, trainer="logistic")
     assert again.sha256 == record.sha256
     assert [event["event"] for event in events] == ["reused"]
     assert events[0]["model"] == str(again.reference)
-    assert len(models.versions(settings, usecase.name)) == before
+    assert len(list(model_versions(settings, usecase.name))) == before
     # other rows, other parameters: another recipe
     other = dataset.model_copy(update={"fingerprint": "0" * 64})
     assert train(settings, usecase, other, trainer="logistic").version == before + 1
@@ -160,7 +161,7 @@ def test_a_worker_that_is_killed_in_every_attempt_is_one_error_a_failed_run_and_
     trained, settings, usecase, dataset
 ):
     """Two workers that wait to be killed and load no framework: what is tried again is the launch."""
-    before = len(models.versions(settings, usecase.name))
+    before = len(list(model_versions(settings, usecase.name)))
     module, killed = "tests.support.waiting_trainer", []
     waiting = usecase.trainers["mlp"].model_copy(update={"module": module, "parameters": {}})
     usecase = usecase.model_copy(update={"trainers": {**usecase.trainers, "mlp": waiting}})
@@ -175,7 +176,7 @@ def test_a_worker_that_is_killed_in_every_attempt_is_one_error_a_failed_run_and_
     assert failure.value.reason == "lost_worker"
     assert len(killed) == 2 * ATTEMPTS
     assert not any(p.is_running() for p in killed)
-    assert len(models.versions(settings, usecase.name)) == before
+    assert len(list(model_versions(settings, usecase.name))) == before
     assert not _runs(settings, usecase, "RUNNING")
     assert any("SIGKILL" in run.data.tags["throughline.error"] for run in _runs(settings, usecase, "FAILED"))
     assert not list((settings.home / "training" / "runs").iterdir())
@@ -200,7 +201,7 @@ def test_an_unknown_parameter_is_refused_before_anything_starts(settings, usecas
 
 def test_a_version_registered_twice_from_one_run_is_one_version(trained, settings):
     record, _ = trained
-    known = len(models.versions(settings, record.name))
+    known = len(list(model_versions(settings, record.name)))
     again = models.register(
         settings,
         name=record.name,
@@ -212,7 +213,7 @@ def test_a_version_registered_twice_from_one_run_is_one_version(trained, setting
         parameters=record.parameters,
     )
     assert again == record
-    assert len(models.versions(settings, record.name)) == known
+    assert len(list(model_versions(settings, record.name))) == known
 
 
 def test_there_is_no_champion_until_one_is_set(trained, settings):

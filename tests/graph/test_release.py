@@ -260,7 +260,7 @@ def test_a_release_without_approval_is_not_deployed_once_the_policy_is_manual(
     assert judge(settings, lenient(usecase)).decision == "release"
     result = launch(settings, lenient(usecase, policy="manual"), ("deployment", "endpoint"))
     assert not result.success
-    assert "nobody was asked to approve" in error_of(result)
+    assert "the decision has no approval" in error_of(result)
 
 
 # Several candidates

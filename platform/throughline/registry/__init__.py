@@ -1,1 +1,1 @@
-"""Model versions: the served format, the graph that precedes a model's core, and the registry over MLflow."""
+"""Registered model versions: in MLflow, their history, decisions and approvals."""

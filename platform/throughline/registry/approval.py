@@ -1,6 +1,6 @@
-"""When a person's approval counts, where the declaration's policy asks for one. Pure.
+"""When an approval counts, where the release policy is `manual`. Pure.
 
-Owns: who may approve what, and why an approval does not count. Does not own: who somebody is
+Owns: who may approve what, and why an approval does not count. Does not own: principals
 (`foundation/security/principal.py`), where approvals are kept (`decisions.py`), what follows from one
 (`evaluation/gate.py`).
 """
@@ -19,7 +19,7 @@ RULE = "approval"
 
 @dataclass(frozen=True)
 class Approval:
-    """`by` with the groups of today, `sha256` of the file that was approved."""
+    """`by`: with today's groups; `sha256`: of the approved file."""
 
     by: Principal
     sha256: str | None
@@ -27,7 +27,7 @@ class Approval:
 
 
 def submitters(tags: Mapping[str, str], registered: Iterable[HistoryEvent]) -> frozenset[str]:
-    """Everybody who is said to have submitted a version, by its tags and by the history; none: nobody knows."""
+    """The submitters of a version by its tags and by the history; empty: unknown."""
     return frozenset({*(event.actor for event in registered), tags.get("submitter", "")} - {""})
 
 
@@ -35,9 +35,8 @@ def objection(usecase: UseCase, model: ModelRecord, submitted_by: Set[str], appr
     """Why an approval of `model` does not count; None when it does. `submitted_by`: see `submitters`."""
     name = approval.by.name
     if name == GRAPH or not approval.by.is_among(usecase.approvers):
-        return (
-            f"{name} is not among the approvers of {usecase.name} ({', '.join(usecase.approvers) or 'none declared'})"
-        )
+        declared = ", ".join(usecase.approvers) or "none declared"
+        return f"{name} is not among the approvers of {usecase.name} ({declared})"
     if approval.sha256 != model.sha256:
         return f"{name} approved another file than the one registered"
     if not approval.reason.strip():
@@ -45,24 +44,25 @@ def objection(usecase: UseCase, model: ModelRecord, submitted_by: Set[str], appr
     if usecase.release.submitter_may_approve:
         return None
     if name in submitted_by:
-        return f"{name} submitted it, and somebody else has to approve"
+        return f"{name} submitted it, and another principal has to approve"
     if not submitted_by:
-        return "nobody knows who submitted it, so it cannot be told that it was somebody else"
+        return f"who submitted it is not recorded, so {name} may have"
     return None
 
 
 def approval_verdict(
     usecase: UseCase, model: ModelRecord, submitted_by: Set[str], approvals: Iterable[Approval]
 ) -> RuleVerdict:
-    """One that counts is enough; without one the rule cannot say, and tells why the others do not count."""
+    """`pass` with one approval that counts, otherwise `cannot_say` with the objections to the others."""
     objections = []
     for approval in approvals:
         why_not = objection(usecase, model, submitted_by, approval)
         if why_not is None:
-            told = f"by {approval.by.name}: {approval.reason}"
-            return RuleVerdict(rule=RULE, verdict="pass", value=None, bound=told)
+            bound = f"by {approval.by.name}: {approval.reason}"
+            return RuleVerdict(rule=RULE, verdict="pass", value=None, bound=bound)
         objections.append(why_not)
-    wanted = f"waits for one of {', '.join(usecase.approvers) or 'nobody: none is declared'}"
-    how = f"throughline approve {model.reference} --reason TEXT"
-    told = "; ".join([*dict.fromkeys(objections), f"{wanted}: {how}"])
-    return RuleVerdict(rule=RULE, verdict="cannot_say", value=None, bound=told)
+    approvers = f"one of {', '.join(usecase.approvers)}" if usecase.approvers else "an approver, but none is declared"
+    waits = f"waits for {approvers}: throughline approve {model.reference} --reason TEXT"
+    return RuleVerdict(
+        rule=RULE, verdict="cannot_say", value=None, bound="; ".join([*dict.fromkeys(objections), waits])
+    )

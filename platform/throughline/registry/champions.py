@@ -1,7 +1,7 @@
-"""Who is champion by the history of a model: pure.
+"""The champion of a model by its history: pure.
 
-Owns: the order of champions as the history's events give it, and the version that a rollback returns to. Does not own:
-serving a version or moving the alias (`rollout/promotion.py`).
+Owns: the order of champions as the events give it, the version that a rollback returns to. Does not own: serving a
+version, moving the alias (`rollout/promotion.py`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from throughline.records import HistoryEvent
 
 @dataclass(frozen=True)
 class Line:
-    """The champions in the order they last became one, without those rolled back from since.
+    """The champions in the order they last became one, without those that were withdrawn since.
 
-    `last`: whom the newest event about a champion names, also when that one was rolled back from.
+    `last`: the version in the newest `champion` event, withdrawn or not.
     """
 
     champions: tuple[ModelReference, ...] = ()
@@ -30,12 +30,12 @@ class Line:
 
     @property
     def former(self) -> frozenset[ModelReference]:
-        """Whom people or a better candidate replaced: only people bring them back."""
+        """Champions that were replaced or withdrawn: only `promote` and `rollback` serve them again."""
         return self.withdrawn.union(self.champions[:-1])
 
 
 def line_of(history: Iterable[HistoryEvent]) -> Line:
-    """From events, oldest first. Who becomes champion again after a rollback stands in the line again."""
+    """From events, oldest first. A withdrawn version that becomes champion again is in the order again."""
     champions: list[ModelReference] = []
     withdrawn: set[ModelReference] = set()
     last = None
@@ -52,13 +52,12 @@ def line_of(history: Iterable[HistoryEvent]) -> Line:
 
 
 def rollback_target(line: Line, serving: ModelReference | None, alias: ModelReference | None) -> ModelReference | None:
-    """To whom a rollback returns: the champion before the current one, or None when there is none.
+    """The version that a rollback returns to: the champion before the current one, None when there is none.
 
-    Versions rolled back from are not in the line: a second rollback goes one further back, and none goes forth again.
-    When something was left undone (of a rollback: who serves or has the alias was withdrawn; of a promotion: who serves
-    is not the champion) it is the champion by the history.
+    Withdrawn versions are not in the order, so that a second rollback returns to the champion before that. It is the
+    current champion when an interrupted rollback (a withdrawn version serves or has the alias) or an interrupted
+    promotion (another version serves) has to be completed first.
     """
-    unfinished = bool({serving, alias} & line.withdrawn) or serving != line.champion
-    if unfinished:
+    if {serving, alias} & line.withdrawn or serving != line.champion:
         return line.champion
     return line.champions[-2] if len(line.champions) > 1 else None

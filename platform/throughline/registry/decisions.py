@@ -1,7 +1,7 @@
-"""Gate decisions and approvals as the history has them: nothing is served on a decision that is not there.
+"""Gate decisions and approvals in the history: nothing is served on a decision that is not recorded there.
 
-Owns: telling and finding them. Does not own: the rules (`evaluation/gate.py`, `registry/approval.py`), the table
-(`history.py`), what a decision lets happen (`rollout/`).
+Owns: recording and finding them. Does not own: the rules (`evaluation/gate.py`, `registry/approval.py`), the table
+(`history.py`), what a decision permits (`rollout/`).
 """
 
 from __future__ import annotations
@@ -20,21 +20,20 @@ from throughline.usecase import UseCase
 
 
 def decisions(settings: Settings, usecase: str, reference: ModelReference) -> list[GateDecision]:
-    """What the gate decided about a version, oldest first. Raises when one cannot be read."""
+    """The gate's decisions about a version, oldest first. Raises when one cannot be read."""
     found = []
     for event in events(settings, usecase, target=reference, action="decided"):
         try:
             found.append(GateDecision.model_validate_json(event.new or ""))
         except ValidationError as error:
             raise ThroughlineError(
-                f"The decision about {reference} of {event.at.isoformat()} cannot be read: have the gate decide again "
-                "about a new version."
+                f"The decision about {reference} of {event.at.isoformat()} cannot be read: train a new version."
             ) from error
     return found
 
 
 def newest(settings: Settings, usecase: str, reference: ModelReference) -> GateDecision | None:
-    """The decision that holds for a version, or None when the gate never decided about it."""
+    """The decision that holds for a version: the newest; None when the gate never decided about it."""
     return next(reversed(decisions(settings, usecase, reference)), None)
 
 
@@ -45,7 +44,7 @@ def released(settings: Settings, usecase: str, model: ModelRecord) -> GateDecisi
 
 
 def recorded(settings: Settings, usecase: str, decision: GateDecision) -> GateDecision:
-    """The decision as it stands in the history: the one that holds when it says the same, otherwise this one, told."""
+    """The decision in the history: the one that holds when it is the same but for its time, otherwise this one, new."""
     holds = newest(settings, usecase, decision.model)
     if holds is not None and same(holds, decision.model_copy(update={"decided_at": holds.decided_at})):
         return holds
@@ -56,12 +55,12 @@ def recorded(settings: Settings, usecase: str, decision: GateDecision) -> GateDe
 
 
 def same(one: GateDecision, other: GateDecision) -> bool:
-    """To the last digit; a NaN is like another."""
+    """Equality to the last digit; NaN equals NaN."""
     return one.model_dump_json() == other.model_dump_json()
 
 
 def approval_of(settings: Settings, usecase: UseCase, model: ModelRecord) -> RuleVerdict:
-    """Whether somebody who may has approved this version and file, by the history and today's groups."""
+    """The verdict of the approval rule about this version and file, by the history and today's groups."""
     given = [
         Approval(principal_named(settings, event.actor), event.new, event.reason)
         for event in events(settings, usecase.name, target=model.reference, action="approved")
@@ -70,9 +69,9 @@ def approval_of(settings: Settings, usecase: UseCase, model: ModelRecord) -> Rul
 
 
 def approve(settings: Settings, usecase: UseCase, model: ModelRecord, who: Principal, reason: str) -> HistoryEvent:
-    """Tell that `who` approves a version that waits. Repeating it is harmless.
+    """Record that `who` approves a version that waits. Repeating it is harmless.
 
-    Raises `ThroughlineError` when nothing waits for it or the approval would not count; then nothing is told.
+    Raises `ThroughlineError` when nothing waits for it or the approval would not count; then nothing is recorded.
     """
     if usecase.release.policy != "manual":
         raise ThroughlineError(
@@ -83,7 +82,9 @@ def approve(settings: Settings, usecase: UseCase, model: ModelRecord, who: Princ
         raise ThroughlineError(f"{model.reference} waits for no approval: the gate has not decided about this file.")
     if holds.decision != "wait":
         why = f" ({holds.failures})" if holds.failures else f": `throughline promote {model.reference}` serves it"
-        raise ThroughlineError(f"{model.reference} waits for no approval: the gate says {holds.decision}{why}.")
+        raise ThroughlineError(
+            f"{model.reference} waits for no approval: the gate's decision is {holds.decision}{why}."
+        )
     given = Approval(who, model.sha256, reason)
     if why_not := objection(usecase, model, _submitters(settings, usecase, model), given):
         raise ThroughlineError(f"{model.reference} is not approved: {why_not}.")
@@ -95,6 +96,6 @@ def approve(settings: Settings, usecase: UseCase, model: ModelRecord, who: Princ
 
 def _submitters(settings: Settings, usecase: UseCase, model: ModelRecord) -> frozenset[str]:
     if usecase.release.submitter_may_approve:
-        return frozenset()  # nobody asks
+        return frozenset()  # not needed then
     registered = events(settings, usecase.name, target=model.reference, action="registered")
     return submitters(tags_of(settings, model.reference), registered)

@@ -1,6 +1,6 @@
-"""What was done to model versions, by whom and why: one Delta table per use case that is only ever added to.
+"""The history of model versions: who did what and why, one append-only Delta table per use case.
 
-Owns: the table's schema and place, telling and reading. Does not own: who somebody is
+Owns: the table's schema and place, appending and reading events. Does not own: principals
 (`foundation/security/principal.py`), what follows from an event (`registry/approval.py`, `rollout/`).
 """
 
@@ -43,23 +43,23 @@ def event_of(
     reason: str = "",
     once: Any = None,
 ) -> HistoryEvent:
-    """An event of now. `once`: what makes it this very event, where a step that is repeated must not tell it twice."""
+    """An event of now. `once`: the key of an event whose repetition is not appended again."""
     now = WallClock().now()
     values = {"old": None if old is None else str(old), "new": None if new is None else str(new), "reason": reason}
-    same = [action, str(target), once if once is not None else [actor, now.isoformat(), *values.values()]]
-    identity = hashlib.sha256(json.dumps(same, default=str, sort_keys=True).encode()).hexdigest()[:32]
-    return HistoryEvent(id=identity, at=now, actor=actor, action=action, target=str(target), **values)
+    key = [action, str(target), once if once is not None else [actor, now.isoformat(), *values.values()]]
+    digest = hashlib.sha256(json.dumps(key, default=str, sort_keys=True).encode()).hexdigest()[:32]
+    return HistoryEvent(id=digest, at=now, actor=actor, action=action, target=str(target), **values)
 
 
 def change(event: HistoryEvent) -> str:
-    """Old and new value as a person reads them, of whatever is no decision."""
+    """Old and new value for people, of every event but a decision."""
     if event.action in ("champion", "withdrawn"):
-        return f"{event.old or 'nobody'} → {event.new}"
+        return f"{event.old or 'none'} → {event.new}"
     return (event.new or "")[:12]  # a digest
 
 
 def append(settings: Settings, usecase: str, event: HistoryEvent) -> None:
-    """Add the event, unless it was told before. Two processes may tell at the same time."""
+    """Add the event, unless it is there already. Safe from several processes at once."""
     table = AppendOnce(settings.table_path(usecase, LAYER, TABLE))
     table.append(pl.DataFrame([event.model_dump()], schema=_SCHEMA))
 
@@ -68,7 +68,7 @@ def events(
     settings: Settings, usecase: str, *, target: ModelReference | str | None = None, action: str | None = None,
     since: datetime | None = None,
 ) -> list[HistoryEvent]:  # fmt: skip
-    """Oldest first. `target` NAME gives those of its versions, too."""
+    """Oldest first. `target`: NAME gives those of its versions, too; `since`: wall clock."""
     table = find_pin(settings, f"{usecase}/{LAYER}/{TABLE}")
     if table is None:
         return []

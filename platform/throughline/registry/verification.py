@@ -1,7 +1,7 @@
-"""Verification of a version's signed folder before its model is loaded: by the model server, evaluation and rollouts.
+"""Verifies a version's signed folder before its model is loaded: by the model server, evaluation and rollouts.
 
-Owns: what such a folder may hold, and that it is what was registered. Does not own: signatures (`models/signing.py`),
-fetching the folder (`versions.py`).
+Owns: which files such a folder may hold, the comparison with what was registered. Does not own: signatures
+(`models/signing.py`), fetching the folder (`versions.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from throughline.records import ModelRecord, Revision
 log = logging.getLogger(__name__)
 
 MODEL_FILE = "model.onnx"
-# What MLflow keeps beside it, for those who load it by MLflow. A version with anything else is refused.
+# MLflow's own files stand beside it. A folder with any other file is refused.
 _FILES = {MODEL_FILE, provenance.FILE, "MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt"}
 
 
@@ -38,13 +38,13 @@ def verified(settings: Settings, registered: ModelRecord | Revision, folder: Pat
             raise ThroughlineError(f"{where} holds {', '.join(foreign)}, which is no part of a registered model.")
         if (digest := signed.get(MODEL_FILE, "none")) != registered.sha256:
             raise ThroughlineError(
-                f"{where} is signed, but is another model (digest {digest[:12]}, registered is "
+                f"{where} is signed, but holds another model (digest {digest[:12]}, registered: "
                 f"{registered.sha256[:12]}): restore it."
             )
         if differing := provenance.differences(provenance.read(folder, where), registered):
             raise ThroughlineError(
-                f"{where} was signed with another {', '.join(differing)} than is said of it: somebody has changed what "
-                "MLflow says of the version; put it back."
+                f"{where} was signed with another {', '.join(differing)} than MLflow's tags have: they were changed "
+                "after the registration; restore them."
             )
     except ThroughlineError as error:
         reference = ModelReference(registered.name, registered.version)

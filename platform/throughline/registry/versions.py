@@ -1,11 +1,10 @@
-"""Model versions in MLflow: registered once, signed, described in full by their tags, fetched only as signed.
+"""Model versions in MLflow: registered once, signed, described by their tags, fetched with their signature verified.
 
-Owns: how a `ModelRecord` is written into the registry and read back, what a version's folder may hold, the alias
-`champion`. Does not own: the server, the run a version came from (`mlflow/tracking.py`), keys (`signing.py`), what
-is served (`rollout/`).
+Owns: writing a `ModelRecord` into the registry and reading it, the alias `champion`. Does not own: the training run
+(`mlflow/tracking.py`), signatures (`models/signing.py`), what is served (`rollout/`).
 
 A version is an MLflow LoggedModel of the flavours `onnx` and `python_function`, so `mlflow.pyfunc.load_model` works.
-The file in it is the trainer's, byte for byte. Nothing is pickled. The signature lies beside the files.
+The file in it is the trainer's, byte for byte. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -55,60 +54,52 @@ def register(
     parameters: dict[str, Any],
     tags: Mapping[str, Any] | None = None,
 ) -> ModelRecord:
-    """Register `file` as a signed version of `name`, and tell the history. The same run registered again gives the
-    version it already has."""
+    """Register `file` as a signed version of `name`, and record that in the history.
+
+    The same run registered again gives the version it already has. Raises `ThroughlineError` for another file of that
+    run, and for one that cannot be served.
+    """
+    from mlflow.entities import LoggedModelOutput  # postpones mlflow (6 s)
+
     client = client_of(settings)
     _registered_model(client, name)
     digest = sha256_of(file)
-    actor = (tags or {}).get("submitter") or _me(settings)
+    actor = (tags or {}).get("submitter") or _principal(settings)
     if known := _version_of_run(settings, name, run_id):
         if known.sha256 != digest:
             raise ThroughlineError(
                 f"Run {run_id} is already registered as {known.reference} with another file: register a run once."
             )
-        _tell_registered(settings, known, actor)  # whoever registered it may have been interrupted here
+        _record_registration(settings, known, actor)  # a registration may have been interrupted before this
         return known
     model = ServedModel.load(file, digest)  # a file that cannot be served is not registered
     logged = client.create_logged_model(
         client.get_run(run_id).info.experiment_id, name=name, source_run_id=run_id, model_type="onnx"
     )
-    described = {
-        "sha256": digest,
-        "dataset_fingerprint": dataset_fingerprint,
-        "trained_until": trained_until,
-        "trainer": trainer,
-        "parameters": parameters,
-    }
+    statement = Provenance(
+        name=name, run_id=run_id, sha256=digest, dataset_fingerprint=dataset_fingerprint, trained_until=trained_until,
+        trainer=trainer, parameters=parameters, tags=encode(tags or {}),
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         _mlflow_folder(file, folder, model, logged, run_id)
-        statement = Provenance(name=name, run_id=run_id, tags=encode(tags or {}), **described)
         provenance.seal(settings, folder, statement)
         client.log_model_artifacts(logged.model_id, str(folder))
     client.finalize_logged_model(logged.model_id, "READY")
-    _link(client, run_id, logged.model_id)
-    described["uri"] = artifacts.resolve(settings, logged.artifact_location)
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    uri = artifacts.resolve(settings, logged.artifact_location)
+    described = encode({**statement.model_dump(include=set(_TAGGED)), "uri": uri})
     version = client.create_model_version(
-        name,
-        source=logged.artifact_location,
-        run_id=run_id,
-        model_id=logged.model_id,
-        tags=encode({**(tags or {}), **described}),
+        name, logged.artifact_location, run_id, tags=statement.tags | described, model_id=logged.model_id
     )
     record = get(settings, ModelReference(name, int(version.version)))
-    _tell_registered(settings, record, actor)
+    _record_registration(settings, record, actor)
     return record
 
 
 def get(settings: Settings, reference: ModelReference) -> ModelRecord:
     """The version's record. Raises `ThroughlineError` when there is none."""
     return _record(_described(settings, reference))
-
-
-def versions(settings: Settings, name: str) -> list[ModelRecord]:
-    """All versions of a model, oldest first; those others have registered without our tags are left out."""
-    ours = [version for version in model_versions(settings, name) if "sha256" in decode(tags_in(version))]
-    return sorted((_record(version) for version in ours), key=lambda record: record.version)
 
 
 def with_tag(settings: Settings, name: str, tag: Tags) -> ModelRecord | None:
@@ -119,22 +110,22 @@ def with_tag(settings: Settings, name: str, tag: Tags) -> ModelRecord | None:
 
 
 def tags_of(settings: Settings, reference: ModelReference) -> dict[str, Any]:
-    """What MLflow says of a version, decoded: what it was registered with, and what was added since."""
+    """The tags of a version in MLflow, decoded: those of its registration, and those added since."""
     return decode(tags_in(_described(settings, reference)))
 
 
 def dataset_tables(settings: Settings, name: str) -> dict[ModelReference, TableReference]:
-    """Version -> the dataset that it was trained on. Raises when a version does not say it."""
-    tags = {
-        ModelReference(name, int(each["version"])): decode(tags_in(each)) for each in model_versions(settings, name)
-    }
-    ours = {version: each.get("dataset_table") for version, each in tags.items() if "sha256" in each}
-    if silent := [version for version, table in ours.items() if table is None]:
-        raise ThroughlineError(
-            f"{', '.join(map(str, silent))} does not say which dataset it was trained on: delete the version, or train "
-            "it again."
-        )
-    return {version: table for version, table in ours.items() if table}
+    """Version -> the dataset that it was trained on. Raises when a version registered here lacks that tag."""
+    tables = {}
+    for described in model_versions(settings, name):
+        reference, tags = ModelReference(name, int(described["version"])), decode(tags_in(described))
+        if "sha256" in tags:
+            if "dataset_table" not in tags:
+                raise ThroughlineError(
+                    f"{reference} has no tag for the dataset it was trained on: delete the version, or train it again."
+                )
+            tables[reference] = tags["dataset_table"]
+    return tables
 
 
 def fetch(settings: Settings, record: ModelRecord, folder: Path) -> Path:
@@ -145,7 +136,7 @@ def fetch(settings: Settings, record: ModelRecord, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         draft, location = Path(scratch) / "model", record.uri
-        if not Path(location).is_dir():  # what MLflow calls it, for the server to give
+        if not Path(location).is_dir():  # MLflow's address of it, for a download from the server
             location = _described(settings, record.reference)["source"]
         try:
             artifacts.fetch(settings, location, draft)
@@ -187,12 +178,12 @@ def set_alias(settings: Settings, reference: ModelReference) -> None:
 
 
 def page(settings: Settings, record: ModelRecord) -> str:
-    """Where people see the version in MLflow."""
+    """Address of the version's page in MLflow."""
     return f"{settings.url('mlflow')}/#/models/{record.name}/versions/{record.version}"
 
 
 def _registered_model(client: MlflowClient, name: str) -> None:
-    from mlflow.exceptions import MlflowException
+    from mlflow.exceptions import MlflowException  # postpones mlflow
 
     try:
         client.create_registered_model(name)
@@ -203,6 +194,7 @@ def _registered_model(client: MlflowClient, name: str) -> None:
 
 def _mlflow_folder(file: Path, folder: Path, model: ServedModel, logged: Any, run_id: str) -> None:
     """What `mlflow.onnx.log_model` would log, around the very bytes of `file`."""
+    # postpones mlflow and onnx
     import mlflow.onnx
     import numpy as np
     import onnx
@@ -229,22 +221,15 @@ def _mlflow_folder(file: Path, folder: Path, model: ServedModel, logged: Any, ru
     shutil.copyfile(file, folder / MODEL_FILE)
 
 
-def _link(client: MlflowClient, run_id: str, model_id: str) -> None:
-    """Show the model among the run's outputs."""
-    from mlflow.entities import LoggedModelOutput
-
-    client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
-
-
-def _me(settings: Settings) -> str:
-    """Who runs this process; the graph, where nobody's token was given to it."""
+def _principal(settings: Settings) -> str:
+    """The principal of this process; the graph, when its token is no user's."""
     try:
         return current_principal(settings).name
     except ThroughlineError:
         return GRAPH
 
 
-def _tell_registered(settings: Settings, record: ModelRecord, actor: str) -> None:
+def _record_registration(settings: Settings, record: ModelRecord, actor: str) -> None:
     event = history.event_of("registered", record.reference, actor, new=record.sha256, once=record.sha256)
     history.append(settings, record.name, event)
 
@@ -267,7 +252,6 @@ def _record(described: Mapping[str, Any]) -> ModelRecord:
         tagged = {key: tags[key] for key in _TAGGED}
     except KeyError as error:
         raise ThroughlineError(
-            f"Model {reference} lacks the tags of a version registered here ({error}): "
-            "it was registered by something else; register it with throughline.registry.versions."
+            f"Model {reference} lacks the tag {error} of a version registered here: train it here, or delete it."
         ) from error
     return ModelRecord(name=reference.name, version=reference.version, run_id=described.get("run_id", ""), **tagged)

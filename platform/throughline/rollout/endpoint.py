@@ -37,12 +37,8 @@ def requests_between(settings: Settings, usecase: UseCase, start: datetime, end:
     due = rows.filter(pl.col("prediction_time") >= start)
     if end is not None:
         due = due.filter(pl.col("prediction_time") < end)
-    return (
-        as_known(usecase, due)
-        .sort("prediction_time", *usecase.prediction.key)
-        .select("prediction_time", *usecase.request)
-        .collect()
-    )
+    ordered = as_known(usecase, due).sort("prediction_time", *usecase.prediction.key)
+    return ordered.select("prediction_time", *usecase.request).collect()
 
 
 def as_instances(usecase: UseCase, rows: pl.DataFrame) -> list[dict[str, Any]]:
@@ -78,12 +74,13 @@ def _send(
                     "see `throughline status`, start it with `throughline up`."
                 ) from error
             if response.is_error:
-                raise ThroughlineError(f"The model server refused the request: {_reason(response)}")
+                raise ThroughlineError(f"The model server refused the request: {error_of(response)}")
             predictions += response.json()["predictions"]
     return predictions
 
 
-def _reason(response: httpx.Response) -> str:
+def error_of(response: httpx.Response) -> str:
+    """The reason of a refusal by the model server, in one line."""
     try:
         return str(response.json()["error"])
     except (ValueError, KeyError, TypeError):

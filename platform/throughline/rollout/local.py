@@ -1,7 +1,7 @@
 """Deployment on this machine: a released model version goes to the local model server, or nothing changes.
 
-Owns: the refusal, the files under `serving/<usecase>`, asking the server to load and checking what it serves.
-Does not own: the decision to release (`evaluation`), who is champion (`promotion.py`), loading (`serving`).
+Owns: refusals, the files under `serving/<usecase>`, the request to load and the check of what is served.
+Does not own: the decision to release (`evaluation`), the champion (`promotion.py`), loading (`serving`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from throughline.registry.approval import RULE as APPROVAL
 from throughline.registry.decisions import newest, same
 from throughline.registry.verification import verified
 from throughline.registry.versions import fetch
+from throughline.rollout.endpoint import error_of
 from throughline.rollout.revision import FILE, read_revision, revision_of, write_revision
 from throughline.usecase import UseCase
 
@@ -29,20 +30,20 @@ LOAD_TIMEOUT_S = 60
 
 
 def refusal(decision: GateDecision, model: ModelRecord, recorded: GateDecision | None, policy: str) -> str | None:
-    """Why the decision does not allow this very model version to be served; None when it does.
+    """Why the decision does not permit this model version and file to be served; None when it does.
 
     `recorded`: the decision about it that holds by the history, None when there is none; `policy`: the release's.
     """
     if decision.decision != "release":
-        return f"the gate says {decision.decision} ({decision.reasons})"
+        return f"the gate's decision is {decision.decision} ({decision.reasons})"
     if not decision.rules or any(rule.verdict != "pass" for rule in decision.rules):
-        return f"the decision says release, but not every rule passed ({decision.reasons or 'no rules'})"
+        return f"the decision is release, but not every rule passed ({decision.reasons or 'no rules'})"
     if decision.model != model.reference:
         return f"the gate decided about {decision.model}"
     if decision.sha256 != model.sha256:
-        return f"the gate saw a file with digest {decision.sha256[:12]}, registered is {model.sha256[:12]}"
+        return f"the gate decided about a file with digest {decision.sha256[:12]}, registered is {model.sha256[:12]}"
     if policy == "manual" and not any(rule.rule == APPROVAL for rule in decision.rules):
-        return "the policy is manual, and nobody was asked to approve it"
+        return "the policy is manual, and the decision has no approval"
     if recorded is None:
         return "the history has no decision about it"
     if not same(decision, recorded):
@@ -51,14 +52,14 @@ def refusal(decision: GateDecision, model: ModelRecord, recorded: GateDecision |
 
 
 def require_release(settings: Settings, usecase: UseCase, model: ModelRecord, decision: GateDecision) -> None:
-    """Raises `ThroughlineError` when the decision, or the one that holds by the history, does not allow `model`."""
+    """Raises `ThroughlineError` when the decision, or the one that holds by the history, does not permit `model`."""
     holds = newest(settings, usecase.name, model.reference)
     if reason := refusal(decision, model, holds, usecase.release.policy):
         raise ThroughlineError(f"{model.reference} is not deployed: {reason}.")
 
 
 def serve(settings: Settings, usecase: UseCase, model: ModelRecord) -> EndpointRecord:
-    """Serve `model` in place of what is served now; the caller has made sure that it may be. Repeating it is harmless.
+    """Serve `model` in place of what is served now; the caller has checked its release. Repeating it is harmless.
 
     Wall clock. Raises `ThroughlineError` when the server refuses: the revision served before stays, there and on disk.
     """
@@ -72,41 +73,40 @@ def serve(settings: Settings, usecase: UseCase, model: ModelRecord) -> EndpointR
     except ThroughlineError:
         previous = None  # it could not be served either
     write_revision(folder, revision)
-    try:
-        with httpx.Client(
-            base_url=settings.url("model_http"), headers=auth_headers(settings), timeout=LOAD_TIMEOUT_S
-        ) as server:
+    address = settings.url("model_http")
+    with httpx.Client(base_url=address, headers=auth_headers(settings), timeout=LOAD_TIMEOUT_S) as server:
+        try:
             _load(server, revision)
-    except ThroughlineError:
-        _put_back(settings, folder, usecase, previous)
-        raise
+        except ThroughlineError:
+            _put_back(server, folder, usecase, previous)
+            raise
     return EndpointRecord(
         usecase=usecase.name,
         model=model.reference,
         sha256=model.sha256,
         revision=revision.revision,
-        address=f"{settings.url('model_http')}/v1/models/{usecase.name}:predict",
+        address=f"{address}/v1/models/{usecase.name}:predict",
         deployed_at=revision.deployed_at,
     )
 
 
 def place(settings: Settings, usecase: UseCase, model: ModelRecord) -> None:
-    """Have the registered file ready to be served, and what explanations of it compare with.
+    """Copy the registered folder of `model` to the serving home, and the rows that explanations of it compare with.
 
-    Raises `ThroughlineError` when the file cannot be had as registered.
+    Raises `ThroughlineError` when the folder cannot be fetched as it was registered.
     """
-    revision = revision_of(usecase.name, model, datetime.now(UTC))
     folder = settings.serving_home / usecase.name
-    _place_file(settings, model, folder / revision.file)
+    place_folder(settings, model, folder / str(model.version))
     background.place(settings, model, folder)
 
 
-def _place_file(settings: Settings, model: ModelRecord, target: Path) -> None:
-    """The version's signed folder around `target`. One that is there and holds is left as it is: going back to a
-    version needs no registry. Raises `ThroughlineError` when the registry's is refused, too."""
-    folder = target.parent
+def place_folder(settings: Settings, model: ModelRecord, folder: Path) -> None:
+    """Have the version's signed folder at `folder`. A copy there that is verified stays: a rollback needs no registry.
+
+    Raises `ThroughlineError` when the registry's folder is refused, too.
+    """
     if folder.exists():
-        with contextlib.suppress(ThroughlineError):  # told in the history; what is registered takes its place
+        with contextlib.suppress(ThroughlineError):  # the history records the refusal; the registry's replaces it
             verified(settings, model, folder)
             return
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def _load(server: httpx.Client, revision: Revision) -> None:
     try:
         answer = server.post(f"/v2/repository/models/{usecase}/load")
         if answer.is_error:
-            raise ThroughlineError(f"The model server refused {revision.model}: {_problem(answer)}")
+            raise ThroughlineError(f"The model server refused {revision.model}: {error_of(answer)}")
         ready = server.get(f"/v2/models/{usecase}/ready")
         served = server.get("/v1/throughline/revisions").raise_for_status().json()
     except (httpx.HTTPError, ValueError) as error:
@@ -138,25 +138,12 @@ def _load(server: httpx.Client, revision: Revision) -> None:
         )
 
 
-def _problem(answer: httpx.Response) -> str:
-    try:
-        return answer.json()["error"]
-    except (ValueError, KeyError, TypeError):
-        return f"status {answer.status_code}"
-
-
-def _put_back(settings: Settings, folder: Path, usecase: UseCase, previous: Revision | None) -> None:
-    """Disk and server as they were; a server that refused the new revision never stopped serving the old one."""
+def _put_back(server: httpx.Client, folder: Path, usecase: UseCase, previous: Revision | None) -> None:
+    """Disk and server as before; a server that refused the new revision never stopped serving the old one."""
     if previous is None:
         (folder / FILE).unlink(missing_ok=True)
-        action = "unload"
     else:
         write_revision(folder, previous)
-        action = "load"
     # A server that cannot be reached reads the revision on disk when it starts.
     with contextlib.suppress(httpx.HTTPError):
-        httpx.post(
-            f"{settings.url('model_http')}/v2/repository/models/{usecase.name}/{action}",
-            headers=auth_headers(settings),
-            timeout=LOAD_TIMEOUT_S,
-        )
+        server.post(f"/v2/repository/models/{usecase.name}/{'load' if previous else 'unload'}")

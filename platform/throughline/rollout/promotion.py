@@ -34,8 +34,8 @@ def release(
 ) -> EndpointRecord:
     """Serve what the gate released and make it champion, for the graph.
 
-    Raises as `require_release` and `serve` do, and when another version became champion since the evaluation: of two
-    candidates at once the second has to be compared with the first.
+    Raises as `require_release` and `serve` do, and when another version became champion since the evaluation: the
+    candidate has to be compared with that one.
     """
     with _champion_lock(settings, usecase):
         line = line_of(events(settings, usecase.name))
@@ -58,8 +58,8 @@ def promote(settings: Settings, usecase: UseCase, model: ModelRecord, who: Princ
         decision = released(settings, usecase.name, model)
         if decision is None:
             holds = newest(settings, usecase.name, model.reference)
-            said = f"the gate says {holds.decision} ({holds.failures})" if holds else "the gate never decided about it"
-            raise ThroughlineError(f"{model.reference} is not promoted: {said}.")
+            why = f"the gate's decision is {holds.decision} ({holds.failures})" if holds else "the gate has not decided"
+            raise ThroughlineError(f"{model.reference} is not promoted: {why}.")
         if why_not := refusal(decision, model, decision, usecase.release.policy):
             raise ThroughlineError(f"{model.reference} is not promoted: {why_not}.")
         line = line_of(events(settings, usecase.name))
@@ -69,9 +69,9 @@ def promote(settings: Settings, usecase: UseCase, model: ModelRecord, who: Princ
 def rollback(settings: Settings, usecase: UseCase, who: Principal, reason: str) -> EndpointRecord:
     """Return to the champion before the current one (see `rollback_target`), from the artifact that it was served from.
 
-    The gate is not asked again: it released this very file before, which is checked. Raises `ThroughlineError` when
-    there is no champion to return to or its file cannot be had; then nothing has changed. When the server does not
-    load it, the current one goes on serving, withdrawn, and a repetition completes the rollback.
+    The gate does not decide again; its release of this file must be in the history. Raises `ThroughlineError` when no
+    champion is left to return to or its file cannot be fetched; then nothing has changed. When the server does not load
+    it, the current version goes on serving, withdrawn, and a repetition completes the rollback.
     """
     with _champion_lock(settings, usecase):
         line = line_of(events(settings, usecase.name))
@@ -80,7 +80,7 @@ def rollback(settings: Settings, usecase: UseCase, who: Principal, reason: str) 
         if target is None:
             raise ThroughlineError(
                 f"{usecase.name} has no champion before {line.champion or serving or 'the first'} to return to: "
-                f"`throughline history {usecase.name}` shows who was, `throughline promote` takes another."
+                f"`throughline history {usecase.name}` lists them, `throughline promote` serves another version."
             )
         model = models.get(settings, target)
         decision = released(settings, usecase.name, model)
@@ -94,7 +94,7 @@ def rollback(settings: Settings, usecase: UseCase, who: Principal, reason: str) 
 
 
 def restore(settings: Settings, usecase: UseCase) -> Line:
-    """Have the projections name the champion of the history again, where a command was interrupted or an alias moved.
+    """Serve the champion of the history and point the alias at it, where a command was interrupted or an alias moved.
 
     Returns the order of champions. A rollback of which only the withdrawal is recorded is left to its repetition.
     """
@@ -138,7 +138,7 @@ def _serving(settings: Settings, usecase: UseCase) -> ModelReference | None:
     try:
         revision = read_revision(settings.serving_home / usecase.name)
     except ThroughlineError:
-        return None  # a server that starts could not serve it
+        return None  # a server could not serve it either
     return revision.model if revision else None
 
 

@@ -1,6 +1,6 @@
 """A revision: one deployed model version with its config, as the file the model server loads.
 
-Owns: `serving/<usecase>/revision.json` and its meaning. Does not own: deciding about it, or serving it.
+Owns: `serving/<usecase>/revision.json`. Does not own: which version is deployed, serving it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ FILE = "revision.json"
 
 
 def revision_of(usecase: str, model: ModelRecord, deployed_at: datetime) -> Revision:
-    """The revision of a model version that takes all traffic. The same version and file: the same identity."""
+    """The revision of a model version that takes all traffic; its id depends on version and file only."""
     return Revision(
         revision=f"v{model.version}-{model.sha256[:12]}",
         usecase=usecase,

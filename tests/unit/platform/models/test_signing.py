@@ -27,7 +27,7 @@ from throughline.models.signing import SIGNATURE, own_key, sign, verify
 from throughline.records import ModelRecord
 from throughline.registry import history
 from throughline.registry import versions as models
-from throughline.rollout.local import _place_file
+from throughline.rollout.local import place_folder
 from throughline.rollout.revision import revision_of
 from throughline.usecase import get_usecase
 
@@ -186,7 +186,7 @@ def test_a_version_tampered_with_in_the_registry_is_refused_and_told(settings, f
         models.load(settings, record)
     place = settings.serving_home / USECASE / "3"
     with pytest.raises(ThroughlineError, match=says):  # before it is served
-        _place_file(settings, record, place / "model.onnx")
+        place_folder(settings, record, place)
     assert not place.exists()
     assert not trace.exists()
 
@@ -203,7 +203,7 @@ def test_a_pickle_is_refused_also_where_a_trusted_key_signed_it(settings, folder
 def test_the_folder_of_another_version_is_refused_though_its_signature_holds(settings, folder, record, tmp_path):
     (folder / "model.onnx").write_bytes(model_bytes(bias=2.0))
     sign(settings, folder)
-    with pytest.raises(ThroughlineError, match=f"is another model .*registered is {record.sha256[:12]}"):
+    with pytest.raises(ThroughlineError, match=f"holds another model .*registered: {record.sha256[:12]}"):
         models.fetch(settings, record, tmp_path / "copy")
     assert events(settings) == [f"graph refused {record.reference}"]
 
@@ -222,7 +222,7 @@ def test_the_folder_of_another_version_is_refused_though_its_signature_holds(set
 )
 def test_a_version_of_which_the_registry_says_something_else_is_refused(settings, record, tmp_path, change):
     claimed = record.model_copy(update=change)
-    with pytest.raises(ThroughlineError, match=rf"signed with another {next(iter(change))} than is said of it"):
+    with pytest.raises(ThroughlineError, match=rf"signed with another {next(iter(change))} than MLflow's tags have"):
         models.fetch(settings, claimed, tmp_path / "copy")
     (event,) = history.events(settings, claimed.name, action="refused")
     assert (event.target, next(iter(change)) in event.reason) == (str(claimed.reference), True)
@@ -387,20 +387,20 @@ def test_the_server_refuses_a_revision_tampered_with_and_goes_on_with_the_one_be
 
 def test_a_version_deployed_before_is_served_again_without_the_registry(settings, folder, record):
     place = settings.serving_home / USECASE / "3"
-    _place_file(settings, record, place / "model.onnx")
+    place_folder(settings, record, place)
     gone = record.model_copy(update={"uri": str(folder.with_name("gone"))})
     folder.rename(gone.uri)
     before = (place / "model.onnx").stat().st_ino
-    _place_file(settings, record, place / "model.onnx")
+    place_folder(settings, record, place)
     assert (place / "model.onnx").stat().st_ino == before
 
 
 def test_a_deployed_version_tampered_with_is_replaced_by_what_was_registered(settings, record, trace):
     place = settings.serving_home / USECASE / "3"
-    _place_file(settings, record, place / "model.onnx")
+    place_folder(settings, record, place)
     add_pickle("model.pkl")(place, trace)
     change("model.onnx")(place, trace)
-    _place_file(settings, record, place / "model.onnx")
+    place_folder(settings, record, place)
     assert verify(settings, place)["model.onnx"] == record.sha256
     assert revision_of(USECASE, record, NOW).file == "3/model.onnx"
     assert [path.name for path in place.parent.iterdir()] == ["3"]

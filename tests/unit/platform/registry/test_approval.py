@@ -1,4 +1,4 @@
-"""Where the policy asks for a person's approval, only one that counts releases anything."""
+"""Under the manual policy only an approval that counts releases a version."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def evaluated(auc: float = 0.7) -> EvaluationRecord:
 
 
 def decided(usecase: UseCase, *approvals: Approval, submitted_by=frozenset({GRAPH}), auc: float = 0.7) -> GateDecision:
-    said = [approval_verdict(usecase, MODEL, submitted_by, approvals)]
-    return decide(evaluated(auc), MODEL, {"auc": Bound(at_least=0.6)}, NOW, said=said)
+    verdicts = [approval_verdict(usecase, MODEL, submitted_by, approvals)]
+    return decide(evaluated(auc), MODEL, {"auc": Bound(at_least=0.6)}, NOW, said=verdicts)
 
 
 def approval(by: Principal = ADA, sha256: str | None = SHA, reason: str = "numbers seen") -> Approval:
@@ -64,7 +64,7 @@ def test_an_approver_releases_with_a_reason(usecase, who):
     assert f"approval pass (by {who.name}: numbers seen)" in decision.reasons
 
 
-def test_approved_by_nobody_it_waits_and_says_how_to_go_on(usecase):
+def test_without_an_approval_it_waits_and_the_decision_names_the_command(usecase):
     decision = decided(usecase)
     assert decision.decision == "wait"
     assert decision.failures.startswith(
@@ -82,10 +82,10 @@ def test_approved_by_nobody_it_waits_and_says_how_to_go_on(usecase):
         (approval(reason=" \n"), {GRAPH}, "no reason"),
         (approval(), {"ada"}, "ada submitted it"),
         (approval(), {"ada", GRAPH}, "ada submitted it"),
-        (approval(), set(), "nobody knows who submitted it"),
+        (approval(), set(), "who submitted it is not recorded"),
     ],
 )
-def test_an_approval_that_does_not_count_releases_nothing_and_says_why(usecase, given, submitted_by, why):
+def test_an_approval_that_does_not_count_releases_nothing_and_is_in_the_reasons(usecase, given, submitted_by, why):
     decision = decided(usecase, given, submitted_by=frozenset(submitted_by))
     assert decision.decision == "wait"
     assert why in decision.failures
@@ -95,17 +95,17 @@ def test_one_that_counts_is_enough(usecase):
     assert decided(usecase, approval(Principal("eve")), approval(sha256="b"), approval(BOB)).decision == "release"
 
 
-def test_the_submitter_may_approve_where_the_policy_says_so(usecase):
+def test_the_submitter_may_approve_where_the_policy_permits_it(usecase):
     release = usecase.release.model_copy(update={"submitter_may_approve": True})
     lenient = usecase.model_copy(update={"release": release})
     assert decided(lenient, approval(), submitted_by=frozenset({"ada"})).decision == "release"
     assert decided(lenient, approval(), submitted_by=frozenset()).decision == "release"
 
 
-def test_where_no_approvers_are_declared_nobody_may(usecase):
-    nobody = usecase.model_copy(update={"approvers": []})
-    assert decided(nobody, approval(), approval(BOB)).decision == "wait"
-    assert "none is declared" in decided(nobody).failures
+def test_without_declared_approvers_no_approval_counts(usecase):
+    without = usecase.model_copy(update={"approvers": []})
+    assert decided(without, approval(), approval(BOB)).decision == "wait"
+    assert "none is declared" in decided(without).failures
 
 
 def test_an_approval_does_not_mend_a_rule_that_failed(usecase):
@@ -124,7 +124,7 @@ approvals = st.builds(
 
 @settings(max_examples=200)
 @given(st.lists(approvals, max_size=4), st.frozensets(names))
-def test_released_means_that_somebody_who_may_approved_this_file_with_a_reason(usecase, given, submitted_by):
+def test_a_release_has_a_sound_approval_of_this_file_with_a_reason(usecase, given, submitted_by):
     sound = any(
         (one.by.name == "bob" or "returns" in one.by.groups)
         and one.by.name != GRAPH
@@ -137,14 +137,14 @@ def test_released_means_that_somebody_who_may_approved_this_file_with_a_reason(u
     assert (decided(usecase, *given, submitted_by=submitted_by).decision == "release") == bool(sound)
 
 
-def test_everybody_who_is_said_to_have_submitted_a_version_did():
+def test_submitters_are_those_of_the_tags_and_of_the_history():
     registered = event_of("registered", "shop/3", "carl", new=SHA)
     assert submitters({"submitter": "ada"}, [registered]) == {"ada", "carl"}
     assert submitters({}, [registered]) == {"carl"}
     assert submitters({"submitter": ""}, []) == frozenset()
 
 
-# What stands in the history. The submitter may approve, so that no registry is asked.
+# Recorded approvals. The submitter may approve, so that the registry is not read.
 
 
 @pytest.fixture
@@ -155,12 +155,12 @@ def waiting(settings: Settings, usecase: UseCase) -> UseCase:
     return lenient
 
 
-def test_an_approval_is_told_once_and_counts(settings, waiting):
+def test_an_approval_is_recorded_once_and_counts(settings, waiting):
     event = decisions.approve(settings, waiting, MODEL, BOB, "numbers seen")
     decisions.approve(settings, waiting, MODEL, BOB, "numbers seen, again")
-    (told,) = events(settings, "shop", action="approved")
-    assert told == event
-    assert (told.actor, told.target, told.new, told.reason) == ("bob", "shop/3", SHA, "numbers seen")
+    (recorded,) = events(settings, "shop", action="approved")
+    assert recorded == event
+    assert (event.actor, event.target, event.new, event.reason) == ("bob", "shop/3", SHA, "numbers seen")
     assert decisions.approval_of(settings, waiting, MODEL).verdict == "pass"
 
 
@@ -168,13 +168,13 @@ def test_an_approval_is_told_once_and_counts(settings, waiting):
     ("who", "reason", "why"),
     [(Principal("eve"), "please", "eve is not among the approvers"), (BOB, "  ", "bob gave no reason")],
 )
-def test_an_approval_that_would_not_count_is_refused_and_not_told(settings, waiting, who, reason, why):
+def test_an_approval_that_would_not_count_is_refused_and_not_recorded(settings, waiting, who, reason, why):
     with pytest.raises(ThroughlineError, match=why):
         decisions.approve(settings, waiting, MODEL, who, reason)
     assert events(settings, "shop", action="approved") == []
 
 
-def test_an_approval_written_into_the_history_past_the_command_counts_no_more_than_through_it(settings, waiting):
+def test_an_approval_written_into_the_table_is_checked_like_one_by_the_command(settings, waiting):
     append(settings, "shop", event_of("approved", "shop/3", "eve", new=SHA, reason="me"))
     append(settings, "shop", event_of("approved", "shop/3", "bob", new="b" * 64, reason="another file"))
     append(settings, "shop", event_of("approved", "shop/31", "bob", new=SHA, reason="another version"))
@@ -184,21 +184,21 @@ def test_an_approval_written_into_the_history_past_the_command_counts_no_more_th
     assert "bob approved another file" in verdict.bound
 
 
-def test_nothing_is_approved_that_does_not_wait(settings, waiting):
+def test_only_a_version_that_waits_is_approved(settings, waiting):
     with pytest.raises(ThroughlineError, match=r"shop/4 waits for no approval: the gate has not decided"):
         decisions.approve(settings, waiting, MODEL.model_copy(update={"version": 4}), BOB, "blind")
     other = MODEL.model_copy(update={"sha256": "b" * 64})
     with pytest.raises(ThroughlineError, match="the gate has not decided about this file"):
         decisions.approve(settings, waiting, other, BOB, "other bytes")
     decisions.recorded(settings, "shop", decided(waiting, auc=0.5))
-    with pytest.raises(ThroughlineError, match=r"the gate says reject \(auc fail"):
+    with pytest.raises(ThroughlineError, match=r"the gate's decision is reject \(auc fail"):
         decisions.approve(settings, waiting, MODEL, BOB, "anyway")
     auto = waiting.model_copy(update={"release": waiting.release.model_copy(update={"policy": "auto"})})
     with pytest.raises(ThroughlineError, match="nothing to approve"):
         decisions.approve(settings, auto, MODEL, BOB, "anyway")
 
 
-def test_who_left_the_approvers_has_not_approved(settings, waiting):
+def test_the_approval_of_a_former_approver_does_not_count(settings, waiting):
     decisions.approve(settings, waiting, MODEL, BOB, "numbers seen")
     assert objection(waiting.model_copy(update={"approvers": ["zoe"]}), MODEL, {GRAPH}, approval(BOB))
     without = waiting.model_copy(update={"approvers": ["zoe"]})
@@ -208,15 +208,15 @@ def test_who_left_the_approvers_has_not_approved(settings, waiting):
 # Decisions
 
 
-def test_a_decision_is_told_once_and_another_one_beside_it(settings, usecase):
+def test_a_decision_is_recorded_once_and_another_one_beside_it(settings, usecase):
     first = decisions.recorded(settings, "shop", decided(usecase))
     again = decided(usecase).model_copy(update={"decided_at": NOW + timedelta(hours=1)})
     assert decisions.recorded(settings, "shop", again) == first
     rejected = decisions.recorded(settings, "shop", decided(usecase, auc=0.5))
     assert decisions.decisions(settings, "shop", "shop/3") == [first, rejected]
     assert decisions.newest(settings, "shop", "shop/3") == rejected
-    told = [event.reason for event in events(settings, "shop", action="decided")]
-    assert told == [first.failures, rejected.failures]
+    reasons = [event.reason for event in events(settings, "shop", action="decided")]
+    assert reasons == [first.failures, rejected.failures]
     back = decisions.recorded(settings, "shop", again)
     assert (decisions.newest(settings, "shop", "shop/3"), back.decided_at) == (back, again.decided_at)
 
@@ -228,7 +228,7 @@ def test_a_decision_with_a_nan_is_the_same_when_it_comes_again(settings, usecase
     assert len(events(settings, "shop", action="decided")) == 1
 
 
-def test_only_a_release_of_this_very_file_was_released(settings, usecase):
+def test_only_a_release_of_this_file_counts_as_released(settings, usecase):
     decisions.recorded(settings, "shop", decided(usecase))
     assert decisions.released(settings, "shop", MODEL) is None
     release = decisions.recorded(settings, "shop", decided(usecase, approval()))
@@ -237,7 +237,7 @@ def test_only_a_release_of_this_very_file_was_released(settings, usecase):
     assert decisions.released(settings, "shop", MODEL.model_copy(update={"sha256": "b" * 64})) is None
 
 
-def test_a_decision_that_cannot_be_read_lets_nothing_happen(settings):
+def test_a_decision_that_cannot_be_read_is_an_error(settings):
     append(settings, "shop", event_of("decided", "shop/3", GRAPH, new='{"decision": "release"}'))
     with pytest.raises(ThroughlineError, match=r"decision about shop/3 .* cannot be read"):
         decisions.released(settings, "shop", MODEL)

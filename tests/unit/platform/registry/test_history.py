@@ -1,4 +1,4 @@
-"""The history is only ever added to: nothing is told twice, lost or changed, and people can read it."""
+"""The history is append-only: no event is there twice, lost or changed, and people can read it."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ NAME = "flight_delay"
 NOW = datetime(2024, 7, 1, 12, tzinfo=UTC)
 
 
-def told(action: str, target: str, minutes: int = 0, **values) -> HistoryEvent:
+def event_at(action: str, target: str, minutes: int = 0, **values) -> HistoryEvent:
     event = event_of(action, target, values.pop("actor", "ada"), **values)
     return event.model_copy(update={"at": NOW + timedelta(minutes=minutes)})
 
 
-def test_what_was_told_comes_back_as_it_was_oldest_first(settings: Settings):
-    late = told("champion", "shop", 5, old="shop/1", new="shop/2", reason='für "alle", gerne')
-    early = told("registered", "shop/2", 1, new="a" * 64, actor=GRAPH)
+def test_events_are_read_as_they_were_appended_oldest_first(settings: Settings):
+    late = event_at("champion", "shop", 5, old="shop/1", new="shop/2", reason='für "alle", gerne')
+    early = event_at("registered", "shop/2", 1, new="a" * 64, actor=GRAPH)
     append(settings, "shop", late)
     append(settings, "shop", early)
     assert events(settings, "shop") == [early, late]
     assert events(settings, "other") == []
 
 
-def test_a_step_that_is_repeated_tells_once_and_the_first_telling_stands(settings: Settings):
+def test_a_repeated_step_is_one_event_and_the_first_one_stays(settings: Settings):
     first = event_of("decided", "shop/2", GRAPH, new="1", reason="first", once=["a", 1])
     append(settings, "shop", first)
     append(settings, "shop", event_of("decided", "shop/2", GRAPH, new="2", reason="second", once=["a", 1]))
@@ -46,13 +46,13 @@ def test_a_step_that_is_repeated_tells_once_and_the_first_telling_stands(setting
     assert len(events(settings, "shop")) == 3
 
 
-def test_without_once_the_same_words_at_another_time_are_another_event(settings: Settings):
+def test_without_a_key_the_same_content_at_another_time_is_another_event(settings: Settings):
     for _ in range(2):
         append(settings, "shop", event_of("note", "shop/2", "ada", reason="seen"))
     assert len(events(settings, "shop")) == 2
 
 
-def test_many_who_tell_at_the_same_time_lose_nothing(settings: Settings):
+def test_concurrent_appends_lose_nothing(settings: Settings):
     append(settings, "shop", event_of("note", "shop", "ada", reason="first"))
     notes = [event_of("note", f"shop/{n}", "ada", reason=str(n)) for n in range(8)]
     with ThreadPoolExecutor(4) as threads:
@@ -60,7 +60,7 @@ def test_many_who_tell_at_the_same_time_lose_nothing(settings: Settings):
     assert {event.id for event in events(settings, "shop", since=notes[0].at)} == {note.id for note in notes}
 
 
-def test_telling_again_does_not_change_the_table(settings: Settings):
+def test_appending_an_event_again_does_not_change_the_table(settings: Settings):
     note = event_of("note", "shop", "ada", reason="once")
     place = settings.table_path("shop", LAYER, TABLE)
     append(settings, "shop", note)
@@ -76,28 +76,28 @@ def test_a_name_gives_its_versions_and_a_version_only_itself(settings: Settings)
     assert [event.target for event in events(settings, "shop", target="shop/1")] == ["shop/1"]
 
 
-# What people see
+# What people read
 
 
-def test_of_a_version_one_also_sees_when_it_became_champion_and_ceased_to_be():
-    up = told("champion", "shop", 1, old="shop/1", new="shop/2")
-    down = told("withdrawn", "shop/2", 2, old="shop/2", new="shop/1")
-    back = told("champion", "shop", 3, old="shop/2", new="shop/1")
-    other = told("note", "shop/12", 4, reason="not this one")
+def test_the_history_of_a_version_has_when_it_became_champion_and_ceased_to_be():
+    up = event_at("champion", "shop", 1, old="shop/1", new="shop/2")
+    down = event_at("withdrawn", "shop/2", 2, old="shop/2", new="shop/1")
+    back = event_at("champion", "shop", 3, old="shop/2", new="shop/1")
+    other = event_at("note", "shop/12", 4, reason="not this one")
     assert concerning([up, down, back, other], "shop/2") == [up, down, back]
     assert concerning([up, other], "shop/12") == [other]
     assert concerning([up, other], "shop") == [up, other]
 
 
-def test_an_event_reads_as_what_changed():
+def test_an_event_is_shown_as_what_changed():
     decision = GateDecision(model="shop/2", sha256="a", decision="reject", decided_at=NOW, rules=[])
-    assert what_happened(told("decided", "shop/2", new=decision.model_dump_json())) == "reject"
-    assert what_happened(told("decided", "shop/2", new="{")) == "cannot be read"
-    assert what_happened(told("champion", "shop", new="shop/1")) == "nobody → shop/1"
-    assert what_happened(told("approved", "shop/2", new="a" * 64)) == "a" * 12
+    assert what_happened(event_at("decided", "shop/2", new=decision.model_dump_json())) == "reject"
+    assert what_happened(event_at("decided", "shop/2", new="{")) == "cannot be read"
+    assert what_happened(event_at("champion", "shop", new="shop/1")) == "none → shop/1"
+    assert what_happened(event_at("approved", "shop/2", new="a" * 64)) == "a" * 12
 
 
-def test_people_see_the_time_of_the_use_case():
+def test_times_are_shown_in_the_zone_of_the_use_case():
     usecase = get_usecase(NAME)
     assert local_time(datetime(2013, 3, 10, 6, 59, tzinfo=UTC), usecase) == "2013-03-10 01:59:00 EST"
     assert local_time(datetime(2013, 3, 10, 7, 0, tzinfo=UTC), usecase) == "2013-03-10 03:00:00 EDT"
@@ -118,7 +118,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return ended.value.code or 0
 
 
-def test_a_note_stands_in_the_history_under_who_wrote_it(home, monkeypatch, capsys):
+def test_a_note_is_recorded_with_its_author(home, monkeypatch, capsys):
     import getpass
 
     assert run(monkeypatch, "note", NAME, "[bold]closed on Monday", "--json") == 0
@@ -159,7 +159,7 @@ def test_a_wrong_call_is_exit_code_2_and_changes_nothing(home, monkeypatch, argu
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "problem"),
     [
         (("approve", f"{NAME}/1", "--reason", "seen"), "MLflow does not answer"),
         (("promote", f"{NAME}/1", "--reason", "seen"), "MLflow does not answer"),
@@ -169,15 +169,15 @@ def test_a_wrong_call_is_exit_code_2_and_changes_nothing(home, monkeypatch, argu
         (("history", "nobody/1"), "Unknown use case 'nobody'"),
     ],
 )
-def test_what_cannot_be_done_now_is_one_line_and_exit_code_1(home, monkeypatch, capsys, arguments, says):
+def test_what_cannot_be_done_now_is_one_line_and_exit_code_1(home, monkeypatch, capsys, arguments, problem):
     assert run(monkeypatch, *arguments) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert says in line
+    assert problem in line
 
 
-def test_with_the_token_of_nobody_nothing_is_written(home, monkeypatch, capsys):
+def test_with_an_unknown_token_nothing_is_written(home, monkeypatch, capsys):
     monkeypatch.setenv("THROUGHLINE_BIND", "0.0.0.0")
-    monkeypatch.setenv("THROUGHLINE_TOKEN", "nobody's")
+    monkeypatch.setenv("THROUGHLINE_TOKEN", "unknown")
     assert run(monkeypatch, "note", NAME, "seen") == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "users.toml has the token of this process" in line

@@ -37,9 +37,9 @@ def test_a_release_of_this_version_and_file_is_deployed():
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "reason"),
     [
-        ({"decision": "reject"}, "gate says reject"),
+        ({"decision": "reject"}, "the gate's decision is reject"),
         ({"model": "flight_delay/3"}, "decided about flight_delay/3"),
         ({"sha256": "b" * 64}, "digest bbbbbbbbbbbb"),
         ({"rules": []}, "no rules"),
@@ -47,12 +47,12 @@ def test_a_release_of_this_version_and_file_is_deployed():
         ({"rules": [PASSED.model_copy(update={"verdict": "fail"})]}, "not every rule"),
     ],
 )
-def test_anything_less_is_refused_with_the_reason(change, says):
+def test_anything_less_is_refused_with_the_reason(change, reason):
     forged = RELEASE.model_copy(update=change)
-    assert says in refusal(forged, MODEL, forged, "auto")
+    assert reason in refusal(forged, MODEL, forged, "auto")
 
 
-def test_a_decision_that_the_history_does_not_have_to_the_last_digit_is_refused():
+def test_a_decision_that_differs_from_the_recorded_one_in_a_digit_is_refused():
     assert "no decision about it" in refusal(RELEASE, MODEL, None, "auto")
     later = RELEASE.model_copy(update={"decision": "reject", "decided_at": NOW + timedelta(hours=1)})
     assert "another decision about it: reject, 2026-01-01T01:00" in refusal(RELEASE, MODEL, later, "auto")
@@ -61,7 +61,7 @@ def test_a_decision_that_the_history_does_not_have_to_the_last_digit_is_refused(
 
 
 def test_under_the_manual_policy_a_release_names_an_approval():
-    assert "nobody was asked to approve" in refusal(RELEASE, MODEL, RELEASE, "manual")
+    assert "the decision has no approval" in refusal(RELEASE, MODEL, RELEASE, "manual")
     approval = RuleVerdict(rule="approval", verdict="pass", value=None, bound="by ada: seen")
     approved = RELEASE.model_copy(update={"rules": [PASSED, approval]})
     assert refusal(approved, MODEL, approved, "manual") is None
