@@ -38,7 +38,8 @@ from throughline.records import (
     ServingCost,
 )
 from throughline.registry import versions as models
-from throughline.usecase import SimpleRuleOf, UseCase
+from throughline.usecase import UseCase
+from throughline.usecase.evaluation import SimpleRuleOf
 
 TRAINING_ROWS = 20_000  # of the rows trained on, for the gap to the held-out ones
 BEHAVIOUR_ROWS = 5_000

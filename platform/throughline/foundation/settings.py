@@ -43,7 +43,7 @@ _GUARDED = {"model_http", "model_grpc", "collector"}
 SECRETS = ("token", "online_store", "mlflow_store", "openlineage_key")
 _ANY_ADDRESS = {"0.0.0.0", "::", ""}
 _BUCKET = r"s3://[a-z0-9][a-z0-9.-]+(/[\w.=-]+)*/?"
-# Setting -> its form, and what a refusal asks for. The value is not repeated there: it may hold a password.
+# Setting -> its form, and the message of a refusal, without the value: it may hold a password or a PIN.
 _FORMS = {
     "online_store": (
         r"rediss?://([^@/\s]*@)?[^@/:\s]+(:\d+)?(/\d+)?",
@@ -57,6 +57,10 @@ _FORMS = {
     "mlflow_artifacts": (
         _BUCKET,
         "give s3://BUCKET/PREFIX, or leave it out for a folder; credentials come from AWS_* or a profile",
+    ),
+    "signing": (
+        r"key|sigstore|pkcs11:(?!.*pin-value).*",
+        "give key, sigstore or a pkcs11: URI, whose PIN goes into a file (pin-source)",
     ),
     "openlineage_url": (r"https?://[^@/\s]+(/[^@\s]*)?", "give http(s)://HOST:PORT; a token goes into openlineage_key"),
 }
@@ -138,14 +142,6 @@ class Settings(BaseSettings):
             # not repeated in the message: it may hold a password
             raise ValueError("give an absolute folder or s3://BUCKET/PREFIX; credentials come from AWS_* or a profile")
         return str(path)
-
-    @field_validator("signing")
-    @classmethod
-    def _a_signer(cls, signing: str) -> str:
-        if signing not in {"key", "sigstore"} and (not signing.startswith("pkcs11:") or "pin-value" in signing):
-            # not repeated in the message: it may hold a PIN
-            raise ValueError("give key, sigstore or a pkcs11: URI, whose PIN goes into a file (pin-source)")
-        return signing
 
     @model_validator(mode="after")
     def _beyond_loopback_needs_a_token(self) -> Settings:

@@ -36,26 +36,23 @@ class JdbcSource:
         """Rows in the order of knowledge time, then of their content."""
         from pyspark.errors import PySparkException  # postpones pyspark (2 s)
 
+        feed = self._feed
         with spark.session(self._settings.spark_url) as session:
             try:
                 session.conf.set("spark.sql.session.timeZone", "UTC")
-                if self._feed.driver_package:
+                if feed.driver_package:
                     # in each session: the JAR of another session is found by CREATE VIEW, but not by SELECT
-                    session.sql(f"ADD JAR 'ivy://{self._feed.driver_package}?transitive=false'")
-                session.sql(_view(self._feed))
-                columns = session.table(_VIEW).columns
-                wanted = [name for name in columns if self._expects is None or name in self._columns()]
-                rows = pl.from_arrow(session.sql(_window(self._feed, wanted, start, end)).toArrow())
+                    session.sql(f"ADD JAR 'ivy://{feed.driver_package}?transitive=false'")
+                session.sql(_view(feed))
+                declared = self._expects and {*self._expects.columns, feed.event_time, feed.available_at}
+                wanted = [name for name in session.table(_VIEW).columns if declared is None or name in declared]
+                rows = pl.from_arrow(session.sql(_window(feed, wanted, start, end)).toArrow())
             except PySparkException as error:
                 raise self._refused(error) from error
         assert isinstance(rows, pl.DataFrame)
-        rows = as_declared(rows, self._feed, self._expects, self.name).filter(known_in(start, end))
+        rows = as_declared(rows, feed, self._expects, self.name).filter(known_in(start, end))
         plain = sorted(name for name, kind in rows.schema.items() if not kind.is_nested())
         return rows.sort("available_at", *plain, maintain_order=True)
-
-    def _columns(self) -> set[str]:
-        assert self._expects is not None
-        return {*self._expects.columns, self._feed.event_time, self._feed.available_at}
 
     def _refused(self, error: Exception) -> ThroughlineError:
         text = str(error)

@@ -38,11 +38,6 @@ class BadRequest(ThroughlineError):
         self.problem = problem
 
 
-def request_schema(usecase: UseCase) -> dict[str, Any]:
-    """Polars types of a parsed request, in the order of the declaration."""
-    return {name: _DTYPES[field.type] for name, field in usecase.request.items()}
-
-
 def parse_instances(usecase: UseCase, instances: Sequence[Any]) -> pl.DataFrame:
     """Instances (objects with exactly the declared fields) -> one typed row each; timestamps in UTC.
 
@@ -64,7 +59,7 @@ def parse_instances(usecase: UseCase, instances: Sequence[Any]) -> pl.DataFrame:
                 columns[name].append(_parse(field, instance[name]))
             except ValueError as error:
                 raise BadRequest(f"{where}.{name}", str(error)) from None
-    return pl.DataFrame([pl.Series(n, columns[n], dtype) for n, dtype in request_schema(usecase).items()])
+    return pl.DataFrame([pl.Series(n, columns[n], _DTYPES[field.type]) for n, field in usecase.request.items()])
 
 
 def example_instance(usecase: UseCase) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from throughline.evaluation.evaluate import Rows, evaluate
 from throughline.evaluation.gate import RULES, decide
 from throughline.foundation.references import TableReference
 from throughline.records import DatasetRecord, GateDecision, ModelRecord
-from throughline.usecase import Bound, Evaluation, Expectation, GateRule, SimpleRuleOf, SlicesOf, UseCase, get_usecase
+from throughline.usecase import Bound, Evaluation, Expectation, GateRule, UseCase, get_usecase
+from throughline.usecase.evaluation import SimpleRuleOf, SlicesOf
 
 HOLDOUT = datetime(2013, 3, 18, 4, tzinfo=UTC)
 NOW = HOLDOUT + timedelta(days=14)
