@@ -16,7 +16,7 @@ from throughline.foundation.days import DAY, spans, through
 from throughline.foundation.fingerprint import combine
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
-from throughline.lakehouse.changes import net_changes
+from throughline.lakehouse.content import net_changes
 from throughline.lakehouse.delta import Location
 from throughline.lakehouse.spark import address, schema_name
 from throughline.lakehouse.table import DAY as PARTITION

@@ -1,6 +1,6 @@
-"""The data clock (up to which instant the platform may know anything) and the wall clock (the time of day).
+"""The data clock (up to which instant the platform may use data) and the wall clock (the time of day).
 
-Owns: reading and moving the data clock. Every policy names in its docstring which of the two it uses.
+Owns: reading and moving the data clock. Each policy names in its docstring which of the two it uses.
 """
 
 from __future__ import annotations

@@ -9,8 +9,7 @@ if TYPE_CHECKING:
 
 
 class ThroughlineError(Exception):
-    """Its message is one line for people: what, where, what to do. Process boundaries print it without a traceback,
-    which goes to the log."""
+    """Its message is one line: what, where, what to do. Processes print it; the traceback goes to the log."""
 
 
 def first_problem(error: ValidationError) -> tuple[str, str]:

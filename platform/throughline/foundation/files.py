@@ -1,7 +1,4 @@
-"""Writing and locking files on a local disk.
-
-Owns: the one way to replace a file as a whole and the one way to exclude other processes of this machine.
-"""
+"""Replacing a file as a whole, and locks between the processes of this machine."""
 
 from __future__ import annotations
 
@@ -30,10 +27,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None] | None = None) -> Generator[None]:
-    """Hold an exclusive lock on `path`, created with its folder, among the processes of this machine.
-
-    While another process holds it, `waiting` is called several times a second; what it raises ends the wait.
-    """
+    """Hold an exclusive lock on `path`, created with its folder. While another process holds it, `waiting` is called
+    several times a second; what it raises ends the wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         if waiting is None:
@@ -46,8 +41,7 @@ def locked(path: Path, waiting: Callable[[], None] | None = None) -> Generator[N
 
 
 def try_lock(path: Path) -> BinaryIO | None:
-    """Lock `path`, created with its folder, without waiting; None when another process holds it. The lock is held until
-    the file is closed."""
+    """The file that holds the lock on `path` until it is closed; None when another process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("ab")
     if _lock(file):

@@ -1,7 +1,7 @@
 """Fingerprints of content: of a table's rows, of code, of several things together.
 
 Owns: what counts (values, nulls, NaN, types, column names) and what does not (order of rows and columns, chunks, how
-a text was stored). Does not own: what a fingerprint is used for. Each is a hex SHA-256, the same on every machine.
+a text is stored). Does not own: uses of a fingerprint. Each is a hex SHA-256, the same on every machine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import polars as pl
 
 from throughline.foundation.errors import ThroughlineError
 
-# Part of every digest: change it with the rules below, so that their change is not taken for a change of data.
+# Part of every digest: change it together with the rules below.
 RULES = "throughline-fingerprint-1"
 _PLACE = "\0place"  # no column is called so
 
@@ -34,14 +34,12 @@ def fingerprint_frame(frame: pl.DataFrame | pl.LazyFrame, keys: list[str], exclu
     excluded = set(exclude)
     schema = frame.lazy().collect_schema()
     if missing := [key for key in keys if key not in schema or key in excluded]:
-        raise ThroughlineError(
-            f"Fingerprint key(s) {', '.join(missing)} are not columns of the table: correct the keys."
-        )
+        raise ThroughlineError(f"Fingerprint keys {', '.join(missing)} are no columns of the table: correct the keys.")
     columns = sorted(name for name in schema if name not in excluded)
     rows = frame.lazy().select(columns)
     keyed = rows.select(keys or columns).collect()
     if not keys or keyed.is_duplicated().any():
-        # Rows with equal keys are ordered by their other columns; equal rows may change places.
+        # rows with equal keys are ordered by their other columns
         rows = rows.with_columns(pl.col(pl.Float32, pl.Float64) + 0.0).collect().lazy()
         keyed = rows.select(*keys, *(name for name in columns if name not in keys)).collect()
     order = keyed.with_row_index(_PLACE).sort(keyed.columns, nulls_last=True)[_PLACE]
@@ -54,8 +52,7 @@ def fingerprint_frame(frame: pl.DataFrame | pl.LazyFrame, keys: list[str], exclu
 
 
 def fingerprint_code(places: Iterable[Path | str]) -> str:
-    """Digest of source files, wherever the checkout lies: paths of files or folders, or names of modules, which are
-    located but not imported."""
+    """Digest of source files, wherever the checkout is: paths of files or folders, or names of modules."""
     digest = hashlib.sha256(f"{RULES}\n".encode())
     for place in places:
         root = place if isinstance(place, Path) else _place(place)
@@ -69,10 +66,10 @@ def fingerprint_code(places: Iterable[Path | str]) -> str:
 
 
 def imports_of(module: str, ours: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(our modules, third-party packages) that a module imports, directly or through ours, anywhere in the code.
+    """(our modules, third-party packages) that a module imports, directly or through ours; read from source.
 
-    Read from source; nothing is imported. `ours`: packages whose modules are followed. The imports of a package's
-    `__init__` count only where the package itself is imported by name: an `__init__` of ours only re-exports.
+    `ours`: packages whose modules are followed. A package's `__init__` counts only where the package itself is imported
+    by name: an `__init__` of ours only re-exports.
     """
     found, foreign, waiting = set(), set(), [module]
     while waiting:
@@ -133,7 +130,7 @@ def combine(*parts: str) -> str:
 
 
 def _content(column: pl.Series) -> Iterator[bytes]:
-    """A column as bytes that depend on its logical content alone: where the nulls are, then the values."""
+    """A column as bytes of its logical content only: where the nulls are, then the values."""
     yield np.packbits(column.is_null().to_numpy()).tobytes()
     kind = column.dtype
     if isinstance(kind, pl.Categorical | pl.Enum):

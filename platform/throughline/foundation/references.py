@@ -1,4 +1,4 @@
-"""The two names that everything else is traced by: a table at a version, a version of a registered model.
+"""References to a table at a version and to a version of a registered model.
 
 Each is one type with one parser and one text form, which is also its JSON. Both are immutable, hashable and ordered.
 """
@@ -43,8 +43,7 @@ class _Reference(ABC):
 
 @dataclass(frozen=True, order=True)
 class TableReference(_Reference):
-    """A Delta table at a version, written USECASE/LAYER/TABLE@VERSION. OPTIMIZE or a retry may change the version of
-    the same content; a fingerprint does not change."""
+    """A Delta table at a version, written USECASE/LAYER/TABLE@VERSION."""
 
     table: str  # USECASE/LAYER/TABLE
     version: int
@@ -67,7 +66,7 @@ class TableReference(_Reference):
 
     @property
     def name(self) -> str:
-        """TABLE alone."""
+        """The last part, TABLE."""
         return self.table.split("/")[2]
 
     def __str__(self) -> str:

@@ -114,8 +114,8 @@ class Settings(BaseSettings):
     signing: str = Field(
         "key", description="What signs models: `key` (a pair in the home), `sigstore`, or pkcs11:... (an HSM or KMS)."
     )
-    sigstore_identity: str | None = Field(None, description="Whose Sigstore signatures are trusted; unset: nobody's.")
-    sigstore_issuer: str | None = Field(None, description="URL of the OpenID provider that knows that identity.")
+    sigstore_identity: str | None = Field(None, description="Whose Sigstore signatures are trusted; unset: none.")
+    sigstore_issuer: str | None = Field(None, description="URL of that identity's OpenID provider.")
     step_timeout_s: float = Field(1800, gt=0, description="Deadline of one launched training, in seconds.")
 
     @field_validator(*SECRETS, mode="before")
@@ -146,9 +146,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _beyond_loopback_needs_a_token(self) -> Settings:
         if not is_loopback(self.bind) and self.token is None:
-            raise ValueError(
-                f"bind={self.bind} is reachable from other machines: set THROUGHLINE_TOKEN, or bind to 127.0.0.1"
-            )
+            raise ValueError(f"other machines can reach bind={self.bind}: set THROUGHLINE_TOKEN, or bind to 127.0.0.1")
         return self
 
     @classmethod
@@ -268,9 +266,7 @@ def load_settings(**overrides: Any) -> Settings:
             f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg'].removeprefix('Value error, ')}"
             for e in error.errors()
         )
-        raise ThroughlineError(
-            f"Settings refused ({problems}): correct THROUGHLINE_* in the environment or throughline.toml."
-        ) from error
+        raise ThroughlineError(f"Settings refused ({problems}): correct THROUGHLINE_* or throughline.toml.") from error
     except (tomllib.TOMLDecodeError, SettingsError) as error:
         raise ThroughlineError(f"Settings cannot be read ({error}): correct throughline.toml.") from error
     return settings.model_copy(update={"home": settings.home.expanduser().resolve()})

@@ -1,8 +1,7 @@
 """Ingestion: reads a declared source by local days, validates the rows, and writes the good ones to the raw table.
 
-Owns: what a partition is. A day's partition holds the rows that became known on that day (`available_at` in the local
-day); the first day also holds what was delivered before it about that day or later, such as its schedule.
-Does not own: the verdicts on rows and days (`validation/`).
+Owns: what a partition is: the rows that became known on a local day; in the first day also those delivered before it
+about that day or later, such as its schedule. Does not own: the verdicts on rows and days (`validation/`).
 """
 
 from __future__ import annotations
@@ -32,10 +31,7 @@ from throughline.validation.statistics import day_statistics
 
 @dataclass(frozen=True)
 class Ingested:
-    """What one ingestion wrote: the table's version (None: never written), rows, and a digest of each good day.
-
-    `judgement` has the verdict on every requested day, `drift` that on the newest days together.
-    """
+    """What one ingestion wrote: the table's version (None: never written), rows, and a digest of each good day."""
 
     table: str
     version: int | None
@@ -60,10 +56,8 @@ class Ingested:
 
 
 def read_days(settings: Settings, usecase: UseCase, table: str, first: date, last: date, initial: date) -> pl.DataFrame:
-    """Rows of the partitions [first, last], with their local `day`; `initial`: the very first partition.
-
-    Raises when a row lacks its event time or knowledge time, or belongs to another day.
-    """
+    """Rows of the partitions [first, last], with their local `day`; `initial`: the table's first partition. Raises when
+    a row lacks its event time or knowledge time, or belongs to another day."""
     source = source_of(settings, usecase, table)
     start = None if first == initial else usecase.day_start(first)
     rows = source.read(start, usecase.day_start(last + timedelta(days=1)))
@@ -92,8 +86,8 @@ def ingest_days(
 ) -> Ingested:
     """Write the partitions [first, last] of a daily table; written twice, the content is the same.
 
-    Good days are written, consecutive ones in one commit. A bad day stays as it was in the table, and its rows go to
-    quarantine. known_until (UTC): up to when deliveries can be complete.
+    Consecutive good days are one commit. A bad day stays as it was in the table, its rows go to quarantine.
+    known_until (UTC): up to when deliveries can be complete.
     """
     initial = usecase.first_day(settings)
     days = through(first, last)

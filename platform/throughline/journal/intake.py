@@ -1,8 +1,7 @@
 """Durable intake of lines: each is confirmed when it is on disk, and moved to its table in batches.
 
 Owns: the journal between receipt and table, group commit, the counts. Does not own: what a line means, or its table.
-After a kill between the commit to the table and the removal from the journal, `move` gets the same lines again and must
-drop them.
+After a kill between the commit to the table and the removal from the journal, `move` gets the same lines again.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Intake(ABC):
         self.duplicates = 0
         self.rejected = 0
         self.failure: str | None = None
-        # Two counts, each changed by one thread only: lines written to the journal, and those moved to a table.
+        # lines written to the journal, and those moved to a table; each count is changed by one thread only
         self._confirmed = sum(len(Journal.read(segment)) for segment in self._journal.sealed())
         self._moved = 0
         self._unsynced: list[tuple[list[bytes], asyncio.Future[None]]] = []
@@ -44,7 +43,7 @@ class Intake(ABC):
 
     @abstractmethod
     def move(self, lines: list[bytes]) -> int:
-        """Write lines to their tables. Returns how many of them were already there."""
+        """Write lines to their tables, without those that are there. Returns how many these are."""
 
     @property
     def pending(self) -> int:
@@ -66,7 +65,7 @@ class Intake(ABC):
         await confirmed
 
     async def _sync(self, group: list[tuple[list[bytes], asyncio.Future[None]]]) -> None:
-        """One write and one fsync for everything that came in while the last one ran."""
+        """One write and one fsync for all lines that came while the last one ran."""
         together = [line for lines, _ in group for line in lines]
         try:
             await asyncio.to_thread(self._journal.append, together, sync=True)

@@ -1,7 +1,6 @@
 """A journal of lines on disk, in segments: append, seal, read, remove.
 
 Owns: the files of one folder, used by one process at a time. Does not own: what a line means, when it may be removed.
-The publisher of inference events uses it as outbox, an intake (`intake.py`) between receipt and table.
 """
 
 from __future__ import annotations
@@ -19,19 +18,17 @@ SEGMENT_LINES = 2000
 
 
 class Journal:
-    """Append-only segments in `folder`, oldest first. Thread-safe.
+    """Append-only segments in `folder`, oldest first; one is open, the others are sealed. Thread-safe.
 
-    A segment is open (being appended to) or sealed, as are those that an earlier process left. When `append` returns, a
-    line survives the end of this process; with `sync`, that of the machine.
+    After `append` a line survives the end of this process; with `sync`, that of the machine.
     """
 
-    def __init__(self, folder: Path, segment_lines: int = SEGMENT_LINES) -> None:
+    def __init__(self, folder: Path) -> None:
         held = try_lock(folder / "lock")
         if held is None:
             raise ThroughlineError(f"{folder} is in use by another process: stop it, or use another THROUGHLINE_HOME.")
         self._held = held
         self._folder = folder
-        self._segment_lines = segment_lines
         self._lock = threading.Lock()
         self._sealed = sorted(folder.glob("*.jsonl"))
         self._number = int(self._sealed[-1].stem) if self._sealed else 0
@@ -58,7 +55,7 @@ class Journal:
             self._open_lines += content.count(b"\n")
             if sync:
                 os.fsync(self._open.fileno())
-            if self._open_lines >= self._segment_lines:
+            if self._open_lines >= SEGMENT_LINES:
                 self._seal()
 
     def sealed(self) -> list[Path]:
@@ -69,7 +66,7 @@ class Journal:
 
     @staticmethod
     def read(segment: Path) -> list[bytes]:
-        """Lines of a sealed segment, without a last one that a crash cut short: it was never confirmed."""
+        """Lines of a sealed segment, without a last one that a crash cut short (it was never confirmed)."""
         *lines, _ = segment.read_bytes().split(b"\n")
         return lines
 

@@ -1,7 +1,7 @@
 """Opening a Delta table and committing to it through delta-rs.
 
-Owns: storage credentials, the properties of a new table, errors as one line, and which error is a conflict with another
-writer. Does not own: which rows a write replaces (`table.py`) or adds (`append.py`).
+Owns: storage credentials, properties of a new table, errors as one line, conflicts with another writer. Does not own:
+which rows a write replaces (`table.py`) or adds (`append.py`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def retry_conflicts(write: Callable[[], T], again: Callable[[TableConflict], boo
 
 
 def storage_options(location: Location) -> dict[str, str] | None:
-    """Makes delta-rs find credentials where every AWS tool does, also for another endpoint."""
+    """Options by which delta-rs uses the standard AWS credentials chain, also for another endpoint."""
     return {"AWS_FORCE_CREDENTIAL_LOAD": "true"} if in_bucket(location) else None
 
 
@@ -91,8 +91,7 @@ def create(
 
 
 def overwrite(location: Location, table: DeltaTable, rows: pl.DataFrame | pl.LazyFrame, **how: Any) -> int:
-    """Overwrite on the base of `table` and return the new version. Raises `TableConflict` when a later commit of
-    another writer touched the same rows."""
+    """Overwrite rows of `table`; the new version. Raises `TableConflict` when another writer's commit touched them."""
     with refusals(location, table):
         write_deltalake(table, _arrow(rows), mode="overwrite", **how)
     return table.version()

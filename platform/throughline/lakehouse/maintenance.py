@@ -21,8 +21,7 @@ from throughline.foundation.settings import Settings, in_bucket
 from throughline.lakehouse.delta import Location, storage_options
 from throughline.lakehouse.table import absent, history, open_table
 
-LOG_RETENTION = timedelta(days=30)  # of `delta.logRetentionDuration`, unless a table says otherwise
-
+LOG_RETENTION = timedelta(days=30)  # of `delta.logRetentionDuration`, unless a table sets its own
 Pins = Mapping[str, Collection[int]]
 
 
@@ -93,11 +92,11 @@ def _maintain_table(
 
 
 def _vacuum(location: Location, delta: DeltaTable, pinned: list[int], retention: timedelta) -> int:
-    """Remove files that neither a version of the last `retention` nor a pinned one needs, also a killed writer's."""
+    """Remove files that no version of the last `retention` and no pinned one needs, also those of a killed writer."""
 
     def vacuum(dry_run: bool) -> set[str]:
         hours = int(retention / timedelta(hours=1))
-        # full: the log alone no longer knows a removed file after a week, pinned or not
+        # full: after a week the log no longer lists a removed file, pinned or not
         return set(delta.vacuum(hours, dry_run, enforce_retention_duration=False, full=True, keep_versions=pinned))
 
     # a vacuum makes two commits even when it removes nothing, and lists what was removed for another week

@@ -60,10 +60,8 @@ def unreachable(url: str) -> ThroughlineError:
 
 @contextmanager
 def watched(url: str, on_lost: Callable[[], None]) -> Generator[threading.Event]:
-    """Call `on_lost` once if the endpoint stops listening meanwhile; the event is then set.
-
-    For clients in other processes, such as dbt's, which would retry for ten minutes.
-    """
+    """Call `on_lost` once if the endpoint stops listening meanwhile, and set the event: for clients in other processes,
+    such as dbt's, which would retry for ten minutes."""
     done, lost = threading.Event(), threading.Event()
 
     def watch() -> None:

@@ -1,10 +1,8 @@
 """A Delta table at a version, addressed by URI: a folder, or a prefix of an S3-compatible store.
 
-Owns: pinned reads, and writes that are one commit each: a reader sees the old version or the new one, a killed writer
-leaves the old one, of two writers of the same days one is refused. On object storage delta-rs is a table's only writer.
-Does not own: delta-rs itself (`delta.py`), appending once (`append.py`), removal (`maintenance.py`).
-Every read names a version; none takes the latest silently. Credentials come from the standard AWS chain (AWS_* or a
-profile), both for delta-rs, which writes, and for Polars, which reads.
+Owns: reads of a named version, and writes that are one commit each: a killed writer leaves the old version, of two
+writers of the same days one is refused. On object storage delta-rs is a table's only writer. Does not own: delta-rs
+itself (`delta.py`), appending once (`append.py`), removal (`maintenance.py`).
 """
 
 from __future__ import annotations
@@ -110,8 +108,8 @@ def rows_of(table: DeltaTable) -> pl.LazyFrame:
     address = table.table_uri
     if not in_bucket(address):
         return pl.scan_delta(table)
-    # Polars takes no credentials for an open table and its own reader knows no profile: the table is opened once more.
-    # A provider keeps the credentials it found first, so each scan has its own; boto3 itself reads AWS_PROFILE.
+    # Polars takes no credentials for an open table, and its own reader knows only AWS_*: it opens the address. A
+    # provider keeps the first credentials, so each scan has its own; boto3 itself reads AWS_PROFILE.
     return pl.scan_delta(
         address,
         version=table.version(),
@@ -122,7 +120,7 @@ def rows_of(table: DeltaTable) -> pl.LazyFrame:
 
 def _gone(location: Location, version: int) -> ThroughlineError:
     return ThroughlineError(
-        f"Table {location}@{version} cannot be read: nothing pinned it, and it was vacuumed. Pin a version that stands "
+        f"Table {location}@{version} cannot be read: nothing pinned it, and it was vacuumed. Pin another version "
         f"(the newest is {current_version(location)}), or materialise what you need again."
     )
 
@@ -157,10 +155,9 @@ def history(location: Location) -> list[Commit]:
 def replace_days(location: Location, rows: pl.DataFrame, first: date, last: date, *, new_columns: bool = False) -> int:
     """Write the local days [first, last] of a table partitioned by `day`, replacing what was there; one commit.
 
-    Written twice, the content is the same: rows outside the days are untouched, rows inside come from `rows` alone.
-    new_columns: columns may differ from the table's. One that is new is null in the other days; with one that is gone
-    or of another type, `rows` must hold all days of the table. Otherwise a difference is refused.
-    Returns the new version. Raises `TableConflict` when another process wrote one of these days meanwhile.
+    Written twice, the content is the same. new_columns: columns may differ from the table's. A new one is null in the
+    other days; with one that is gone or of another type, `rows` must hold all days of the table. Returns the new
+    version. Raises `TableConflict` when another process wrote one of these days meanwhile.
     """
     outside = rows.filter(~pl.col(DAY).is_between(first, last).fill_null(False))
     if outside.height:
@@ -179,9 +176,7 @@ def _replace_days(location: Location, rows: pl.DataFrame, first: date, last: dat
     differences = "; ".join(sorted(changes.values()))
     if changes and not new_columns:
         # delta-rs would cast to the table's types without an error: 1.5 becomes 1
-        raise ThroughlineError(
-            f"{differences} in {location}, and nobody declared it: nothing written. Correct the rows, or declare it."
-        )
+        raise ThroughlineError(f"{differences} in {location}, undeclared: nothing written. Correct it, or declare it.")
     if set(changes).isdisjoint(field.name for field in table.schema().fields):
         predicate = f"{DAY} >= '{first.isoformat()}' AND {DAY} <= '{last.isoformat()}'"
         return overwrite(location, table, rows, predicate=predicate, schema_mode="merge" if changes else None)

@@ -1,7 +1,4 @@
-"""MLflow over REST, because its own client takes 6 s of a core to import.
-
-Owns: a request, and the pages of a search. Does not own: what follows from a response.
-"""
+"""MLflow over REST, because its own client takes 6 s of a core to import: requests, and the pages of a search."""
 
 from __future__ import annotations
 
@@ -54,9 +51,7 @@ def tags_in(described: Mapping[str, Any]) -> dict[str, str]:
 
 def unreachable(settings: Settings, why: object) -> ThroughlineError:
     """The error of a server that does not respond, or not as MLflow does."""
-    return ThroughlineError(
-        f"MLflow does not answer at {settings.url('mlflow')} ({why}): start it with `throughline up`."
-    )
+    return ThroughlineError(f"MLflow does not answer at {settings.url('mlflow')} ({why}): run `throughline up`.")
 
 
 def _request(settings: Settings, method: str, path: str, **content: Any) -> dict[str, Any] | None:

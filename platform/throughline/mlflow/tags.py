@@ -85,6 +85,5 @@ def _value(name: str, text: str) -> Any:
     try:
         return adapter.validate_json(text) if name in _JSON else adapter.validate_python(text)
     except ValidationError as error:
-        raise ThroughlineError(
-            f"MLflow's tag {_key(name)} cannot be read ({first_problem(error)[1]}): {text[:80]!r}."
-        ) from error
+        _, problem = first_problem(error)
+        raise ThroughlineError(f"MLflow's tag {_key(name)} cannot be read ({problem}): {text[:80]!r}.") from error

@@ -47,10 +47,8 @@ def client_of(settings: Settings) -> MlflowClient:
 
 
 def _import_without_feasts_plugin() -> None:
-    """Import MLflow's request headers, which loads its plug-ins, without Feast's.
-
-    Feast's imports all of Feast, torch and Spark, 13 s of a core in each process, for requests that Feast itself makes.
-    """
+    """Import MLflow's request headers, which loads its plug-ins, without Feast's: that imports Feast, torch and Spark,
+    13 s of a core in each process, for requests that Feast itself makes."""
     from mlflow.utils import plugins  # postpones mlflow (6 s)
 
     found = plugins.get_entry_points
@@ -73,11 +71,8 @@ def tracked_run(
     parameters: Mapping[str, Any],
     resume: str | None = None,
 ) -> Generator[str]:
-    """A run for the time of the block: FINISHED after it, FAILED (with the reason as a tag) when it raises.
-
-    `resume`: the run to continue instead of a new one. First, runs of this experiment whose process on this machine
-    has ended are marked FAILED.
-    """
+    """A run during the block: FINISHED after it, FAILED (with the reason as a tag) when it raises. `resume`: the run to
+    continue instead of a new one. First, runs of the experiment whose process has ended are marked FAILED."""
     from mlflow.entities import Param
 
     experiment_id = _experiment(client, experiment)
@@ -121,9 +116,7 @@ def _experiment(client: MlflowClient, name: str) -> str:
 
     if found := client.get_experiment_by_name(name):
         if found.lifecycle_stage != "active":
-            raise ThroughlineError(
-                f"MLflow experiment {name} was deleted: restore it with `mlflow experiments restore`."
-            )
+            raise ThroughlineError(f"MLflow experiment {name} was deleted: run `mlflow experiments restore`.")
         return found.experiment_id
     try:
         return client.create_experiment(name)

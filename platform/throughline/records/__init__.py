@@ -1,7 +1,6 @@
-"""What the assets of the graph hand to each other: small, typed, stored as JSON.
+"""What the assets of the graph hand to each other: small, typed, stored as JSON (`store.py`).
 
-Owns: the fields of each record, from feature store to endpoint, and their storage (`store.py`). Does not own: who
-writes them. Instants are timezone-aware, in UTC.
+Owns: the fields of each record, from feature store to endpoint. Instants are timezone-aware, in UTC.
 """
 
 from throughline.records.base import Record

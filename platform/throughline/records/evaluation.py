@@ -63,7 +63,7 @@ class ReliabilityBin(Record):
 
 
 class ServingCost(Record):
-    """Of one prediction in this process, model alone."""
+    """Of one prediction in this process, by the model without the server."""
 
     latency_p50_ms: float
     latency_p95_ms: float

@@ -30,7 +30,7 @@ class RuleVerdict(Record):
 
 
 class GateDecision(ModelFileRecord):
-    """The decision to release one model version, with its reasons. `wait`: only somebody's approval is missing."""
+    """The decision to release one model version, with its reasons. `wait`: only an approval is missing."""
 
     decision: Literal["release", "wait", "reject"]
     decided_at: datetime
@@ -48,13 +48,13 @@ class GateDecision(ModelFileRecord):
 
 
 class HistoryEvent(Record):
-    """Something done to a model version by somebody: never changed, never removed. `at` is the wall clock's."""
+    """Something done to a model version: never changed, never removed. `at` is the wall clock's."""
 
     id: str = Field(description="Equal for a repetition of the same event.")
     at: datetime
     actor: str = Field(description="Who did it: a user's name, or `graph` for the platform itself.")
     action: HistoryAction
-    target: str = Field(description="NAME/VERSION, or NAME for what concerns no version alone.")
+    target: str = Field(description="NAME/VERSION, or NAME for what concerns the model.")
     old: str | None = None
     new: str | None = None
     reason: str = ""

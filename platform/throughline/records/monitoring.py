@@ -31,10 +31,8 @@ class OutcomesRecord(Record):
 
 
 class CalibrationRecord(Record):
-    """Mean score against outcome rate of the serving model version, over a window on the data clock.
-
-    `run_id`: of the run that judged, None outside of one. `trained_until`: of the serving version, when one serves.
-    """
+    """Mean score against outcome rate of the serving model version, over a window on the data clock. `run_id`: of the
+    run that judged, None outside of one."""
 
     model: ModelReference | None
     window_from: datetime

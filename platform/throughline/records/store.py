@@ -43,8 +43,8 @@ def load_record(settings: Settings, key: tuple[str, ...], kind: type[R]) -> R:
 
 
 def recorded_values(folder: Path, skipped: str) -> Iterator[Any]:
-    """Every value, of any depth, in the records under a folder. Raises when one cannot be read, with what is `skipped`
-    because it is then unknown what it names."""
+    """Every value, of any depth, in the records under a folder. Raises when one cannot be read: `skipped` is then not
+    done, because it is unknown what the record names."""
     for file in sorted(folder.rglob("*.json")):
         try:
             yield from _values(json.loads(file.read_text()))
@@ -75,6 +75,5 @@ def read_record(path: Path, kind: type[R], remedy: str) -> R | None:
         return None
     except ValidationError as error:
         where, problem = first_problem(error)
-        raise ThroughlineError(
-            f"{path} is not a {kind.__name__} ({where or 'content'}: {problem}): {remedy}."
-        ) from error
+        at_fault = f"{where or 'content'}: {problem}"
+        raise ThroughlineError(f"{path} is not a {kind.__name__} ({at_fault}): {remedy}.") from error

@@ -21,7 +21,7 @@ class DatasetRecord(Record):
     usecase: str
     table: TableReference
     path: str
-    fingerprint: str = Field(description="Hash of the logical content: identity, whatever the table version.")
+    fingerprint: str = Field(description="Of the logical content, whatever the table version.")
     as_of: datetime
     rows: int
     numeric: list[str]
@@ -37,14 +37,14 @@ class DatasetRecord(Record):
 
 
 class ModelOrigin(Record):
-    """A model and what it was made from: all that is known of it before the registry gives it a number."""
+    """A model and what it was made from, before the registry gives it a version."""
 
     name: str
     run_id: str
     sha256: str = Field(description="Of its ONNX file.")
     dataset_fingerprint: str
     trained_until: datetime = Field(
-        description="Latest prediction or label time of any row learned from: fair to judge it on are later rows only."
+        description="Latest prediction or label time of any row learned from: it is judged on later rows only."
     )
     trainer: str
     parameters: dict[str, Any]

@@ -1,8 +1,7 @@
 """Which table versions must stay readable, and why.
 
-Pinned are the versions that a record, the Feast registry or a registered model version names, and the versions from
-which those were made. Owns: collecting these pins. Where one cannot be read this raises, so nothing is vacuumed.
-Does not own: removing files (`lakehouse/maintenance.py`).
+Owns: the pins: versions that a record, the Feast registry or a registered model version names, and the versions from
+which those were made. Raises where one cannot be read. Does not own: removing files (`lakehouse/maintenance.py`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The policy of arrivals: which days must be ingested because parts of a source are new or changed; pure.
 
-Owns: what was seen, which days are still to be ingested, when to retry and when to give up. Does not own: listing the
-parts (`source.py`), runs (`assets/arrivals.py`). Days are local; only days that have ended by the data clock count.
-
-There is one request at a time, of consecutive days. What arrives while it runs is ingested by a later one.
+Owns: what was seen, which days are still to be ingested, retries. Does not own: listing the parts (`source.py`), runs
+(`assets/arrivals.py`). Days are local and have ended by the data clock. There is one request at a time, of consecutive
+days; what arrives while it runs is ingested by a later one.
 """
 
 from __future__ import annotations
@@ -65,9 +64,9 @@ def decide(
 ) -> tuple[Seen, Request | None]:
     """The next state, and the request to launch now, if any.
 
-    arrived: the days of the changed parts; days they had before are ingested again, too, as their rows may be gone.
-    state: of the run of `seen.request`. first, until: the days that can be ingested. ingested: at the very first tick,
-    the days that already hold what the parts hold.
+    arrived: the days of the changed parts; the days they had before are ingested again: rows may be gone. state: of the
+    run of `seen.request`. first, until: the days that can be ingested. ingested: at the first tick, the days that
+    are ingested already.
     """
     known_before = {day for name in arrived if name in seen.parts for day in seen.parts[name].days}
     # the first day also holds what became known before it

@@ -1,9 +1,7 @@
 """Conversion of a source's rows to their declared types, with instants in UTC and the two columns of every table.
 
-Owns: parsing of texts (numbers, truth values, ISO 8601), the time zone of timestamps without an offset. Does not own:
-where rows come from, rules about values (`validation/`). A value that is not of its type raises one line.
-
-Of a local hour that occurs twice when clocks go back, the later is taken: no row counts as known too early.
+Owns: parsing of texts (numbers, truth values, ISO 8601), the time zone of timestamps without an offset: of a local hour
+that occurs twice the later, so that no row counts as known too early. Does not own: rules for values (`validation/`).
 """
 
 from __future__ import annotations
@@ -25,8 +23,8 @@ _ISO = r"^\s*(\d{4}-\d{2}-\d{2})(?:[T ](\d{2}:\d{2})(:\d{2}(?:\.\d+)?)?)?\s*(Z|[
 def as_declared(rows: pl.DataFrame, feed: Feed, expects: Expectations | None, where: str) -> pl.DataFrame:
     """The declared columns converted, other columns unchanged, then `event_time` and `available_at`.
 
-    `rows` may already hold `available_at` where the feed names no column for it. where: file or table, for messages.
-    Raises `ThroughlineError` naming the column, and the row and value at fault.
+    Without a column for it in the feed, `rows` hold `available_at`. where: file or table, for messages. Raises
+    `ThroughlineError` naming column, row and value.
     """
     sources = {"event_time": feed.event_time, "available_at": feed.available_at or "available_at"}
     if missing := [name for name in sources.values() if name not in rows.columns]:
@@ -39,8 +37,8 @@ def as_declared(rows: pl.DataFrame, feed: Feed, expects: Expectations | None, wh
         _converted(_complete(rows[source], where), CONTRACT[name], feed.timezone, where).alias(name)
         for name, source in sources.items()
     ]
-    typed = {name: column for name, column in declared.items() if name in rows.columns}
-    columns = [_converted(rows[name], column, feed.timezone, where) for name, column in typed.items()]
+    typed = [(rows[name], column) for name, column in declared.items() if name in rows.columns]
+    columns = [_converted(values, column, feed.timezone, where) for values, column in typed]
     others = [rows[name] for name in rows.columns if name not in (*declared, *sources.values(), *CONTRACT)]
     return pl.DataFrame([*columns, *others, *contract])
 

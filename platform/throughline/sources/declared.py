@@ -1,7 +1,4 @@
-"""The source that a use case declares for a table.
-
-Owns: the choice among the sources, and what of a declaration or its code decides what a source delivers.
-"""
+"""The source that a use case declares for a table, and the fingerprint of what decides its rows."""
 
 from __future__ import annotations
 
@@ -46,7 +43,7 @@ def source_of(settings: Settings, usecase: UseCase, table: str) -> Source:
 
 
 def source_fingerprint(usecase: UseCase, table: str) -> str:
-    """Of the declared feed, or of the code of the module: either decides what the source delivers."""
+    """Of the declared feed, or of the code of the module."""
     feed = usecase.sources.tables[table].feed
     if feed is not None:
         return combine(json.dumps(feed.model_dump(mode="json"), sort_keys=True))

@@ -7,6 +7,7 @@ Owns: which files are read, and when their rows were known. Does not own: types 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import takewhile
@@ -66,13 +67,11 @@ class FileSource:
     def days(self, part: str) -> set[date]:
         """Of a file that the last `parts` named. With a declared `available_at` the file is read."""
         file = self._seen[part]
-        if self._feed.available_at is None:
-            return {self._usecase.local_day(file.modified)}
-        try:
-            known = self._rows(file)["available_at"].dt.convert_time_zone(self._usecase.timezone)
-        except ThroughlineError:  # the run that ingests it reports the reason
-            return {self._usecase.local_day(file.modified)}
-        return set(known.dt.date().unique())
+        if self._feed.available_at is not None:
+            with suppress(ThroughlineError):  # the run that ingests it reports the reason
+                known = self._rows(file)["available_at"].dt.convert_time_zone(self._usecase.timezone)
+                return set(known.dt.date().unique())
+        return {self._usecase.local_day(file.modified)}
 
     def files(self) -> list[File]:
         """The files that match now, by path. Raises when they cannot be listed."""

@@ -1,7 +1,6 @@
 """Rows of a database, read through Spark Connect: only the Spark server has the driver and the credentials.
 
 Owns: the statements that read a window. Does not own: the server (`services`), types (`conform.py`).
-A row is known at its `available_at`, so a correction with a new `available_at` is a row of the later day.
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ class JdbcSource:
         with spark.session(self._settings.spark_url) as session:
             try:
                 session.conf.set("spark.sql.session.timeZone", "UTC")
-                if feed.driver_package:
+                if package := feed.driver_and_package[1]:
                     # in each session: the JAR of another session is found by CREATE VIEW, but not by SELECT
-                    session.sql(f"ADD JAR 'ivy://{feed.driver_package}?transitive=false'")
+                    session.sql(f"ADD JAR 'ivy://{package}?transitive=false'")
                 session.sql(_view(feed))
                 declared = self._expects and {*self._expects.columns, feed.event_time, feed.available_at}
                 wanted = [name for name in session.table(_VIEW).columns if declared is None or name in declared]
@@ -58,17 +57,15 @@ class JdbcSource:
         text = str(error)
         causes = re.findall(r"^Caused by: [\w.$]+: (.*)", text, re.MULTILINE)
         line = re.sub(r"\s+", " ", causes[-1] if causes else text.partition("\n\n")[0])[:200]
-        return ThroughlineError(
-            f"{self.name} cannot be read ({line}): correct `from`, or the driver and the credentials on the Spark "
-            "server."
-        )
+        remedy = "correct `from`, or the driver and the credentials on the Spark server"
+        return ThroughlineError(f"{self.name} cannot be read ({line}): {remedy}.")
 
 
 def _view(feed: JdbcFeed) -> str:
     """SQL that creates a view of the source; the Spark server replaces `${env:NAME}` from its own environment."""
     options = {
         "url": feed.jdbc,
-        "driver": feed.driver_class or "",
+        "driver": feed.driver_and_package[0] or "",
         "fetchsize": str(FETCH),
         "preferTimestampNTZ": "true",  # a timestamp without a zone stays one, whatever the zone of the server
         "dbtable": feed.table or f"({feed.query}) q",

@@ -1,8 +1,7 @@
 """Intake of rows that are pushed over HTTP: which are accepted, under which id, and from when they count as known.
 
 Owns: the check of a body against the declared columns, the knowledge time, the journal on the way to the table.
-Does not own: HTTP (`events/collector.py`), the table (`received.py`), rules about values (`validation/`): a row that
-breaks one is received, and quarantined with its reason when its day is ingested.
+Does not own: HTTP (`events/collector.py`), the table (`received.py`), rules about values (`validation/`).
 """
 
 from __future__ import annotations

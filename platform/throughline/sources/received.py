@@ -1,8 +1,7 @@
 """The table of pushed rows as they were received, and the source that reads it.
 
-Owns: `USECASE/received/TABLE`, which only the collector writes. An id is in it once, with the first row that had it. A
-row is kept as JSON, so that the declared columns may change between receipt and ingestion. A corrected row has an id of
-its own and the key of the row it corrects. Does not own: which rows are accepted (`push.py`).
+Owns: `USECASE/received/TABLE`, which only the collector writes: the first row of each id, as JSON, so that the declared
+columns may change before ingestion. A corrected row has an id of its own and the key of the row it corrects.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
-"""The protocol of a source.
+"""The protocol of a source: `read(start, end)` returns the rows of one table that became known in [start, end).
 
-`read(start, end)` gives the rows of one table that became known in [start, end): a Polars frame with `event_time` (when
-it happened) and `available_at` (when the platform could have known it), both instants in UTC, beside the declared
-columns. Adjacent windows give every row once; the same window gives its rows again. So late and corrected rows need no
-special handling: their days are ingested again, and `lakehouse.table.replace_days` replaces each day as a whole.
-
-Owns: the protocol. Does not own: which source a table has (`declared.py`), partitions (`ingestion/`).
+A Polars frame: the declared columns, `event_time` (when it happened) and `available_at` (when the platform could have
+known it), both in UTC. Adjacent windows give every row once, the same window the same rows, so that days with late or
+corrected rows are ingested again. Does not own: which source a table has (`declared.py`), partitions (`ingestion/`).
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ import polars as pl
 
 
 class Source(Protocol):
-    """`name`: what messages tell a person to correct when the rows are wrong."""
+    """`name`: what a message names as the thing to correct when rows are wrong."""
 
     name: str
 

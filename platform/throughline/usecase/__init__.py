@@ -1,7 +1,6 @@
 """The declaration of a use case (`usecases/*.yaml`): its typed model, a file per section, and its loader.
 
-Owns: what a declaration may hold and what each key means. Does not own: any use case.
-Durations are written `90m`, `36h`, `14d`; days are local days of `timezone`.
+Owns: what a declaration may hold. Durations are written `90m`, `36h`, `14d`; days are local days of `timezone`.
 """
 
 from throughline.usecase.base import parse_duration

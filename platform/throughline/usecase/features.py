@@ -1,4 +1,4 @@
-"""Where the features are defined, the label, and the freshness and parity promised for the online store."""
+"""Where the features are defined, the label, and the freshness and parity required of the online store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Parity(Declared):
 
 
 class Online(Declared):
-    """Promises for the online store. `freshness`: how old a view's newest row may be, on the data clock."""
+    """Requirements of the online store. `freshness`: how old a view's newest row may be, on the data clock."""
 
     overlap: Duration = Field(timedelta(hours=2), description="Rows at most this late are materialised incrementally.")
     freshness: dict[str, Duration] = Field(default_factory=dict)

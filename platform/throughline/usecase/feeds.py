@@ -97,21 +97,15 @@ class JdbcFeed(_Feed):
     def _complete(self) -> JdbcFeed:
         if (self.table is None) == (self.query is None):
             raise ValueError("declare either `table` or `query`")
-        if self.driver_class is None:
+        if self.driver_and_package[0] is None:
             raise ValueError(f"declare `driver` and `package`: they are known for {', '.join(DRIVERS)} only")
         return self
 
     @property
-    def driver_class(self) -> str | None:
-        return self.driver or self._known[0]
-
-    @property
-    def driver_package(self) -> str | None:
-        return self.package or (None if self.driver else self._known[1])
-
-    @property
-    def _known(self) -> tuple[str | None, str | None]:
-        return DRIVERS.get(self.jdbc.split(":")[1], (None, None))
+    def driver_and_package(self) -> tuple[str | None, str | None]:
+        """As declared; where nothing is, those known for this kind of database."""
+        driver, package = DRIVERS.get(self.jdbc.split(":")[1], (None, None))
+        return (self.driver, self.package) if self.driver else (driver, self.package or package)
 
 
 class PushFeed(_Feed):

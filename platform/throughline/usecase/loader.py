@@ -27,15 +27,13 @@ def load_usecase(path: Path) -> UseCase:
         raise ThroughlineError(f"{path.name} is not YAML{where} ({problem}): correct the file.") from error
     except ValidationError as error:
         where, problem = first_problem(error)
-        raise ThroughlineError(
-            f"{path.name}: {where or 'declaration'}: {problem} ({error.error_count()} problem(s))."
-        ) from error
+        count = error.error_count()
+        raise ThroughlineError(f"{path.name}: {where or 'declaration'}: {problem} ({count} problem(s)).") from error
 
 
 def load_usecases(folder: Path = PROJECT_ROOT / "usecases") -> dict[str, UseCase]:
     """All declarations by name, in the order of their file names."""
-    loaded = [load_usecase(path) for path in sorted(folder.glob("*.yaml"))]
-    return {usecase.name: usecase for usecase in loaded}
+    return {usecase.name: usecase for usecase in map(load_usecase, sorted(folder.glob("*.yaml")))}
 
 
 def get_usecase(name: str) -> UseCase:

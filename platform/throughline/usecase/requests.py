@@ -1,7 +1,6 @@
 """Instances of the declared request fields: parsing into typed rows, and the key of a row.
 
-Owns: which values are accepted for each declared type, how a refusal names the field. Does not own: the protocols that
-carry requests (`serving`), features.
+Owns: which values are accepted for each declared type. Does not own: the protocols of requests (`serving`), features.
 """
 
 from __future__ import annotations
@@ -39,10 +38,8 @@ class BadRequest(ThroughlineError):
 
 
 def parse_instances(usecase: UseCase, instances: Sequence[Any]) -> pl.DataFrame:
-    """Instances (objects with exactly the declared fields) -> one typed row each; timestamps in UTC.
-
-    Every field must be there; null (or an empty text) is accepted for nullable ones only. Raises `BadRequest`.
-    """
+    """Instances (objects with exactly the declared fields) -> one typed row each; timestamps in UTC. Null (or an empty
+    text) is accepted for nullable fields only. Raises `BadRequest`."""
     if not instances:
         raise BadRequest("instances", "is empty: send at least one")
     if len(instances) > MAX_INSTANCES:
@@ -134,9 +131,8 @@ def _timestamp(value: Any) -> int:
         try:
             value = datetime.fromisoformat(value)
         except ValueError:
-            raise ValueError(
-                f"{_shown(value)} is not an ISO 8601 timestamp, for example 2013-04-01T09:00:00-04:00"
-            ) from None
+            example = "2013-04-01T09:00:00-04:00"
+            raise ValueError(f"{_shown(value)} is not an ISO 8601 timestamp, for example {example}") from None
     if not isinstance(value, datetime):
         raise ValueError(f"must be an ISO 8601 timestamp in a string, not {_kind(value)}")
     if value.tzinfo is None:

@@ -127,9 +127,7 @@ class SourceTable(Declared):
         if isinstance(self.feed, PushFeed):
             known = self.expects.columns.get(self.feed.push)
             if known is None or known.nulls is not None or known.type not in ("string", "integer"):
-                raise ValueError(
-                    f"`push: {self.feed.push}` is not a string or integer column without nulls of `expects`"
-                )
+                raise ValueError(f"`push: {self.feed.push}` is no string or integer column of `expects` without nulls")
         return self
 
     @model_validator(mode="after")

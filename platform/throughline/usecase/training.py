@@ -54,10 +54,7 @@ Varied = Annotated[
 
 
 class Trainer(Declared):
-    """A module that trains, its launcher, parameters and search space.
-
-    A trainer with `members` combines the models that those trainers make from the same rows.
-    """
+    """A module that trains, its launcher, parameters and search space. With `members` it combines their models."""
 
     module: str
     launcher: Literal["single", "horovod", "elastic", "torchrun"] = "single"

@@ -1,7 +1,6 @@
 """Whether the newest days are distributed as those of the training dataset; pure, from statistics instead of rows.
 
-Owns: the distance and the verdict, which never refuses a day. Does not own: which days are compared
-(`ingestion/ingest.py`), a changed schema (`judge.py`).
+Owns: the distance and the verdict, which never refuses a day. Does not own: which days are compared (`ingestion/`).
 """
 
 from __future__ import annotations
@@ -50,8 +49,8 @@ def judge_drift(reference: pl.DataFrame, newest: pl.DataFrame, policy: Drift) ->
 def stability_index(reference: np.ndarray, newest: np.ndarray) -> float:
     """Population stability index of two vectors of counts over the same bins: sum of (p - q) ln(p / q).
 
-    Siddiqi, Credit Risk Scorecards (2006), with its marks at 0.1 and 0.25; it is Jeffreys' divergence, the sum of the
-    relative entropies both ways. Half a row is added to every bin, so that an empty one gives a finite index.
+    Siddiqi, Credit Risk Scorecards (2006), with its marks at 0.1 and 0.25. Half a row is added to every bin, so that an
+    empty one gives a finite index.
     """
     p, q = reference + 0.5, newest + 0.5
     p, q = p / p.sum(), q / q.sum()

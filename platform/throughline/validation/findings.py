@@ -1,7 +1,7 @@
 """The tables of what validation found: quarantined rows, statistics per day, and the newest verdict on each day.
 
-Owns: `USECASE/quarantine/TABLE`, `USECASE/statistics/TABLE` and `USECASE/verdicts/TABLE`, partitioned by day as the raw
-table TABLE is, and written idempotently. Does not own: any verdict (`judge.py`).
+Owns: `USECASE/quarantine/TABLE`, `USECASE/statistics/TABLE` and `USECASE/verdicts/TABLE`, by day, for the raw table
+TABLE. Does not own: any verdict (`judge.py`).
 """
 
 from __future__ import annotations
@@ -39,10 +39,8 @@ _VERDICTS = pl.Schema(
 def write_quarantine(
     settings: Settings, usecase: UseCase, table: str, rows: pl.DataFrame, days: Sequence[date], run: pl.Expr
 ) -> TableReference | None:
-    """Replace the quarantine of `days` by `rows` (with `day` and `reasons`); None when the table never had a row.
-
-    A row is kept as JSON in `row`, so that rows of any columns fit, beside its event and knowledge time.
-    """
+    """Replace the quarantine of `days` by `rows` (with `day` and `reasons`), each as JSON in `row`, with its event and
+    knowledge time. None when the table never had a row."""
     first, last = min(days), max(days)
     held = _held(settings, usecase, QUARANTINE, table)
     in_days = pl.col(DAY).is_between(first, last)
@@ -102,10 +100,7 @@ def refusal(table: str, refused: Mapping[date, str], consequence: str = "") -> s
 
 
 def require_good_days(settings: Settings, usecase: UseCase) -> None:
-    """Raises while the newest delivery of any day is refused, so that what depends on raw tables fails closed.
-
-    The run that ingested the day has failed, but a later run without the raw tables would not notice.
-    """
+    """Raises while the newest delivery of any day is refused, also in later runs that do not ingest raw tables."""
     for table in usecase.sources.tables:
         if refused := refused_days(settings, usecase, table):
             raise ThroughlineError(refusal(f"{usecase.name}/raw/{table}", refused))

@@ -1,7 +1,7 @@
 """A draft of the expectations of a table from its rows; pure.
 
-Owns: how far bounds lie beyond the values seen. Does not own: whether those values are right: a person reviews a draft
-before it is pasted into a declaration, beginning with the `suspicions`.
+Owns: how far bounds lie beyond the values seen. Does not own: whether those values are right: a person reviews a draft,
+beginning with its `suspicions`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,8 @@ _ALPHABETS = ("[0-9]", "[A-Z]", "[a-z]", "[A-Z0-9]", "[A-Za-z]", "[A-Za-z0-9]", 
 
 
 def draft(rows: pl.DataFrame) -> dict[str, Any]:
-    """An `expects` section that accepts these rows with some margin: valid for `Expectations`, without its defaults.
-
-    `rows` as a raw table holds them; with a `day`, volumes and shares are per day. Raises `ValueError` when there is no
-    row, or no column of a type that can be declared.
-    """
+    """An `expects` section that accepts these rows of a raw table with some margin; with a `day`, volumes and shares
+    are per day. Raises `ValueError` when there is no row, or no column of a type that can be declared."""
     if rows.is_empty():
         raise ValueError("it has no rows")
     by_day = [DAY] if DAY in rows.columns else []

@@ -1,8 +1,7 @@
 """Verdicts on the days of a raw table: which rows are good, which are quarantined, which day is refused; pure.
 
-Owns: the verdicts. Does not own: single rules (`rules.py`), drift over many days (`drift.py`), where rows are kept.
-A good row of a good day is accepted; every other row is quarantined with its reasons. A bad day is refused as a whole:
-features of half a day would be wrong without an error.
+Owns: the verdicts. A good row of a good day is accepted, every other one quarantined with its reasons. A bad day is
+refused as a whole: features of half a day would be wrong. Does not own: single rules (`rules.py`), drift (`drift.py`).
 """
 
 from __future__ import annotations
@@ -66,8 +65,7 @@ def judge(
 ) -> Judgement:
     """Judge delivered rows, which have their local `day`, one of `days`. Without expectations every row is good.
 
-    `first`: the day that also holds what was delivered before it. `until`: the first day that has not ended; from it
-    on, too few rows give no verdict.
+    `first`: the day that also holds earlier deliveries. `until`: from this day on too few rows give no verdict.
     """
     expects = table.expects
     problems = schema_problems(rows.drop(DAY).schema, expects) if expects else []

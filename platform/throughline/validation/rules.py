@@ -44,10 +44,8 @@ def schema_problems(schema: pl.Schema, expects: Expectations) -> list[str]:
 
 
 def row_reasons(rows: pl.DataFrame, expects: Expectations, key: list[str]) -> pl.Series:
-    """For each row the list of rules it breaks; the columns are as declared.
-
-    Of otherwise good rows of a day with the same key, all but the first break one.
-    """
+    """For each row, its columns as declared, the list of rules it breaks. Of otherwise good rows of a day with the same
+    key, all but the first break one."""
     rules = [rule for name, column in expects.all_columns.items() for rule in _column_rules(name, column)]
     broken = pl.concat_list(pl.when(breaks).then(pl.lit(reason)) for breaks, reason in rules).list.drop_nulls()
     try:

@@ -38,8 +38,7 @@ def day_statistics(rows: pl.DataFrame, days: Sequence[date]) -> pl.DataFrame:
     """One row of `SCHEMA` per day of `days` and column of `rows`, which have their `day`.
 
     Numbers: `count` without nulls and NaN, mean, sample deviation, minimum, maximum and the values at `PROBABILITIES`.
-    Texts and booleans: how many distinct ones, and the `CATEGORIES` most frequent with their counts; the rest is
-    `count` less their sum. Instants: counts alone.
+    Texts and booleans: how many distinct ones, and the `CATEGORIES` most frequent with their counts. Instants: counts.
     """
     each = pl.DataFrame({DAY: days}, schema={DAY: pl.Date})
     counts = rows.group_by(DAY).agg(pl.len().cast(pl.Int64).alias("rows"))
@@ -55,7 +54,7 @@ def day_statistics(rows: pl.DataFrame, days: Sequence[date]) -> pl.DataFrame:
 
 
 def _column(rows: pl.DataFrame, name: str, kind: pl.DataType) -> pl.DataFrame:
-    value = pl.col(name)
+    value, texts = pl.col(name), kind in (pl.String, pl.Boolean)
     if kind.is_numeric():
         value = value.cast(pl.Float64).fill_nan(None)
         figures = [
@@ -67,13 +66,11 @@ def _column(rows: pl.DataFrame, name: str, kind: pl.DataType) -> pl.DataFrame:
             .then(pl.concat_list(value.quantile(p, "nearest") for p in PROBABILITIES))
             .alias("quantiles"),
         ]
-    elif kind in (pl.String, pl.Boolean):
-        value = value.cast(pl.String)
-        figures = [value.drop_nulls().n_unique().alias("distinct")]
     else:
-        figures = []
+        value = value.cast(pl.String) if texts else value
+        figures = [value.drop_nulls().n_unique().alias("distinct")] if texts else []
     described = rows.group_by(DAY).agg(value.count().alias("count"), value.null_count().alias("nulls"), *figures)
-    if kind not in (pl.String, pl.Boolean):
+    if not texts:
         return described
     counted = (
         rows.lazy()

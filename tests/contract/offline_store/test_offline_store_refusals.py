@@ -123,7 +123,7 @@ def test_a_table_whose_times_have_no_zone_is_refused(
 def test_a_vacuumed_version_is_told_as_that(store: FeatureStore, tmp_path: Path) -> None:
     write_deltalake(str(tmp_path / "t"), frame(2).to_arrow(), mode="overwrite")
     DeltaTable(str(tmp_path / "t")).vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
-    with refused(r"/t@0 cannot be read: .* it was vacuumed. Pin a version that stands \(the newest is \d\)"):
+    with refused(r"/t@0 cannot be read: .* it was vacuumed. Pin another version \(the newest is \d\)"):
         get(store)
     with refused(r"/t@0 cannot be read: .* it was vacuumed"):
         get(store, "SELECT place, event_timestamp FROM t")

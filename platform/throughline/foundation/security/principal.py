@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings, is_loopback
 
-GRAPH = "graph"  # the principal of what the platform does by itself: sensors, schedules, the judge of a rollout
+GRAPH = "graph"  # the principal of sensors, schedules and the judge of a rollout
 USERS_FILE = "users.toml"
 
 
@@ -41,8 +41,7 @@ class _User(BaseModel):
 def current_principal(settings: Settings) -> Principal:
     """The operating-system user; where other machines can call, the user whose token THROUGHLINE_TOKEN is.
 
-    The users are declared in `users.toml` of the home: a table per user with `token_sha256` and `groups`. Raises
-    `ThroughlineError` when none of them has the token.
+    `users.toml` of the home has a table per user with `token_sha256` and `groups`. Raises when none has the token.
     """
     if is_loopback(settings.bind):
         return _of_this_machine(pwd.getpwuid(os.getuid()))
@@ -50,9 +49,8 @@ def current_principal(settings: Settings) -> Principal:
     for name, user in _users(settings).items():
         if hmac.compare_digest(user.token_sha256, shown):
             return Principal(name, frozenset(user.groups))
-    raise ThroughlineError(
-        f"No user in {settings.home / USERS_FILE} has the token of this process: set THROUGHLINE_TOKEN to your own."
-    )
+    users = settings.home / USERS_FILE
+    raise ThroughlineError(f"No user in {users} has the token of this process: set THROUGHLINE_TOKEN to your own.")
 
 
 def principal_named(settings: Settings, name: str) -> Principal:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import pytest
 
 from throughline.foundation.errors import ThroughlineError
+from throughline.journal import journal
 from throughline.journal.journal import Journal
 
 
-def test_lines_of_a_killed_process_are_found_in_order(tmp_path):
-    killed = Journal(tmp_path, segment_lines=2)
+def test_lines_of_a_killed_process_are_found_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "SEGMENT_LINES", 2)
+    killed = Journal(tmp_path)
     for number in range(5):
         killed.append([str(number).encode()])
-    killed._held.close()  # what the kernel does at a kill: the lock goes, nothing is closed in good order
+    killed._held.close()  # as at a kill: the lock is released and nothing else is closed
 
     after = Journal(tmp_path)
     after.append([b"5"])
@@ -49,12 +51,13 @@ def contents(journal: Journal) -> list[list[bytes]]:
     return [Journal.read(segment) for segment in journal.sealed()]
 
 
-def test_a_segment_is_sealed_once_it_has_its_lines_however_they_came(tmp_path):
-    journal = Journal(tmp_path / "deep" / "down", segment_lines=3)
+def test_a_segment_is_sealed_once_it_is_full_whatever_the_sizes_of_the_appends(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "SEGMENT_LINES", 3)
+    written = Journal(tmp_path / "deep" / "down")
     for lines in ([b"a"], [b"b"], [b"c"], [b"d", b"e"], [b"f", b"g"], [b"h"]):
-        journal.append(lines)
-    assert contents(journal) == [[b"a", b"b", b"c"], [b"d", b"e", b"f", b"g"], [b"h"]]
-    assert [segment.stem for segment in journal.sealed()] == ["000000000001", "000000000002", "000000000003"]
+        written.append(lines)
+    assert contents(written) == [[b"a", b"b", b"c"], [b"d", b"e", b"f", b"g"], [b"h"]]
+    assert [segment.stem for segment in written.sealed()] == ["000000000001", "000000000002", "000000000003"]
 
 
 def test_a_new_process_numbers_its_segments_after_those_it_found(tmp_path):

@@ -22,7 +22,7 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.fingerprint import fingerprint_frame
 from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.settings import Settings
-from throughline.lakehouse.changes import net_changes
+from throughline.lakehouse.content import net_changes
 from throughline.lakehouse.maintenance import maintain, tables
 from throughline.lakehouse.table import current_version, pin, read, replace_all, replace_days, scan
 from throughline.records import (

@@ -41,9 +41,9 @@ DATABASE = {"jdbc": "jdbc:postgresql://db.example:5432/shop?user=reader", "table
         ({**DATABASE, "jdbc": "jdbc:oracle:thin:@db"}, "declare `driver` and `package`"),
         ({**DATABASE, "package": "x'?y:z"}, "from.jdbc.package"),
         ({**DATABASE, "credentials": "shop pass"}, "from.jdbc.credentials"),
-        ({"push": "id"}, "`push: id` is not a string or integer column"),
-        ({"push": "amount"}, "`push: amount` is not a string or integer column"),
-        ({"push": "note"}, "`push: note` is not a string or integer column"),
+        ({"push": "id"}, "`push: id` is no string or integer column"),
+        ({"push": "amount"}, "`push: amount` is no string or integer column"),
+        ({"push": "note"}, "`push: note` is no string or integer column"),
         ({"push": "order_id", "event_time": "items"}, "column items is the event or knowledge time"),
     ],
 )
