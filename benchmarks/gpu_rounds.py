@@ -100,12 +100,12 @@ def train(name: Name, device: str, launcher: str, rows: PreparedRows, seconds: f
     (folder / "spec.json").write_text(spec.model_dump_json())
     times: list[float] = []  # when epochs ended
     with Watch() as watch:
-        launched = LAUNCHERS[launcher].run(
+        events = LAUNCHERS[launcher].run(
             LaunchSpec(MODULE, folder / "spec.json", 1, seconds, folder / "launch.log", ROOT),
             lambda event: times.append(time.monotonic()) if event["event"] == "epoch" else None,
         )
     # The first epoch only warms.
-    epochs = [event for event in launched.events if event["event"] == "epoch"][1:]
+    epochs = [event for event in events if event["event"] == "epoch"][1:]
     written = TrainingReport.model_validate_json((folder / "output" / REPORT_FILE).read_text())
     figures = {
         "samples_per_s": [epoch["samples_per_s"] for epoch in epochs],

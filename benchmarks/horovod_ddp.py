@@ -62,7 +62,7 @@ def train(launcher: str, workers: int, rows: Path, folder: Path, epochs: int, ba
     )
     (folder / "spec.json").write_text(spec.model_dump_json())
     launch = LaunchSpec(MODULE, folder / "spec.json", workers, 600, folder / "launch.log", PROJECT_ROOT)
-    return figures_of(LAUNCHERS[launcher].run(launch).events)
+    return figures_of(LAUNCHERS[launcher].run(launch))
 
 
 def figures_of(events: list[dict[str, Any]]) -> dict[str, float]:

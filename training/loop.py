@@ -92,11 +92,11 @@ class _Loop:
         if state.steps:  # with another number of workers an epoch has another number of steps
             state.step, state.loss = state.step * steps // state.steps, state.loss * steps / state.steps
         state.steps = steps
+        task.epochs = [Epoch(**epoch) for epoch in state.epochs]
         while state.epoch < parameters.epochs:
             self._epoch(state, rows)
         task.write(
             FittedModule(self.model, task.rows.facts),
-            [Epoch(**epoch) for epoch in state.epochs],
             device=self.device.type,
             resumed_at=state.resumed_at,
             interruptions=[Interruption(**interruption) for interruption in state.interruptions],
@@ -154,16 +154,10 @@ class _Loop:
                 done = (state.step - first) * order.shape[1] * world.size
                 self._commit(state, samples_per_s=done / (time.monotonic() - begun))
         mean = self._mean(total)  # before the clock is read: it waits for steps that are still queued on a GPU
-        seconds = max(time.monotonic() - begun, 1e-9)
-        epoch = Epoch(
-            epoch=state.epoch + 1,
-            train_loss=mean / len(order),
-            validation_loss=self._validation_loss(),
-            samples_per_s=round((len(order) - first) * order.shape[1] * world.size / seconds, 1),
-            seconds=round(seconds, 3),
-            data_share=round(fetching / seconds, 4),
-        )
-        self.task.epoch(epoch)
+        seconds = time.monotonic() - begun
+        rows_done = (len(order) - first) * order.shape[1] * world.size
+        share = round(fetching / max(seconds, 1e-9), 4)
+        epoch = self.task.epoch(mean / len(order), self._validation_loss(), rows_done, seconds, share)
         state.epochs = (*state.epochs, epoch.model_dump())
         state.epoch, state.step, state.loss = state.epoch + 1, 0, 0.0
         self._commit(state)

@@ -10,9 +10,7 @@ import math
 import torch
 
 from throughline.experiment.prepared import Facts
-from training import loop
 from training.parameters import NetworkParameters
-from training.worker import Task
 
 _ACTIVATIONS = {"relu": torch.nn.ReLU, "gelu": torch.nn.GELU, "silu": torch.nn.SiLU, "tanh": torch.nn.Tanh}
 
@@ -39,7 +37,3 @@ class Network(torch.nn.Module):
     def forward(self, numbers: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         parts = [numbers, *(table(codes[:, place]) for place, table in enumerate(self.embeddings))]
         return self.head(self.body(torch.cat(parts, dim=1))).squeeze(1)
-
-
-def fit(task: Task, parameters: NetworkParameters) -> None:
-    loop.run(task, parameters, lambda facts: Network(parameters, facts))

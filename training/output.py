@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from throughline.experiment.prepared import Arrays, PreparedRows
-from throughline.experiment.spec import MODEL_FILE, REPORT_FILE, Epoch, TrainingReport, TrainingSpec
+from throughline.experiment.spec import MODEL_FILE, REPORT_FILE, TrainingReport, TrainingSpec
 from throughline.foundation.errors import ThroughlineError
 from throughline.models.metrics import metrics_of
 from throughline.models.onnx_graph import compose, numeric_matrix
@@ -44,12 +44,7 @@ class Fitted(Protocol):
 
 
 def write_output(
-    spec: TrainingSpec,
-    rows: PreparedRows,
-    fitted: Fitted,
-    epochs: list[Epoch],
-    started: float,
-    fields: dict[str, Any],
+    spec: TrainingSpec, rows: PreparedRows, fitted: Fitted, started: float, fields: dict[str, Any]
 ) -> TrainingReport:
     """Export, check, and put the output folder in place with one rename.
 
@@ -62,16 +57,10 @@ def write_output(
     try:
         file = draft / MODEL_FILE
         file.write_bytes(_served(rows, fitted).SerializeToString())
-        facts = rows.facts
         log_loss, area = _validated(fitted, rows.validation)
         report = TrainingReport(
+            **rows.facts.model_dump(exclude={"preprocessing"}),
             sha256=sha256_of(file),
-            rows_trained=facts.rows,
-            rows_validation=facts.validation_rows,
-            base_rate=facts.base_rate,
-            trained_from=facts.trained_from,
-            trained_until=facts.trained_until,
-            epochs=epochs,
             onnx_difference=_compare(fitted, rows, file),
             validation_log_loss=log_loss,
             validation_auc=area,
@@ -108,10 +97,9 @@ def _compare(fitted: Fitted, rows: PreparedRows, file: Path) -> float:
     expected = fitted.probability(Arrays(numbers, codes, np.zeros(sample.height, np.float32)))
     difference = float(np.max(np.abs(ServedModel.load(file, sha256_of(file)).score(sample) - expected)))
     if not difference <= ONNX_TOLERANCE:
-        raise ThroughlineError(
-            f"The exported model differs from the trained one by {difference:.2g} (allowed: {ONNX_TOLERANCE:g}): "
-            "nothing was written; look at the operators of the model."
-        )
+        found = f"{difference:.2g} (allowed: {ONNX_TOLERANCE:g})"
+        remedy = "nothing was written; look at the operators of the model"
+        raise ThroughlineError(f"The exported model differs from the trained one by {found}: {remedy}.")
     return difference
 
 
@@ -121,8 +109,6 @@ def _validated(fitted: Fitted, rows: Arrays) -> tuple[float | None, float | None
         return None, None
     found = metrics_of(np.clip(fitted.probability(rows), 0, 1), rows.labels)
     if math.isnan(found.log_loss):
-        raise ThroughlineError(
-            "The fitted model gives scores on validation rows that are no numbers: nothing was written; "
-            "look for absurd feature values."
-        )
+        remedy = "nothing was written; look for absurd feature values"
+        raise ThroughlineError(f"The fitted model gives scores on validation rows that are no numbers: {remedy}.")
     return found.log_loss, None if math.isnan(found.auc) else found.auc

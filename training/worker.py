@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from throughline.experiment.parameters import CommonParameters, checked
 from throughline.experiment.prepared import PreparedRows, open_prepared
-from throughline.experiment.spec import Epoch, TrainingReport, TrainingSpec
+from throughline.experiment.spec import Epoch, TrainingSpec
 from throughline.foundation.errors import ThroughlineError, first_problem
 from throughline.launch.protocol import EXIT_LOST_PEER, Reason, WorkerFailed
 from training.output import Fitted, write_output
@@ -51,36 +51,54 @@ class Task:
     rows: PreparedRows
     leads: bool = True  # only one of several workers reports and writes
     workers: int = 1
+    epochs: list[Epoch] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
 
     def start(self) -> None:
         if self.leads:
             facts = self.rows.facts
-            emit("start", rows=facts.rows, validation_rows=facts.validation_rows, workers=self.workers)
+            emit("start", rows=facts.rows_trained, validation_rows=facts.rows_validation, workers=self.workers)
 
-    def epoch(self, epoch: Epoch) -> None:
-        """Report an epoch. Raises `WorkerFailed`, on all workers alike, for a loss that is no number."""
-        if not math.isfinite(epoch.train_loss):
-            raise WorkerFailed(
-                f"The training loss became {epoch.train_loss} in epoch {epoch.epoch}: "
-                "lower the learning rate or look for absurd feature values.",
-                "bad_parameters",
-            )
+    def epoch(
+        self,
+        train_loss: float,
+        validation_loss: float | None,
+        rows: int,
+        seconds: float,
+        data_share: float | None = None,
+    ) -> Epoch:
+        """Keep and report an epoch that trained on `rows` rows. Losses are of all workers.
+
+        Raises `WorkerFailed`, on all workers alike, for a loss that is no number.
+        """
+        number, seconds = len(self.epochs) + 1, max(seconds, 1e-9)
+        if not math.isfinite(train_loss):
+            remedy = "lower the learning rate or look for absurd feature values"
+            problem = f"The training loss became {train_loss} in epoch {number}: {remedy}."
+            raise WorkerFailed(problem, "bad_parameters")
+        epoch = Epoch(
+            epoch=number,
+            train_loss=train_loss,
+            validation_loss=validation_loss,
+            samples_per_s=round(rows / seconds, 1),
+            seconds=round(seconds, 3),
+            data_share=data_share,
+        )
+        self.epochs.append(epoch)
+        if self.leads:
+            emit("epoch", **epoch.model_dump())
+            if self.spec.tracking:
+                log_metrics(self.spec.tracking, number, epoch.model_dump(exclude={"epoch"}, exclude_none=True))
+        return epoch
+
+    def write(self, fitted: Fitted, **fields: Any) -> None:
+        """Export, check and write the output folder, on the worker that leads; `fields`: more of the report."""
         if not self.leads:
             return
-        emit("epoch", **epoch.model_dump())
-        if self.spec.tracking:
-            log_metrics(self.spec.tracking, epoch.epoch, epoch.model_dump(exclude={"epoch"}, exclude_none=True))
-
-    def write(self, fitted: Fitted, epochs: list[Epoch], **fields: Any) -> TrainingReport | None:
-        """Export, check and write the output folder; `fields`: more of the report. None where another worker leads."""
-        if not self.leads:
-            return None
-        fields = {"notes": self.notes, "world_size": self.workers, **fields}
-        report = write_output(self.spec, self.rows, fitted, epochs, self._started, fields)
+        fields = {"epochs": self.epochs, "notes": self.notes, "world_size": self.workers, **fields}
+        report = write_output(self.spec, self.rows, fitted, self._started, fields)
         emit("done", sha256=report.sha256, seconds=round(report.seconds, 2), onnx_difference=report.onnx_difference)
-        return report
 
 
 def main(parameters: type[P], train: Callable[[Task, P], None], arguments: list[str] | None = None) -> int:

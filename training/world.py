@@ -52,24 +52,13 @@ class HorovodWorld(World):
         import horovod.torch as hvd  # postpones horovod, which only its own launchers need
 
         hvd.init()
-        self._hvd = hvd
-        self._elastic = elastic
+        self._hvd, self._elastic = hvd, elastic
+        self._find_place()
 
-    @property
-    def rank(self) -> int:
-        return self._hvd.rank()
-
-    @property
-    def size(self) -> int:
-        return self._hvd.size()
-
-    @property
-    def local_rank(self) -> int:
-        return self._hvd.local_rank()
-
-    @property
-    def local_size(self) -> int:
-        return self._hvd.local_size()
+    def _find_place(self) -> None:
+        hvd = self._hvd
+        self.rank, self.size = hvd.rank(), hvd.size()
+        self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
 
     def share(self, model: torch.nn.Module, optimizer: torch.nn.Module) -> torch.nn.Module:
         # An elastic `run` broadcasts by itself. Here a worker that joins later would wait for the others for ever.
@@ -92,7 +81,11 @@ class HorovodWorld(World):
             return super().run(train, values)
         import horovod.torch.elastic as elastic  # postpones horovod
 
-        elastic.run(train)(elastic.TorchState(**values))
+        def attempt(state: Any) -> None:
+            self._find_place()
+            train(state)
+
+        elastic.run(attempt)(elastic.TorchState(**values))
 
     def close(self) -> None:
         self._hvd.shutdown()
@@ -106,22 +99,8 @@ class TorchWorld(World):
 
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         self._distributed = distributed
-
-    @property
-    def rank(self) -> int:
-        return self._distributed.get_rank()
-
-    @property
-    def size(self) -> int:
-        return self._distributed.get_world_size()
-
-    @property
-    def local_rank(self) -> int:
-        return int(os.environ["LOCAL_RANK"])
-
-    @property
-    def local_size(self) -> int:
-        return int(os.environ["LOCAL_WORLD_SIZE"])
+        self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
+        self.local_rank, self.local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
 
     def share(self, model: torch.nn.Module, optimizer: torch.nn.Module) -> torch.nn.Module:
         return torch.nn.parallel.DistributedDataParallel(model)

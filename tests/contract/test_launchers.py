@@ -16,7 +16,7 @@ import pytest
 
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import PROJECT_ROOT
-from throughline.launch import LAUNCHERS, LaunchFailed, LaunchSpec, SingleProcessLauncher, local
+from throughline.launch import LAUNCHERS, LaunchFailed, LaunchSpec, local
 
 # A worker that needs neither torch nor Horovod: what is tested is launching. It leaves its own number and that of a
 # child in a session of its own in the folder it is given.
@@ -116,12 +116,11 @@ def test_events_arrive_in_order_all_is_in_the_log_and_secrets_of_the_caller_do_n
 ):
     monkeypatch.setenv("THROUGHLINE_TOKEN", "hush")
     launcher, spec, _ = launch
-    seen = []
-    result = launcher.run(spec("end"), on_event=seen.append)
-    assert seen == result.events
+    seen, ending = [], spec("end")
+    assert launcher.run(ending, on_event=seen.append) == seen
     for rank in {event["rank"] for event in seen}:
         assert [event["number"] for event in seen if event["rank"] == rank] == [0, 1, 2]
-    text = result.log.read_text()
+    text = ending.log.read_text()
     assert "a line of log 0" in text
     assert "'PATH'" in text
     assert "THROUGHLINE_TOKEN" not in text
@@ -144,10 +143,11 @@ def test_the_reason_that_a_worker_reports_is_the_error(launch):
 
 def test_a_worker_that_crashes_is_reported_with_its_last_line(launch):
     launcher, spec, workers = launch
+    crashing = spec("crash")
     with pytest.raises(LaunchFailed, match="ZeroDivisionError: no such luck") as failure:
-        launcher.run(spec("crash"))
+        launcher.run(crashing)
     assert failure.value.reason == "bad_code"
-    assert "Traceback" in failure.value.log.read_text()
+    assert "Traceback" in crashing.log.read_text()
     assert not alive(workers())
 
 
@@ -208,14 +208,15 @@ def test_an_interrupt_in_the_caller_leaves_no_process(launch):
     ],
     indirect=["launch"],
 )
-def test_a_caller_that_is_killed_leaves_no_process(launch, tmp_path, number):
+def test_a_caller_that_is_killed_leaves_no_process(launch, number):
     launcher, spec, workers = launch
+    name = next(name for name, each in LAUNCHERS.items() if each is launcher)
     waiting = spec("wait")
     code = (
         "from pathlib import Path; from throughline.launch import *;"
         f"spec = LaunchSpec('the_worker', Path({str(waiting.parameters)!r}), {waiting.processes}, 60, "
         f"Path({str(waiting.log)!r}), Path({str(waiting.workdir)!r}), {dict(waiting.env)!r});"
-        f"{type(launcher).__name__}().run(spec, lambda event: print('event', flush=True))"
+        f"LAUNCHERS[{name!r}].run(spec, lambda event: print('event', flush=True))"
     )
     caller = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
@@ -234,4 +235,4 @@ def test_a_caller_that_is_killed_leaves_no_process(launch, tmp_path, number):
 def test_the_single_process_launcher_refuses_more_workers(tmp_path):
     spec = LaunchSpec("the_worker", Path("x"), 2, 60, tmp_path / "log", PROJECT_ROOT)
     with pytest.raises(LaunchFailed, match="2 workers"):
-        SingleProcessLauncher().run(spec)
+        LAUNCHERS["single"].run(spec)

@@ -25,7 +25,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from throughline.experiment.prepare import prepare
 from throughline.experiment.prepared import Arrays, open_prepared
-from throughline.experiment.spec import Member, TrainingReport, TrainingSpec
+from throughline.experiment.spec import TrainingReport, TrainingSpec
 from throughline.foundation.references import TableReference
 from throughline.models.served_model import ServedModel
 from throughline.records import DatasetRecord
@@ -57,7 +57,7 @@ class Data:
     dataset: DatasetRecord
     prepared: Path
     later: pl.DataFrame
-    members: list[Member]
+    members: dict[str, str]
 
 
 def make(root: Path, rows: int = 3000, numeric=("x", "gap"), categorical=("c",), words: int = 5) -> Data:
@@ -90,7 +90,7 @@ def make(root: Path, rows: int = 3000, numeric=("x", "gap"), categorical=("c",),
         holdout_from=times[rows * 4 // 5],
     )
     later = frame.filter(pl.col("prediction_time") >= dataset.holdout_from)
-    return Data(dataset, prepare(root / "prepared", dataset, seed=1), later, [])
+    return Data(dataset, prepare(root / "prepared", dataset, seed=1), later, {})
 
 
 def each(*names: str) -> list:
@@ -107,7 +107,7 @@ def run(trainer: str, data: Data, output: Path, before: str = "", **parameters) 
         parameters={"seed": 1, **TRAINERS[trainer], **parameters},
         output=str(output),
         device="cpu",
-        members=data.members if trainer == "ensemble" else [],
+        members=data.members if trainer == "ensemble" else {},
     )
     file = output.parent / f"{output.name}.json"
     file.write_text(spec.model_dump_json())
@@ -124,7 +124,7 @@ def run(trainer: str, data: Data, output: Path, before: str = "", **parameters) 
 def with_members(data: Data, root: Path, names=MEMBERS) -> Data:
     for name in names:
         assert run(name, data, root / name) == 0
-    return replace(data, members=[Member(name=name, output=str(root / name)) for name in names])
+    return replace(data, members={name: str(root / name) for name in names})
 
 
 @pytest.fixture(scope="module")
@@ -407,7 +407,7 @@ def test_an_ensembles_score_is_the_weighted_mean_of_its_members(data, tmp_path):
     assert run("ensemble", data, tmp_path / "output", weights={"lightgbm": 3, "logistic": 1}) == 0
     assert report_of(tmp_path / "output").notes["weights"] == {"lightgbm": 0.75, "logistic": 0.25}
     rows = pl.concat([data.later, data.later.head(1).with_columns(x=None, gap=None, c=None)], how="vertical_relaxed")
-    scores = [model_of(Path(member.output)).score(rows) for member in data.members]
+    scores = [model_of(Path(folder)).score(rows) for folder in data.members.values()]
     expected = 0.75 * scores[0] + 0.25 * scores[1]
     assert model_of(tmp_path / "output").score(rows) == pytest.approx(expected, abs=1e-6)
 
@@ -416,9 +416,9 @@ def test_an_ensemble_of_all_kinds_with_an_ensemble_among_them(data, tmp_path):
     names = ("mlp", "keras_mlp", *(["keras_tensorflow"] if TENSORFLOW else []), "lightgbm", "logistic")
     kinds = with_members(data, tmp_path, names)
     assert run("ensemble", data, tmp_path / "inner") == 0
-    members = [*kinds.members, Member(name="inner", output=str(tmp_path / "inner"))]
+    members = {**kinds.members, "inner": str(tmp_path / "inner")}
     assert run("ensemble", replace(data, members=members), tmp_path / "output") == 0
-    expected = np.mean([model_of(Path(member.output)).score(data.later) for member in members], axis=0)
+    expected = np.mean([model_of(Path(folder)).score(data.later) for folder in members.values()], axis=0)
     assert model_of(tmp_path / "output").score(data.later) == pytest.approx(expected, abs=1e-6)
 
 
@@ -458,11 +458,9 @@ def test_weights_that_cannot_be_are_refused(data, tmp_path, capsys, parameters, 
     assert problem in message
 
 
-def test_an_ensemble_without_members_and_one_that_names_a_member_twice_are_refused(data, tmp_path, capsys):
-    assert run("ensemble", replace(data, members=[]), tmp_path / "output") == 1
+def test_an_ensemble_without_members_is_refused(data, tmp_path, capsys):
+    assert run("ensemble", replace(data, members={}), tmp_path / "output") == 1
     assert error_of(capsys)[0] == "bad_parameters"
-    assert run("ensemble", replace(data, members=[data.members[0]] * 2), tmp_path / "output") == 1
-    assert "Members lightgbm, lightgbm: give each a name of its own." in error_of(capsys)[1]
 
 
 def test_weights_cannot_be_fitted_without_validation_rows(tmp_path, capsys):
@@ -480,7 +478,7 @@ def test_a_member_of_other_rows_is_refused_and_so_is_one_that_is_not_there(data,
     reason, message = error_of(capsys)
     assert reason == "bad_data"
     assert "lightgbm was trained on rows prepared otherwise" in message
-    absent = replace(data, members=[Member(name="absent", output=str(tmp_path / "nowhere"))])
+    absent = replace(data, members={"absent": str(tmp_path / "nowhere")})
     assert run("ensemble", absent, tmp_path / "output") == 1
     reason, message = error_of(capsys)
     assert reason == "bad_data"

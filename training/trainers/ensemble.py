@@ -19,12 +19,12 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from throughline.experiment.parameters import CommonParameters
 from throughline.experiment.prepared import Arrays
-from throughline.experiment.spec import MODEL_FILE, REPORT_FILE, Epoch, Member, TrainingReport
+from throughline.experiment.spec import MODEL_FILE, REPORT_FILE, TrainingReport
 from throughline.foundation.errors import ThroughlineError
 from throughline.launch.protocol import WorkerFailed
 from throughline.models.metrics import log_loss
-from throughline.models.onnx_graph import SCORE, Preprocessing, compose
-from throughline.models.served_model import ServedModel
+from throughline.models.onnx_graph import SCORE, Preprocessing, compose, core_inputs
+from throughline.models.served_model import ServedModel, session_of
 from training import worker
 
 if TYPE_CHECKING:
@@ -58,52 +58,40 @@ class Parameters(CommonParameters):
 
 
 def train(task: worker.Task, parameters: Parameters) -> None:
-    begun, members, rows = time.monotonic(), task.spec.members, task.rows
-    _check_names(members, parameters)
+    begun, rows, names = time.monotonic(), task.rows, list(task.spec.members)
+    _check_names(names, parameters)
     task.start()
-    learned = rows.facts.preprocessing
-    cores = [_Core(member, learned, task.spec.threads) for member in members]
+    cores = [
+        _Core(name, Path(folder), rows.facts.preprocessing, task.spec.threads)
+        for name, folder in task.spec.members.items()
+    ]
     if parameters.fit_weights:
         if len(rows.validation) == 0:
-            raise WorkerFailed(
-                "Parameter fit_weights: there are no validation rows to fit them on: give weights or take more days.",
-                "bad_parameters",
-            )
+            problem = "there are no validation rows to fit them on: give weights or take more days"
+            raise WorkerFailed(f"Parameter fit_weights: {problem}.", "bad_parameters")
         scores = np.stack([core.score(rows.validation) for core in cores], axis=1)
         weights = best_weights(scores, rows.validation.labels)
     else:
-        given = parameters.weights or {member.name: 1.0 for member in members}
-        weights = np.array([given[member.name] for member in members])
+        weights = np.array([1.0 if parameters.weights is None else parameters.weights[name] for name in names])
     weights = np.where(weights < _NOTHING * weights.sum(), 0, weights)
     weights = weights / weights.sum()
     served = np.flatnonzero(weights)
     fitted = _Ensemble([cores[place] for place in served], weights[served])
-    epoch = Epoch(
-        epoch=1,
-        train_loss=_log_loss(fitted.probability(rows.train), rows.train.labels),
-        validation_loss=_log_loss(fitted.probability(rows.validation), rows.validation.labels)
-        if len(rows.validation)
-        else None,
-        samples_per_s=round(len(rows.train) / max(time.monotonic() - begun, 1e-9), 1),
-        seconds=round(time.monotonic() - begun, 3),
-    )
-    task.epoch(epoch)
-    task.notes["weights"] = dict(zip([member.name for member in members], weights.tolist(), strict=True))
-    task.write(fitted, [epoch])
+    held = rows.validation
+    train_loss = _log_loss(fitted.probability(rows.train), rows.train.labels)
+    validation_loss = _log_loss(fitted.probability(held), held.labels) if len(held) else None
+    task.epoch(train_loss, validation_loss, len(rows.train), time.monotonic() - begun)
+    task.notes["weights"] = dict(zip(names, weights.tolist(), strict=True))
+    task.write(fitted)
 
 
-def _check_names(members: list[Member], parameters: Parameters) -> None:
-    names = [member.name for member in members]
-    if not names:
+def _check_names(members: list[str], parameters: Parameters) -> None:
+    if not members:
         raise WorkerFailed("An ensemble without members: name the trained models it is made of.", "bad_parameters")
-    if len(set(names)) < len(names):
-        raise WorkerFailed(f"Members {', '.join(names)}: give each a name of its own.", "bad_parameters")
-    if parameters.weights is not None and set(parameters.weights) != set(names):
-        raise WorkerFailed(
-            f"Parameter weights names {', '.join(sorted(parameters.weights)) or 'no member'}, "
-            f"the members are {', '.join(names)}: give each of them a weight.",
-            "bad_parameters",
-        )
+    if parameters.weights is not None and set(parameters.weights) != set(members):
+        named = ", ".join(sorted(parameters.weights)) or "no member"
+        problem = f"names {named}, the members are {', '.join(members)}: give each of them a weight"
+        raise WorkerFailed(f"Parameter weights {problem}.", "bad_parameters")
 
 
 def best_weights(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -140,15 +128,9 @@ def _log_loss(scores: np.ndarray, labels: np.ndarray) -> float:
 class _Core:
     """A member's own part, behind the preprocessing: `(numbers, codes) -> score [rows]`."""
 
-    def __init__(self, member: Member, learned: Preprocessing, threads: int) -> None:
-        import onnxruntime  # postpones onnxruntime
-
-        self.model = core_of(_model_of(member), member.name, learned)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
-        content = self.model.SerializeToString()
-        self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    def __init__(self, name: str, folder: Path, learned: Preprocessing, threads: int) -> None:
+        self.model = core_of(_load_member(name, folder), name, learned)
+        self._session = session_of(self.model.SerializeToString(), threads)
 
     def score(self, rows: Arrays, at_once: int = 65_536) -> np.ndarray:
         """float64 [rows]. In parts, so that what a network has in between fits into memory."""
@@ -162,39 +144,26 @@ class _Core:
         return np.asarray(scores, np.float64)
 
 
-def _model_of(member: Member) -> onnx.ModelProto:
+def _load_member(name: str, folder: Path) -> onnx.ModelProto:
     """The member's model file. Raises when it is not the file of its report, or not one that can be served."""
-    import onnx
+    import onnx  # postpones onnx (0.3 s), which checking parameters does not need
 
-    folder = Path(member.output)
     try:
         report = TrainingReport.model_validate_json((folder / REPORT_FILE).read_text())
         ServedModel.load(folder / MODEL_FILE, report.sha256)
         return onnx.load(str(folder / MODEL_FILE))
     except (OSError, ValidationError, ThroughlineError) as error:
         reason = " ".join(str(error).split())
-        raise WorkerFailed(f"Member {member.name} cannot be used ({reason}): train it first.", "bad_data") from error
+        raise WorkerFailed(f"Member {name} cannot be used ({reason}): train it first.", "bad_data") from error
 
 
 def core_of(model: onnx.ModelProto, name: str, learned: Preprocessing) -> onnx.ModelProto:
     """The part of a served model behind its preprocessing, which must be `learned`."""
-    from onnx import TensorProto, helper
+    from onnx import helper
 
-    def of_front(node: onnx.NodeProto) -> bool:
-        return node.output[0].startswith(_FRONT) or node.output[0] in _INPUTS
-
-    nodes = [node for node in model.graph.node if not of_front(node)]
-    constants = [value for value in model.graph.initializer if not value.name.startswith(_FRONT)]
-    produced = {node.output[0] for node in model.graph.node if of_front(node)}
-    kinds = {
-        "numbers": (TensorProto.FLOAT, learned.width),
-        "codes": (TensorProto.INT64, len(learned.categorical)),
-    }
-    inputs = [
-        helper.make_tensor_value_info(wanted, kind, ["rows", width])
-        for wanted, (kind, width) in kinds.items()
-        if wanted in produced
-    ]
+    (front, _), (nodes, constants) = _divided(model)
+    produced = {node.output[0] for node in front}
+    inputs = [value for wanted, value in core_inputs(learned).items() if wanted in produced]
     graph = helper.make_graph(nodes, "member", inputs, list(model.graph.output), constants)
     core = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     if not inputs or _front_of(model) != _front_of(compose(learned, core)):
@@ -206,19 +175,25 @@ def core_of(model: onnx.ModelProto, name: str, learned: Preprocessing) -> onnx.M
     return core
 
 
-def _front_of(model: onnx.ModelProto) -> tuple[list[bytes], list[bytes], list[tuple[str, str]]]:
+Part = tuple[list["onnx.NodeProto"], list["onnx.TensorProto"]]
+
+
+def _divided(model: onnx.ModelProto) -> tuple[Part, Part]:
+    """Nodes and constants of a served model: those of the preprocessing, and those of the core."""
+    front: Part = ([], [])
+    core: Part = ([], [])
+    for node in model.graph.node:
+        (front if node.output[0].startswith(_FRONT) or node.output[0] in _INPUTS else core)[0].append(node)
+    for value in model.graph.initializer:
+        (front if value.name.startswith(_FRONT) else core)[1].append(value)
+    return front, core
+
+
+def _front_of(model: onnx.ModelProto) -> tuple[list[bytes], list[tuple[str, str]]]:
     """All before the core, and the metadata about features."""
-    nodes = [
-        node.SerializeToString(deterministic=True)
-        for node in model.graph.node
-        if node.output[0].startswith(_FRONT) or node.output[0] in _INPUTS
-    ]
-    constants = [
-        value.SerializeToString(deterministic=True)
-        for value in model.graph.initializer
-        if value.name.startswith(_FRONT)
-    ]
-    return nodes, constants, sorted((entry.key, entry.value) for entry in model.metadata_props)
+    nodes, constants = _divided(model)[0]
+    content = [each.SerializeToString(deterministic=True) for each in (*nodes, *constants)]
+    return content, sorted((entry.key, entry.value) for entry in model.metadata_props)
 
 
 class _Ensemble:
@@ -244,17 +219,13 @@ class _Ensemble:
             for entry in part.opset_import:
                 known = opsets.setdefault(entry.domain, entry.version)
                 if known != entry.version:
-                    raise WorkerFailed(
-                        f"Members have ONNX operators of versions {known} and {entry.version}: train them anew.",
-                        "bad_data",
-                    )
-            constants += [
-                *part.graph.initializer,
-                numpy_helper.from_array(np.array(weight, np.float32), f"weight_{place}"),
-            ]
+                    problem = f"Members have ONNX operators of versions {known} and {entry.version}: train them anew."
+                    raise WorkerFailed(problem, "bad_data")
+            factor = numpy_helper.from_array(np.array(weight, np.float32), f"weight_{place}")
+            constants += [*part.graph.initializer, factor]
             terms.append(f"share_{place}")
             score = part.graph.output[0].name
-            nodes += [*part.graph.node, helper.make_node("Mul", [score, f"weight_{place}"], [terms[-1]])]
+            nodes += [*part.graph.node, helper.make_node("Mul", [score, factor.name], [terms[-1]])]
         nodes.append(helper.make_node("Sum", terms, ["mean"]))
         output = helper.make_tensor_value_info("mean", TensorProto.FLOAT, ["rows"])
         ordered = [inputs[name] for name in _INPUTS if name in inputs]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from throughline.experiment.prepared import Arrays, Facts
-from throughline.experiment.spec import Epoch, TrainingSpec
+from throughline.experiment.spec import TrainingSpec
 from throughline.launch.protocol import WorkerFailed
 from throughline.models.onnx_graph import OPSET
 from training import worker
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import keras
     import numpy as np
     import onnx
+
+    from training.output import Fitted
 
 INSTALL = "uv pip install --python .venv/bin/python -e '.[tensorflow]'"
 
@@ -48,7 +50,7 @@ def train(task: worker.Task, parameters: Parameters) -> None:
     # Before all imports: Keras reads it once, when it is imported, and TensorFlow imports Keras. With TensorFlow in the
     # process and PyTorch in an inherited variable that would be a segmentation fault.
     os.environ["KERAS_BACKEND"] = parameters.backend
-    cuda = _prepare_torch(task.spec) if on_torch else _prepare_tensorflow(task.spec)
+    device = _prepare_torch(task.spec) if on_torch else _prepare_tensorflow(task.spec)
     import keras  # postpones keras (4 s), which checking parameters does not need
 
     if keras.backend.backend() != parameters.backend:
@@ -60,7 +62,7 @@ def train(task: worker.Task, parameters: Parameters) -> None:
     facts, rows = task.rows.facts, task.rows
     policy = "float32" if task.spec.precision == "float32" else f"mixed_{task.spec.precision}"
     task.start()
-    with keras.device("cuda" if cuda else "cpu"):
+    with keras.device(device):
         model = _network(facts, parameters, policy)
         steps = math.ceil(len(rows.train) / parameters.batch_size)
         model.compile(
@@ -71,31 +73,28 @@ def train(task: worker.Task, parameters: Parameters) -> None:
             loss=keras.losses.BinaryCrossentropy(from_logits=True),
             jit_compile=False,
         )
-        reporter = _reporter(task)
-        held = len(rows.validation) > 0
+        held = rows.validation
         model.fit(
-            _inputs(rows.train, facts),
-            rows.train.labels.reshape(-1, 1),
+            *_data(facts, rows.train),
             batch_size=parameters.batch_size,
             epochs=parameters.epochs,
-            validation_data=(_inputs(rows.validation, facts), rows.validation.labels.reshape(-1, 1)) if held else None,
+            validation_data=_data(facts, held) if len(held) else None,
             validation_batch_size=8192,
-            callbacks=[reporter],
+            callbacks=[_reporter(task)],
             verbose=0,
         )
     with keras.device("cpu"):
         twin = _network(facts, parameters, "float32")
         twin.set_weights(model.get_weights())
-        fitted = _FittedOnTorch(twin, facts) if on_torch else _FittedOnTensorFlow(twin, facts)
-        task.write(fitted, reporter.epochs, device="cuda" if cuda else "cpu")
+        task.write(_fitted_on_torch(twin, facts) if on_torch else _FittedOnTensorFlow(twin, facts), device=device)
 
 
-def _prepare_torch(spec: TrainingSpec) -> bool:
-    """Set PyTorch up. Returns whether to train on a GPU."""
+def _prepare_torch(spec: TrainingSpec) -> str:
+    """Set PyTorch up. Returns the device to train on."""
     import torch
 
     torch.set_num_threads(spec.threads)
-    return spec.device == "cuda" or (spec.device == "auto" and torch.cuda.is_available())
+    return "cuda" if spec.device == "cuda" or (spec.device == "auto" and torch.cuda.is_available()) else "cpu"
 
 
 def _check_tensorflow(spec: TrainingSpec) -> None:
@@ -109,8 +108,8 @@ def _check_tensorflow(spec: TrainingSpec) -> None:
         raise WorkerFailed(message, "bad_parameters")
 
 
-def _prepare_tensorflow(spec: TrainingSpec) -> bool:
-    """Set TensorFlow up, before anything of it runs. Returns whether to train on a GPU, as for PyTorch: never."""
+def _prepare_tensorflow(spec: TrainingSpec) -> str:
+    """Set TensorFlow up, before anything of it runs. Returns the device to train on."""
     import tensorflow as tf  # ty: ignore[import-not-found]  # an extra
 
     # Within an operator; how operators are interleaved then has no threads to depend on.
@@ -118,7 +117,7 @@ def _prepare_tensorflow(spec: TrainingSpec) -> bool:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     tf.config.set_visible_devices([], "GPU")  # one that another build of TensorFlow may see
     tf.config.experimental.enable_op_determinism()
-    return False
+    return "cpu"
 
 
 def _network(facts: Facts, parameters: Parameters, policy: str) -> keras.Model:
@@ -146,69 +145,36 @@ def _network(facts: Facts, parameters: Parameters, policy: str) -> keras.Model:
     return Model(inputs, head(hidden))
 
 
-def _inputs(rows: Arrays, facts: Facts) -> list[np.ndarray]:
+def _inputs(facts: Facts, numbers: Any, codes: Any) -> list[Any]:
+    """Of the two those that `_network` has: a list of arrays or tensors."""
     learned = facts.preprocessing
-    return [*([rows.numbers] if learned.width else []), *([rows.codes] if learned.categorical else [])]
+    return [*([numbers] if learned.width else []), *([codes] if learned.categorical else [])]
 
 
-def _reporter(task: worker.Task) -> Any:
-    """A callback that reports every epoch to the task and keeps them in `epochs`."""
+def _data(facts: Facts, rows: Arrays) -> tuple[list[np.ndarray], np.ndarray]:
+    return _inputs(facts, rows.numbers, rows.codes), rows.labels.reshape(-1, 1)
+
+
+def _reporter(task: worker.Task) -> keras.callbacks.Callback:
+    """Reports every epoch to the task; its seconds include the validation."""
     import keras  # postpones keras
 
-    class Reporter(keras.callbacks.Callback):
-        def __init__(self) -> None:
-            super().__init__()
-            self.epochs: list[Epoch] = []
+    begun = [0.0]
 
-        def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-            self.begun = time.monotonic()
+    def begin(epoch: int, losses: dict[str, float]) -> None:
+        begun[:] = [time.monotonic()]
 
-        def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-            seconds, losses = time.monotonic() - self.begun, logs or {}  # seconds include the validation
-            report = Epoch(
-                epoch=epoch + 1,
-                train_loss=losses["loss"],
-                validation_loss=losses.get("val_loss"),
-                samples_per_s=round(len(task.rows.train) / max(seconds, 1e-9), 1),
-                seconds=round(seconds, 3),
-            )
-            task.epoch(report)
-            self.epochs.append(report)
+    def end(epoch: int, losses: dict[str, float]) -> None:
+        seconds = time.monotonic() - begun[0]
+        task.epoch(losses["loss"], losses.get("val_loss"), len(task.rows.train), seconds)
 
-    return Reporter()
+    return keras.callbacks.LambdaCallback(on_epoch_begin=begin, on_epoch_end=end)
 
 
-class _FittedOnTorch:
-    """A Keras model `(numbers, codes) -> logits` of PyTorch, on the CPU, as `training.output` takes it."""
+def _fitted_on_torch(model: keras.Model, facts: Facts) -> Fitted:
+    from training.export import FittedModule  # postpones torch, which checking parameters does not need
 
-    def __init__(self, model: keras.Model, facts: Facts) -> None:
-        self._model = model
-        self._facts = facts
-
-    def probability(self, rows: Arrays) -> np.ndarray:
-        import torch
-
-        with torch.no_grad():
-            inputs = [torch.tensor(values) for values in _inputs(rows, self._facts)]
-            return torch.sigmoid(self._model(inputs, training=False)).squeeze(1).double().numpy()
-
-    def export(self) -> onnx.ModelProto:
-        import torch
-
-        from training.export import export_module  # postpones torch, which checking parameters does not need
-
-        class Core(torch.nn.Module):
-            def __init__(self, model: keras.Model, numbers: bool, codes: bool) -> None:
-                super().__init__()
-                self.model, self.wanted = model, (numbers, codes)
-
-            def forward(self, numbers: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-                inputs = [given for given, wanted in zip((numbers, codes), self.wanted, strict=True) if wanted]
-                return torch.sigmoid(self.model(inputs, training=False))
-
-        learned = self._facts.preprocessing
-        width, words = learned.width, len(learned.categorical)
-        return export_module(Core(self._model, width > 0, words > 0).eval(), width, words)
+    return FittedModule(model, facts, lambda *given: model(_inputs(facts, *given), training=False))
 
 
 class _FittedOnTensorFlow:
@@ -221,7 +187,7 @@ class _FittedOnTensorFlow:
     def probability(self, rows: Arrays) -> np.ndarray:
         import tensorflow as tf  # ty: ignore[import-not-found]  # an extra
 
-        inputs = [tf.convert_to_tensor(values) for values in _inputs(rows, self._facts)]
+        inputs = [tf.convert_to_tensor(values) for values in _inputs(self._facts, rows.numbers, rows.codes)]
         return tf.sigmoid(self._model(inputs, training=False)).numpy().squeeze(1).astype("float64")
 
     def export(self) -> onnx.ModelProto:
@@ -229,11 +195,9 @@ class _FittedOnTensorFlow:
         import tf2onnx  # ty: ignore[import-not-found]  # an extra
 
         learned = self._facts.preprocessing
-        signature = []
-        if learned.width:
-            signature.append(tf.TensorSpec((None, learned.width), tf.float32, name="numbers"))
-        if learned.categorical:
-            signature.append(tf.TensorSpec((None, len(learned.categorical)), tf.int64, name="codes"))
+        numbers = tf.TensorSpec((None, learned.width), tf.float32, name="numbers")
+        codes = tf.TensorSpec((None, len(learned.categorical)), tf.int64, name="codes")
+        signature = _inputs(self._facts, numbers, codes)
 
         @tf.function(input_signature=signature)
         def core(*inputs: tf.Tensor) -> tf.Tensor:

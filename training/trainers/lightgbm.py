@@ -24,9 +24,8 @@ from pydantic import AliasChoices, Field
 
 from throughline.experiment.parameters import CommonParameters
 from throughline.experiment.prepared import Arrays, Facts
-from throughline.experiment.spec import Epoch
 from throughline.launch.protocol import WorkerFailed
-from throughline.models.onnx_graph import IR_VERSION, ML_OPSET, OPSET
+from throughline.models.onnx_graph import ML_DOMAIN, ML_OPSET, OPSET, core_inputs, make_model
 from training import worker
 
 if TYPE_CHECKING:
@@ -74,27 +73,18 @@ def train(task: worker.Task, parameters: Parameters) -> None:
         judged = lightgbm.Dataset(_matrix(rows.validation), rows.validation.labels, reference=data, params=options)
         booster.add_valid(judged, "validation")
     task.start()
-    epochs: list[Epoch] = []
     finished = False
     while booster.current_iteration() < parameters.n_estimators and not finished:
         begun, first = time.monotonic(), booster.current_iteration()
         last = min(first + EPOCH_ROUNDS, parameters.n_estimators)
         while booster.current_iteration() < last and not finished:
             finished = booster.update()  # true when no split is left that the parameters allow
-        rounds, seconds = booster.current_iteration() - first, max(time.monotonic() - begun, 1e-9)
-        if not rounds:
-            break
-        epoch = Epoch(
-            epoch=len(epochs) + 1,
-            train_loss=booster.eval_train()[0][2],
-            validation_loss=booster.eval_valid()[0][2] if held else None,
-            samples_per_s=round(rounds * len(rows.train) / seconds, 1),
-            seconds=round(seconds, 3),
-        )
-        task.epoch(epoch)
-        epochs.append(epoch)
+        rounds, seconds = booster.current_iteration() - first, time.monotonic() - begun
+        if rounds:
+            validation_loss = booster.eval_valid()[0][2] if held else None
+            task.epoch(booster.eval_train()[0][2], validation_loss, rounds * len(rows.train), seconds)
     task.notes["trees"] = booster.num_trees()
-    task.write(_FittedTrees(rounded(booster), rows.facts), epochs)
+    task.write(_FittedTrees(rounded(booster), rows.facts))
 
 
 def _options(task: worker.Task, parameters: Parameters) -> dict[str, Any]:
@@ -151,7 +141,7 @@ class _FittedTrees:
 
     def __init__(self, booster: lightgbm.Booster, facts: Facts) -> None:
         self._booster = booster
-        self._width, self._words = facts.preprocessing.width, len(facts.preprocessing.categorical)
+        self._learned = facts.preprocessing
 
     def probability(self, rows: Arrays) -> np.ndarray:
         return np.asarray(self._booster.predict(_matrix(rows)))
@@ -161,19 +151,17 @@ class _FittedTrees:
         from onnxmltools import convert_lightgbm
         from onnxmltools.convert.common.data_types import FloatTensorType
 
+        learned, given = self._learned, core_inputs(self._learned)
+        width, words = learned.width, len(learned.categorical)
         with _deep_recursion():
-            trees = convert_lightgbm(
-                self._booster,
-                name="trees",
-                initial_types=[("features", FloatTensorType([None, self._width + self._words]))],
-                zipmap=False,
-            )
+            kinds = [("features", FloatTensorType([None, width + words]))]
+            trees = convert_lightgbm(self._booster, name="trees", initial_types=kinds, zipmap=False)
         inputs, nodes, columns = [], [], []
-        if self._width:
-            inputs.append(onnx.helper.make_tensor_value_info("numbers", onnx.TensorProto.FLOAT, ["rows", self._width]))
+        if width:
+            inputs.append(given["numbers"])
             columns.append("numbers")
-        if self._words:
-            inputs.append(onnx.helper.make_tensor_value_info("codes", onnx.TensorProto.INT64, ["rows", self._words]))
+        if words:
+            inputs.append(given["codes"])
             nodes.append(onnx.helper.make_node("Cast", ["codes"], ["code_numbers"], to=onnx.TensorProto.FLOAT))
             columns.append("code_numbers")
         nodes.append(onnx.helper.make_node("Concat", columns, ["features"], axis=1))
@@ -185,9 +173,7 @@ class _FittedTrees:
             onnx.helper.make_node("Gather", [ensemble.output[1], "positive"], ["probability"], axis=1),
         ]
         output = onnx.helper.make_tensor_value_info("probability", onnx.TensorProto.FLOAT, ["rows"])
-        graph = onnx.helper.make_graph(nodes, "trees", inputs, [output])
-        opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
-        return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+        return make_model("trees", nodes, inputs, [output], [], {"": OPSET, ML_DOMAIN: ML_OPSET})
 
 
 @contextmanager

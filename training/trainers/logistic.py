@@ -17,11 +17,10 @@ import numpy as np
 from pydantic import Field
 
 from throughline.experiment.parameters import CommonParameters
-from throughline.experiment.prepared import Arrays, Facts
-from throughline.experiment.spec import Epoch
+from throughline.experiment.prepared import Arrays
 from throughline.launch.protocol import WorkerFailed
 from throughline.models.metrics import log_loss
-from throughline.models.onnx_graph import IR_VERSION, OPSET
+from throughline.models.onnx_graph import OPSET, Preprocessing, core_inputs, make_model
 from training import worker
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def train(task: worker.Task, parameters: Parameters) -> None:
 
     task.start()
     begun, rows = time.monotonic(), task.rows
-    design = _Design(rows.facts)
+    design = _Design(rows.facts.preprocessing)
     matrix = design.matrix(rows.train)
     model = LogisticRegression(
         C=parameters.C, max_iter=parameters.max_iter, tol=parameters.tol, random_state=parameters.seed
@@ -61,27 +60,20 @@ def train(task: worker.Task, parameters: Parameters) -> None:
     fitted = _FittedRegression(model, design)
     iterations, seconds = int(model.n_iter_[0]), time.monotonic() - begun
     task.notes["iterations"] = iterations
+    train_loss = log_loss(model.predict_proba(matrix)[:, 1], rows.train.labels)
+    held = rows.validation
+    validation_loss = log_loss(fitted.probability(held), held.labels) if len(held) else None
     # The whole fit is one epoch: the solver reports nothing in between.
-    epoch = Epoch(
-        epoch=1,
-        train_loss=log_loss(model.predict_proba(matrix)[:, 1], rows.train.labels),
-        validation_loss=log_loss(fitted.probability(rows.validation), rows.validation.labels)
-        if len(rows.validation)
-        else None,
-        samples_per_s=round(iterations * len(rows.train) / max(seconds, 1e-9), 1),
-        seconds=round(seconds, 3),
-    )
-    task.epoch(epoch)
-    task.write(fitted, [epoch])
+    task.epoch(train_loss, validation_loss, iterations * len(rows.train), seconds)
+    task.write(fitted)
 
 
 class _Design:
     """Which columns the model sees: the numbers, then one per code of each category, 0 (missing or unknown) too."""
 
-    def __init__(self, facts: Facts) -> None:
-        self.width = facts.preprocessing.width
-        self.sizes = [len(words) + 1 for words in facts.preprocessing.vocabularies]
-        self.starts = np.cumsum([self.width, *self.sizes])
+    def __init__(self, learned: Preprocessing) -> None:
+        self.learned, self.width = learned, learned.width
+        self.starts = np.cumsum([self.width, *(len(words) + 1 for words in learned.vocabularies)])
 
     def matrix(self, rows: Arrays) -> scipy.sparse.csr_matrix:
         """float64 [rows, columns]; sparse, because of each category's columns one is not zero."""
@@ -108,7 +100,8 @@ class _FittedRegression:
     def export(self) -> onnx.ModelProto:
         from onnx import TensorProto, helper, numpy_helper
 
-        coefficients, width = np.asarray(self._model.coef_[0], np.float32), self._design.width
+        learned, given = self._design.learned, core_inputs(self._design.learned)
+        coefficients, width = np.asarray(self._model.coef_[0], np.float32), learned.width
         nodes, inputs, constants = [], [], []
 
         def constant(name: str, value: np.ndarray) -> str:
@@ -117,13 +110,12 @@ class _FittedRegression:
 
         terms = [constant("intercept", np.asarray(self._model.intercept_, np.float32))]
         if width:
-            inputs.append(helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["rows", width]))
+            inputs.append(given["numbers"])
             slopes = constant("slopes", coefficients[:width].reshape(-1, 1))
             nodes.append(helper.make_node("MatMul", ["numbers", slopes], ["by_numbers"]))
             terms.append("by_numbers")
-        if self._design.sizes:
-            words = len(self._design.sizes)
-            inputs.append(helper.make_tensor_value_info("codes", TensorProto.INT64, ["rows", words]))
+        if learned.categorical:
+            inputs.append(given["codes"])
             # One table for all categories: a code's row is where its category's part starts, plus the code.
             table = constant("table", coefficients[width:])
             starts = constant("starts", np.asarray(self._design.starts[:-1] - width, np.int64))
@@ -135,8 +127,7 @@ class _FittedRegression:
             terms.append("by_codes")
         nodes += [helper.make_node("Sum", terms, ["logit"]), helper.make_node("Sigmoid", ["logit"], ["probability"])]
         output = helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["rows", 1])
-        graph = helper.make_graph(nodes, "regression", inputs, [output], constants)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+        return make_model("regression", nodes, inputs, [output], constants, {"": OPSET})
 
 
 if __name__ == "__main__":

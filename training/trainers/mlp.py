@@ -12,9 +12,10 @@ from training.parameters import NetworkParameters as Parameters
 
 
 def train(task: worker.Task, parameters: Parameters) -> None:
-    from training.network import fit  # postpones torch (2 s), which checking parameters does not need
+    from training import loop  # postpones torch (2 s), which checking parameters does not need
+    from training.network import Network
 
-    fit(task, parameters)
+    loop.run(task, parameters, lambda facts: Network(parameters, facts))
 
 
 if __name__ == "__main__":

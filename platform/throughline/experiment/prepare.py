@@ -93,14 +93,6 @@ def validation_days(rows: pl.DataFrame, seed: int) -> list[date]:
 
 
 def _name(dataset: DatasetRecord, seed: int, validation_from: datetime | None) -> str:
-    parts = [
-        dataset.fingerprint,
-        dataset.holdout_from.isoformat(),
-        # a search trains on fewer columns of the same dataset
-        *dataset.numeric,
-        "|",
-        *dataset.categorical,
-        str(seed),
-        str(validation_from and validation_from.isoformat()),
-    ]
-    return combine(*parts)[:32]
+    # a search trains on fewer columns of the same dataset
+    columns = str([dataset.numeric, dataset.categorical])
+    return combine(dataset.fingerprint, dataset.holdout_from.isoformat(), columns, str(seed), str(validation_from))[:32]

@@ -22,13 +22,6 @@ class Tracking(Record):
     run_id: str
 
 
-class Member(Record):
-    """A trained model that an ensemble is made of."""
-
-    name: str
-    output: str = Field(description="Folder with its model.onnx and report.json.")
-
-
 class TrainingSpec(Record):
     """Everything one training needs; a file of this is all a worker gets."""
 
@@ -43,7 +36,9 @@ class TrainingSpec(Record):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="Of the forward pass; weights and sums stay float32."
     )
-    members: list[Member] = Field(default_factory=list)
+    members: dict[str, str] = Field(
+        default_factory=dict, description="Of an ensemble: name -> folder with that model's model.onnx and report.json."
+    )
 
 
 class Epoch(Record):
@@ -65,15 +60,20 @@ class Interruption(Record):
     seconds_lost: float = Field(description="From the last commit until training went on, work thrown away included.")
 
 
-class TrainingReport(Record):
-    """What a training has done."""
+class TrainedRows(Record):
+    """The rows of a training; instants in UTC."""
 
-    sha256: str
     rows_trained: int
     rows_validation: int
     base_rate: float = Field(description="Share of positive labels among the training rows.")
-    trained_from: datetime
-    trained_until: datetime = Field(description="Latest prediction or label time of any row learned from.")
+    trained_from: datetime = Field(description="First prediction time.")
+    trained_until: datetime = Field(description="Latest prediction or label time of any row, validation included.")
+
+
+class TrainingReport(TrainedRows):
+    """What a training has done."""
+
+    sha256: str
     world_size: int
     epochs: list[Epoch]
     validation_log_loss: float | None = Field(description="Of the exported model; None without validation rows.")

@@ -17,15 +17,7 @@ from typing import TYPE_CHECKING, Any
 from throughline.experiment.commit import Commit, current_commit
 from throughline.experiment.prepare import prepare
 from throughline.experiment.recipe import Recipe, flat
-from throughline.experiment.spec import (
-    MODEL_FILE,
-    REPORT_FILE,
-    SPEC_FILE,
-    Member,
-    Tracking,
-    TrainingReport,
-    TrainingSpec,
-)
+from throughline.experiment.spec import MODEL_FILE, REPORT_FILE, SPEC_FILE, Tracking, TrainingReport, TrainingSpec
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.files import locked
 from throughline.foundation.settings import PROJECT_ROOT, Settings
@@ -151,12 +143,12 @@ def fit(
     `run_id`: the MLflow run that gets the metrics. `validation_from`: see `prepare.py`. `name`: of a member. A training
     that loses a worker is started again from its last checkpoint.
     """
-    members = []
+    members = {}
     for member in recipe.members:
         place = output.with_name(f"{output.name}-{member.trainer}")
         part = replace(run, on_event=_with_member(run.on_event, member.trainer))
         fit(part, dataset, member, place, run_id=run_id, validation_from=validation_from, name=member.trainer)
-        members.append(Member(name=member.trainer, output=str(place)))
+        members[member.trainer] = str(place)
     data = prepare(run.folder / "prepared", dataset, recipe.seed, validation_from)
     _remove_oldest(run.folder / "prepared", data)
     checkpoint = run.folder / "checkpoints" / f"{recipe.on(dataset.fingerprint)[:32]}-{data.name}"

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from throughline.foundation.errors import ThroughlineError
-from throughline.launch.protocol import LaunchSpec
+from throughline.launch.protocol import COOL_DOWN_S, LaunchSpec, worker_environment
 from throughline.usecase import Resources
 
 API_VERSION, KIND = "kubeflow.org/v2beta1", "MPIJob"
@@ -31,14 +31,10 @@ LARGEST_PARAMETERS = 2**20  # what a ConfigMap holds
 _PARAMETERS, _PARAMETERS_FOLDER = "parameters.json", "/etc/throughline/parameters"
 _SSH_FOLDER, _SSH_PORT = "/etc/throughline/ssh", 2222  # a port that needs no privilege
 _KEY = f"{_SSH_FOLDER}/id_rsa"
-# A worker made anew has the name of the lost one, which Horovod would otherwise never use again.
-_COOL_DOWN_S = ("3", "10")
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _LABEL_NAME = re.compile(r"[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?")
-
-
-LAUNCHER = Resources(cpu=0.1, memory="512Mi")
+_LAUNCHER = Resources(cpu=0.1, memory="512Mi")
 
 
 def job_name(text: str) -> str:
@@ -58,37 +54,37 @@ def mpijob(
     namespace: str,
     worker: Resources,
     *,
-    launcher: Resources = LAUNCHER,
     labels: Mapping[str, str] | None = None,
     interface: str = "eth0",
-    service_account: str | None = None,
 ) -> dict[str, Any]:
     """The MPIJob of a launch: a launcher, and a worker for each process. Its Pods wait for `parameters_of` it.
 
     labels: what it belongs to; they become `throughline/NAME` of the job and its Pods.
     interface: the network interface by which Pods reach each other; it spares horovodrun a search over ssh.
     """
+    launch = f"Launch of {spec.module}"
     if not _is_name(name):
+        rule = f"at most {LONGEST_NAME} of a-z, 0-9 and -, a letter first"
         raise ThroughlineError(
-            f"Launch of {spec.module}: {name!r} cannot name a job in Kubernetes (at most {LONGEST_NAME} of a-z, 0-9 "
-            "and -, a letter first): derive one with job_name."
+            f"{launch}: {name!r} cannot name a job in Kubernetes ({rule}): derive one with job_name."
         )
-    if not namespace or len(namespace) > 63 or not re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", namespace):
-        raise ThroughlineError(f"Launch of {spec.module}: {namespace!r} is no namespace of Kubernetes: correct it.")
+    if len(namespace) > 63 or not re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", namespace):
+        raise ThroughlineError(f"{launch}: {namespace!r} is no namespace of Kubernetes: correct it.")
     if not image or re.search(r"\s", image):
-        raise ThroughlineError(f"Launch of {spec.module}: {image!r} is no image: give REGISTRY/NAME:TAG or a digest.")
+        raise ThroughlineError(f"{launch}: {image!r} is no image: give REGISTRY/NAME:TAG or a digest.")
     if not (math.isfinite(spec.timeout_s) and spec.timeout_s > 0):
-        raise ThroughlineError(f"Launch of {spec.module}: a timeout of {spec.timeout_s} s: give one above 0.")
+        raise ThroughlineError(f"{launch}: a timeout of {spec.timeout_s} s: give one above 0.")
     marks = _labels(spec, name, labels or {})
     # a worker's own environment does not reach its rank
-    env = [{"name": key, "value": value.replace("$", "$$")} for key, value in sorted(_env(spec).items())]
+    variables = sorted(worker_environment(spec).items())
     launching = {
         "command": _horovodrun(spec, interface),
-        "env": env,
-        "resources": _resources(launcher),
+        "env": [{"name": key, "value": value.replace("$", "$$")} for key, value in variables],
+        "resources": _resources(_LAUNCHER),
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
     working = {"command": _sshd(), "resources": _resources(worker)}
+    pods = {"Launcher": (1, launching), "Worker": (spec.processes, working)}
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -109,8 +105,12 @@ def mpijob(
                 "activeDeadlineSeconds": math.ceil(spec.timeout_s),
             },
             "mpiReplicaSpecs": {
-                "Launcher": _replica(name, 1, "launcher", image, launching, marks, service_account),
-                "Worker": _replica(name, spec.processes, "worker", image, working, marks, service_account),
+                kind: {
+                    "replicas": replicas,
+                    "restartPolicy": "Never",
+                    "template": _pod(name, kind.lower(), marks, {"image": image, **container}),
+                }
+                for kind, (replicas, container) in pods.items()
             },
         },
     }
@@ -121,13 +121,10 @@ def parameters_of(job: Mapping[str, Any], text: str) -> dict[str, Any]:
 
     job: the MPIJob as the API server answered its creation; it owns the ConfigMap, which goes when it goes.
     """
-    size = len(text.encode())
-    meta = job["metadata"]
+    size, meta = len(text.encode()), job["metadata"]
     if size > LARGEST_PARAMETERS:
-        raise ThroughlineError(
-            f"Launch {meta['name']}: parameters of {size} bytes, and a ConfigMap holds {LARGEST_PARAMETERS}: "
-            "pass the address of what is large."
-        )
+        problem = f"parameters of {size} bytes, and a ConfigMap holds {LARGEST_PARAMETERS}"
+        raise ThroughlineError(f"Launch {meta['name']}: {problem}: pass the address of what is large.")
     owner = {"apiVersion": API_VERSION, "kind": KIND, "name": meta["name"], "uid": meta["uid"]}
     return {
         "apiVersion": "v1",
@@ -154,10 +151,9 @@ def _parameters_name(name: str) -> str:
 def _labels(spec: LaunchSpec, name: str, more: Mapping[str, str]) -> dict[str, str]:
     for key, value in more.items():
         if not _LABEL_NAME.fullmatch(key) or (value and not _LABEL_NAME.fullmatch(value)):
-            raise ThroughlineError(
-                f"Launch of {spec.module}: {key}={value!r} cannot be a label in Kubernetes (at most 63 of letters, "
-                "digits, -, _ and .): shorten or replace it."
-            )
+            rule = "at most 63 of letters, digits, -, _ and ."
+            problem = f"{key}={value!r} cannot be a label in Kubernetes ({rule})"
+            raise ThroughlineError(f"Launch of {spec.module}: {problem}: shorten or replace it.")
     return {
         "app.kubernetes.io/name": "training",
         "app.kubernetes.io/instance": name,
@@ -167,15 +163,10 @@ def _labels(spec: LaunchSpec, name: str, more: Mapping[str, str]) -> dict[str, s
     }
 
 
-def _env(spec: LaunchSpec) -> dict[str, str]:
-    # As on one machine: the processes of a node share its cores, and sums keep their order.
-    return {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **spec.env}
-
-
 def _horovodrun(spec: LaunchSpec, interface: str) -> list[str]:
     elastic = [
         "--min-np", str(spec.min_processes), "--max-np", str(spec.processes), "--slots-per-host", "1",
-        "--host-discovery-script", "/etc/mpi/discover_hosts.sh", "--blacklist-cooldown-range", *_COOL_DOWN_S,
+        "--host-discovery-script", "/etc/mpi/discover_hosts.sh", "--blacklist-cooldown-range", *COOL_DOWN_S,
     ]  # fmt: skip
     return [
         "horovodrun", "-np", str(spec.processes), "--gloo", "--network-interfaces", interface, "--disable-cache",
@@ -201,39 +192,26 @@ def _sshd() -> list[str]:
     return ["/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null", *(f"-o{key}={value}" for key, value in options.items())]
 
 
-def _replica(
-    name: str,
-    replicas: int,
-    component: str,
-    image: str,
-    container: dict[str, Any],
-    labels: dict[str, str],
-    service_account: str | None,
-) -> dict[str, Any]:
-    common = {
+def _pod(name: str, component: str, labels: dict[str, str], container: dict[str, Any]) -> dict[str, Any]:
+    own = {
         "name": component,
-        "image": image,
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": [{"name": "parameters", "mountPath": _PARAMETERS_FOLDER, "readOnly": True}],
+        **container,
     }
     return {
-        "replicas": replicas,
-        "restartPolicy": "Never",
-        "template": {
-            "metadata": {"labels": {**labels, "app.kubernetes.io/component": component}},
-            "spec": {
-                "automountServiceAccountToken": False,
-                "enableServiceLinks": False,  # horovodrun would pass these variables on to all ranks
-                **({"serviceAccountName": service_account} if service_account else {}),
-                "securityContext": {
-                    "runAsNonRoot": True,
-                    "runAsUser": USER,
-                    "runAsGroup": USER,
-                    "seccompProfile": {"type": "RuntimeDefault"},
-                },
-                "containers": [{**common, **container}],
-                "volumes": [{"name": "parameters", "configMap": {"name": _parameters_name(name)}}],
+        "metadata": {"labels": {**labels, "app.kubernetes.io/component": component}},
+        "spec": {
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,  # horovodrun would pass these variables on to all ranks
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER,
+                "runAsGroup": USER,
+                "seccompProfile": {"type": "RuntimeDefault"},
             },
+            "containers": [own],
+            "volumes": [{"name": "parameters", "configMap": {"name": _parameters_name(name)}}],
         },
     }
 

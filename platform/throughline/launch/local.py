@@ -1,6 +1,6 @@
 """Workers on this machine: under horovodrun, fixed in number or elastic, under torchrun, or as a single process.
 
-Owns: the command line, the environment, reading the output, deadline and cancellation.
+Owns: command lines, the environment, reading the output, deadline and cancellation.
 Does not own: ending a tree of processes (`guard.py`), the message of a failure (`protocol.py`).
 """
 
@@ -14,19 +14,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from throughline.launch.protocol import (
+    COOL_DOWN_S,
     EXIT_LOST_PEER,
     Launcher,
     LaunchFailed,
-    LaunchResult,
     LaunchSpec,
     OnEvent,
     explain,
     parse_event,
+    worker_environment,
 )
 
 # What a worker may inherit. Not the whole environment: horovodrun writes it into command lines, which every user can
@@ -37,99 +39,116 @@ _INHERITED = re.compile(
 )
 # How horovodrun and torchrun mark a worker's line.
 _PREFIX = re.compile(r"^\[(?:default)?(\d+)\](?:<stdout>|<stderr>)?:")
-# A worker's place may be used again soon after it was lost; by default Horovod would never use it again.
-_COOL_DOWN_S = ("3", "10")
 _TICK_S = 0.2
 
 
-class HorovodLauncher:
-    """`horovodrun` with Gloo over the loopback interface; needs no ssh and no MPI."""
-
-    def run(
-        self, spec: LaunchSpec, on_event: OnEvent | None = None, cancelled: Callable[[], bool] | None = None
-    ) -> LaunchResult:
-        return _run([*_horovodrun(spec), *_worker(spec)], spec, on_event, cancelled)
-
-
-class ElasticLauncher:
-    """`horovodrun` in its elastic mode: a lost worker is replaced, and the others continue meanwhile."""
-
-    def run(
-        self, spec: LaunchSpec, on_event: OnEvent | None = None, cancelled: Callable[[], bool] | None = None
-    ) -> LaunchResult:
-        # Horovod gives up a place together with all others of its host: two hosts, so that one always remains.
-        here, there = (spec.processes + 1) // 2, spec.processes // 2
-        hosts = [f"localhost:{here}", *([f"127.0.0.1:{there}"] if there else [])]
-        with tempfile.TemporaryDirectory(prefix="throughline-") as folder:
-            discovery = Path(folder) / "hosts.sh"
-            discovery.write_text("#!/bin/sh\n" + "".join(f"echo {host}\n" for host in hosts))
-            discovery.chmod(0o700)
-            options = [
-                *("--min-np", str(spec.min_processes or 1), "--max-np", str(spec.processes)),
-                *("--host-discovery-script", str(discovery), "--blacklist-cooldown-range", *_COOL_DOWN_S),
-                *("--reset-limit", str(spec.changes)),
-            ]
-            return _run([*_horovodrun(spec, *options), *_worker(spec)], spec, on_event, cancelled, elastic=True)
+def _single(spec: LaunchSpec, scratch: Path) -> list[str]:
+    """One worker without an engine."""
+    if spec.processes != 1:
+        problem = f"{spec.processes} workers under the single-process launcher: set processes to 1"
+        raise LaunchFailed(spec, problem, "bad_parameters")
+    return []
 
 
-class TorchrunLauncher:
-    """`torchrun` on one machine, for trainings over torch.distributed."""
-
-    def run(
-        self, spec: LaunchSpec, on_event: OnEvent | None = None, cancelled: Callable[[], bool] | None = None
-    ) -> LaunchResult:
-        # Unbuffered: it would otherwise collect the workers' lines before it passes them on.
-        torchrun = [sys.executable, "-u", "-m", "torch.distributed.run", "--no-python", "--nproc-per-node"]
-        with tempfile.TemporaryDirectory(prefix="throughline-") as folder:
-            # Each rendezvous at a free port of its own; every line of a worker comes with its number in front.
-            where = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
-            options = [str(spec.processes), "--nnodes", "1", *where, "--tee", "3", "--log-dir", folder]
-            return _run([*torchrun, *options, *_worker(spec)], spec, on_event, cancelled)
-
-
-class SingleProcessLauncher:
-    """One worker without an engine; refuses more."""
-
-    def run(
-        self, spec: LaunchSpec, on_event: OnEvent | None = None, cancelled: Callable[[], bool] | None = None
-    ) -> LaunchResult:
-        if spec.processes != 1:
-            raise LaunchFailed(
-                f"{spec.module}: {spec.processes} workers under the single-process launcher: set processes to 1.",
-                "bad_parameters",
-                spec.log,
-            )
-        return _run(_worker(spec), spec, on_event, cancelled)
-
-
-LAUNCHERS: Mapping[str, Launcher] = {
-    "single": SingleProcessLauncher(),
-    "horovod": HorovodLauncher(),
-    "elastic": ElasticLauncher(),
-    "torchrun": TorchrunLauncher(),
-}
-
-
-def _horovodrun(spec: LaunchSpec, *options: str) -> list[str]:
+def _horovodrun(spec: LaunchSpec, scratch: Path, *options: str) -> list[str]:
+    """Horovod with Gloo over the loopback interface; needs no ssh and no MPI."""
     program = str(Path(sys.executable).with_name("horovodrun"))
     # Half of Horovod's own pause between two rounds: a step of a small network waits for one.
     tuned = ["--cycle-time-ms", "0.5", "--disable-cache"]
     return [program, "-np", str(spec.processes), "--gloo", "--network-interfaces", "lo", *tuned, *options]
 
 
-def _worker(spec: LaunchSpec) -> list[str]:
-    # A guard around each worker: horovodrun waits for ever while a child of a dead worker holds its output.
-    return _guarded([sys.executable, "-u", "-m", spec.module, str(spec.parameters)], parent=0, report=True)
+def _elastic(spec: LaunchSpec, scratch: Path) -> list[str]:
+    """Horovod's elastic mode: a lost worker is replaced, and the others continue meanwhile."""
+    # Horovod gives up a place together with all others of its host: two hosts, so that one always remains.
+    first, second = (spec.processes + 1) // 2, spec.processes // 2
+    hosts = [f"localhost:{first}", *([f"127.0.0.1:{second}"] if second else [])]
+    discovery = scratch / "hosts.sh"
+    discovery.write_text("#!/bin/sh\n" + "".join(f"echo {host}\n" for host in hosts))
+    discovery.chmod(0o700)
+    options = [
+        *("--min-np", str(spec.min_processes or 1), "--max-np", str(spec.processes)),
+        *("--host-discovery-script", str(discovery), "--blacklist-cooldown-range", *COOL_DOWN_S),
+        *("--reset-limit", str(spec.changes)),
+    ]
+    return _horovodrun(spec, scratch, *options)
 
 
-def _guarded(command: list[str], parent: int, report: bool = False) -> list[str]:
-    return [sys.executable, "-m", "throughline.launch.guard", str(parent), str(int(report)), *command]
+def _torchrun(spec: LaunchSpec, scratch: Path) -> list[str]:
+    """torch.distributed, each rendezvous at a free port of its own."""
+    # Unbuffered: it would otherwise collect the workers' lines before it passes them on.
+    torchrun = [sys.executable, "-u", "-m", "torch.distributed.run", "--no-python", "--nproc-per-node"]
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
+    # --tee 3: every line of a worker's two streams comes with its number in front.
+    return [*torchrun, str(spec.processes), "--nnodes", "1", *rendezvous, "--tee", "3", "--log-dir", str(scratch)]
+
+
+@dataclass(frozen=True)
+class LocalLauncher:
+    """Workers on this machine. `engine`: the command in front of a worker's own; it may use a folder of the launch."""
+
+    engine: Callable[[LaunchSpec, Path], list[str]]
+    elastic: bool = False
+
+    def run(
+        self, spec: LaunchSpec, on_event: OnEvent | None = None, cancelled: Callable[[], bool] | None = None
+    ) -> list[dict[str, Any]]:
+        started = time.monotonic()
+        spec.log.parent.mkdir(parents=True, exist_ok=True)
+        memory_kills = _memory_kills()
+        with tempfile.TemporaryDirectory(prefix="throughline-") as scratch, spec.log.open("w") as log:
+            output = _Output(log, on_event)
+            # A guard around each worker, too: horovodrun waits for ever while a child of a dead one holds its output.
+            worker = [*_guard(0, report=True), sys.executable, "-u", "-m", spec.module, str(spec.parameters)]
+            process = subprocess.Popen(
+                [*_guard(os.getpid()), *self.engine(spec, Path(scratch)), *worker],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                cwd=spec.workdir,
+                env=_environment(spec),
+                start_new_session=True,  # Ctrl-C reaches us, and we end the workers in order
+            )
+            stream: IO[bytes] = process.stdout  # ty: ignore[invalid-assignment]  # PIPE above
+            try:
+                for chunk in _chunks(stream):
+                    output.feed(chunk)
+                    if time.monotonic() - started > spec.timeout_s:
+                        remedy = "raise THROUGHLINE_STEP_TIMEOUT_S or lower the epochs"
+                        raise LaunchFailed(spec, f"not done after {spec.timeout_s:g} s and ended: {remedy}", "timeout")
+                    if cancelled is not None and cancelled():
+                        raise LaunchFailed(spec, "cancelled", "cancelled")
+                    if self.elastic and output.hopeless:
+                        break  # Horovod would replace the worker for ever
+                else:
+                    process.wait()
+            finally:
+                # Reached on success, failure, deadline, KeyboardInterrupt and whatever a callback raises.
+                process.send_signal(signal.SIGTERM)
+                process.wait()
+                stream.close()
+            output.close()
+        if process.returncode != 0:
+            exits = output.exits or [(0, process.returncode)]
+            raise explain(exits, output.errors, output.last_lines, _memory_kills() - memory_kills, spec)
+        return output.events
+
+
+LAUNCHERS: Mapping[str, Launcher] = {
+    "single": LocalLauncher(_single),
+    "horovod": LocalLauncher(_horovodrun),
+    "elastic": LocalLauncher(_elastic, elastic=True),
+    "torchrun": LocalLauncher(_torchrun),
+}
+
+
+def _guard(parent: int, report: bool = False) -> list[str]:
+    return [sys.executable, "-m", "throughline.launch.guard", str(parent), str(int(report))]
 
 
 def _environment(spec: LaunchSpec) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if _INHERITED.fullmatch(name)}
-    # One thread per worker unless `env` sets more: workers share the cores, and sums keep their order.
-    return {**inherited, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **spec.env}
+    return inherited | worker_environment(spec)
 
 
 class _Output:
@@ -176,73 +195,20 @@ class _Output:
                 self._on_event(event)
 
 
-def _run(
-    command: list[str],
-    spec: LaunchSpec,
-    on_event: OnEvent | None,
-    cancelled: Callable[[], bool] | None,
-    elastic: bool = False,
-) -> LaunchResult:
-    started = time.monotonic()
-    spec.log.parent.mkdir(parents=True, exist_ok=True)
-    memory_kills = _memory_kills()
-    with spec.log.open("w") as log:
-        output = _Output(log, on_event)
-        process = subprocess.Popen(
-            _guarded(command, os.getpid()),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=spec.workdir,
-            env=_environment(spec),
-            start_new_session=True,  # Ctrl-C reaches us, and we end the workers in order
-        )
-        stream: IO[bytes] = process.stdout  # ty: ignore[invalid-assignment]  # PIPE above
-        try:
-            _follow(process, stream, output, spec, started, cancelled, elastic)
-        finally:
-            # Reached on success, failure, deadline, KeyboardInterrupt and whatever a callback raises.
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-            stream.close()
-        output.close()
-    if process.returncode != 0:
-        exits = output.exits or [(0, process.returncode)]
-        raise explain(exits, output.errors, output.last_lines, _memory_kills() - memory_kills, spec)
-    return LaunchResult(time.monotonic() - started, spec.log, output.events)
+def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
+    """What is read until all have closed the output: the guard and all processes below it have then ended.
 
-
-def _follow(
-    process: subprocess.Popen,
-    stream: IO[bytes],
-    output: _Output,
-    spec: LaunchSpec,
-    started: float,
-    cancelled: Callable[[], bool] | None,
-    elastic: bool,
-) -> None:
-    """Read until all have closed the output: the guard and all processes below it have then ended."""
+    Empty for each `_TICK_S` without output.
+    """
     with selectors.DefaultSelector() as selector:
         selector.register(stream, selectors.EVENT_READ)
         while True:
-            if time.monotonic() - started > spec.timeout_s:
-                raise LaunchFailed(
-                    f"{spec.module}: not done after {spec.timeout_s:g} s and ended: raise THROUGHLINE_STEP_TIMEOUT_S "
-                    f"or lower the epochs (log: {spec.log}).",
-                    "timeout",
-                    spec.log,
-                )
-            if cancelled is not None and cancelled():
-                raise LaunchFailed(f"{spec.module}: cancelled (log: {spec.log}).", "cancelled", spec.log)
-            if elastic and output.hopeless:
-                return  # Horovod would replace it for ever
             if not selector.select(_TICK_S):
-                continue
-            chunk = os.read(stream.fileno(), 65536)
-            if not chunk:
-                process.wait()
+                yield b""
+            elif chunk := os.read(stream.fileno(), 65536):
+                yield chunk
+            else:
                 return
-            output.feed(chunk)
 
 
 def _memory_kills() -> int:

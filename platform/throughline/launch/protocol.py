@@ -28,6 +28,8 @@ OnEvent = Callable[[dict[str, Any]], None]
 # The exit code (sysexits' "temporary failure") of a worker that stops only because a peer is gone: the peer's exit is
 # the cause.
 EXIT_LOST_PEER = 75
+# Horovod may use the place of a lost worker again after this many seconds (from, to); by default it never would.
+COOL_DOWN_S = ("3", "10")
 
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE", re.IGNORECASE)
 
@@ -62,23 +64,18 @@ class LaunchSpec:
             )
 
 
-@dataclass(frozen=True)
-class LaunchResult:
-    """A launch whose workers all succeeded."""
-
-    seconds: float
-    log: Path
-    events: list[dict[str, Any]]
-
-
 class LaunchFailed(ThroughlineError):
-    """A launch that failed; `reason` is for code, the message for people."""
+    """A launch that failed; `reason` is for code, the message for people. `worker`: the rank at fault, where known."""
 
-    def __init__(self, message: str, reason: Reason, log: Path, worker: int | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, spec: LaunchSpec, problem: str, reason: Reason, worker: int | None = None) -> None:
+        super().__init__(f"{spec.module}: {problem.rstrip('.')} (log: {spec.log}).")
         self.reason = reason
-        self.log = log
         self.worker = worker
+
+
+def worker_environment(spec: LaunchSpec) -> dict[str, str]:
+    """`env` of a launch. One thread per worker unless it sets more: workers share the cores, sums keep their order."""
+    return {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **spec.env}
 
 
 class WorkerFailed(ThroughlineError):
@@ -94,8 +91,8 @@ class Launcher(Protocol):
 
     def run(
         self, spec: LaunchSpec, on_event: OnEvent | None = None, cancelled: Callable[[], bool] | None = None
-    ) -> LaunchResult:
-        """Blocks; `on_event` and `cancelled` are called in the caller's thread. Raises `LaunchFailed`."""
+    ) -> list[dict[str, Any]]:
+        """Blocks; returns all events. `on_event` and `cancelled` are called in its thread. Raises `LaunchFailed`."""
         ...
 
 
@@ -130,17 +127,15 @@ def explain(
         error = errors[0]
     if error:
         worker, text, reason = error
-        message = f"{spec.module}: {text.rstrip('.')} (log: {spec.log})."
-        return LaunchFailed(message, _REASONS.get(reason, "bad_code"), spec.log, worker)
+        return LaunchFailed(spec, text, _REASONS.get(reason, "bad_code"), worker)
+    if memory_kills and code == 128 + signal.SIGKILL:
+        problem = f"{where} was killed for lack of memory: lower the batch size or the processes"
+        return LaunchFailed(spec, problem, "out_of_memory", worker)
     if code > 128:
         name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else f"signal {code - 128}"
-        if memory_kills and code == 128 + signal.SIGKILL:
-            message = f"{spec.module}: {where} was killed for lack of memory: lower the batch size or the processes"
-            return LaunchFailed(f"{message} (log: {spec.log}).", "out_of_memory", spec.log, worker)
-        message = f"{spec.module}: {where} was killed ({name}): start it again, with more memory if that repeats"
-        return LaunchFailed(f"{message} (log: {spec.log}).", "lost_worker", spec.log, worker)
+        problem = f"{where} was killed ({name}): start it again, with more memory if that repeats"
+        return LaunchFailed(spec, problem, "lost_worker", worker)
     if code == EXIT_LOST_PEER:
-        message = f"{spec.module}: the workers lost each other: start it again"
-        return LaunchFailed(f"{message} (log: {spec.log}).", "lost_worker", spec.log, worker)
-    text = f"{where} ended with exit code {code}" + (f": {last_lines[worker]}" if worker in last_lines else "")
-    return LaunchFailed(f"{spec.module}: {text.rstrip('.')} (log: {spec.log}).", "bad_code", spec.log, worker)
+        return LaunchFailed(spec, "the workers lost each other: start it again", "lost_worker", worker)
+    last = f": {last_lines[worker]}" if worker in last_lines else ""
+    return LaunchFailed(spec, f"{where} ended with exit code {code}{last}", "bad_code", worker)

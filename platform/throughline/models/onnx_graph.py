@@ -14,6 +14,7 @@ A core that has no use for one of the two inputs leaves it out.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,6 +52,14 @@ class Preprocessing(BaseModel):
         """Columns of `numbers`."""
         return len(self.numeric) + len(self.indicators)
 
+    @property
+    def encoders(self) -> list[tuple[list[str], list[int]]]:
+        """Per categorical column the known words and their codes.
+
+        An empty vocabulary is no valid mapping: it maps "", which is missing and so 0 in any case.
+        """
+        return [(words or [""], list(range(1, len(words) + 1)) or [0]) for words in self.vocabularies]
+
     def numbers(self, values: np.ndarray) -> np.ndarray:
         """float32 [rows, K] with NaN for missing -> float32 [rows, width]; the ONNX graph does the same steps."""
         missing = np.isnan(values)
@@ -63,16 +72,9 @@ class Preprocessing(BaseModel):
     def codes(self, frame: pl.DataFrame) -> np.ndarray:
         """The categorical columns as int64 [rows, M]."""
         columns = [
-            frame[name]
-            .cast(pl.String)
-            .replace_strict(words, range(1, len(words) + 1), default=0, return_dtype=pl.Int64)
-            .to_numpy()
-            for name, words in zip(self.categorical, self.vocabularies, strict=True)
-            if words
+            frame[name].cast(pl.String).replace_strict(words, codes, default=0, return_dtype=pl.Int64).to_numpy()
+            for name, (words, codes) in zip(self.categorical, self.encoders, strict=True)
         ]
-        if len(columns) != len(self.categorical):  # a category that was always missing has nothing to tell apart
-            given = iter(columns)
-            columns = [next(given) if words else np.zeros(frame.height, np.int64) for words in self.vocabularies]
         return np.stack(columns, axis=1) if columns else np.zeros((frame.height, 0), np.int64)
 
 
@@ -118,7 +120,7 @@ def learn_preprocessing(rows: pl.DataFrame, numeric: list[str], categorical: lis
 
 def compose(preprocessing: Preprocessing, core: onnx.ModelProto) -> onnx.ModelProto:
     """Put the preprocessing in front of `core`: a model in the served format, checked, without names of machines."""
-    import onnx
+    import onnx  # postpones onnx (0.3 s), which loading a model does not need
     from onnx import compose as onnx_compose
 
     core = _plain(core)
@@ -136,14 +138,13 @@ def compose(preprocessing: Preprocessing, core: onnx.ModelProto) -> onnx.ModelPr
     front.ir_version = core.ir_version = max(core.ir_version, IR_VERSION)
     core = onnx_compose.add_prefix(core, "core/", rename_inputs=False)
     model = onnx_compose.merge_models(front, core, io_map=[(name, name) for name in sorted(inputs)])
-    result = model.graph.output[0].name
-    model.graph.node.extend(
-        [
-            onnx.helper.make_node("Constant", [], ["score/shape"], value_ints=[-1]),
-            onnx.helper.make_node("Reshape", [result, "score/shape"], ["score/flat"]),
-            onnx.helper.make_node("Cast", ["score/flat"], [SCORE], to=onnx.TensorProto.FLOAT),
-        ]
-    )
+    made = onnx.helper.make_node
+    flat = [
+        made("Constant", [], ["score/shape"], value_ints=[-1]),
+        made("Reshape", [model.graph.output[0].name, "score/shape"], ["score/flat"]),
+        made("Cast", ["score/flat"], [SCORE], to=onnx.TensorProto.FLOAT),
+    ]
+    model.graph.node.extend(flat)
     del model.graph.output[:]
     model.graph.output.append(onnx.helper.make_tensor_value_info(SCORE, onnx.TensorProto.FLOAT, ["rows"]))
     model.graph.name = "throughline"
@@ -180,18 +181,18 @@ def _plain(core: onnx.ModelProto) -> onnx.ModelProto:
 def _front(preprocessing: Preprocessing, wanted: set[str], opset: int) -> onnx.ModelProto:
     from onnx import TensorProto, helper, numpy_helper
 
-    nodes, initial, inputs, outputs = [], [], [], []
+    nodes, initial, inputs = [], [], []
 
-    def constant(name: str, value: np.ndarray) -> str:
-        initial.append(numpy_helper.from_array(value, name))
+    def constant(name: str, value: Any, kind: type) -> str:
+        initial.append(numpy_helper.from_array(np.asarray(value, kind), name))
         return name
 
     if "numbers" in wanted:
         inputs.append(helper.make_tensor_value_info(NUMERIC, TensorProto.FLOAT, ["rows", len(preprocessing.numeric)]))
-        mean = constant("front/mean", np.asarray(preprocessing.mean, np.float32))
-        scale = constant("front/scale", np.asarray(preprocessing.scale, np.float32))
-        low = constant("front/low", np.asarray(-preprocessing.clip, np.float32))
-        high = constant("front/high", np.asarray(preprocessing.clip, np.float32))
+        mean = constant("front/mean", preprocessing.mean, np.float32)
+        scale = constant("front/scale", preprocessing.scale, np.float32)
+        low = constant("front/low", -preprocessing.clip, np.float32)
+        high = constant("front/high", preprocessing.clip, np.float32)
         nodes += [
             helper.make_node("IsNaN", [NUMERIC], ["front/missing"]),
             helper.make_node("Where", ["front/missing", mean, NUMERIC], ["front/filled"]),
@@ -201,7 +202,7 @@ def _front(preprocessing: Preprocessing, wanted: set[str], opset: int) -> onnx.M
         ]
         if preprocessing.indicators:
             indices = [preprocessing.numeric.index(name) for name in preprocessing.indicators]
-            places = constant("front/indicators", np.asarray(indices, np.int64))
+            places = constant("front/indicators", indices, np.int64)
             nodes += [
                 helper.make_node("Gather", ["front/missing", places], ["front/gaps"], axis=1),
                 helper.make_node("Cast", ["front/gaps"], ["front/flags"], to=TensorProto.FLOAT),
@@ -209,29 +210,44 @@ def _front(preprocessing: Preprocessing, wanted: set[str], opset: int) -> onnx.M
             ]
         else:
             nodes.append(helper.make_node("Identity", ["front/clipped"], ["numbers"]))
-        outputs.append(helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["rows", preprocessing.width]))
     if "codes" in wanted:
         width = len(preprocessing.categorical)
         inputs.append(helper.make_tensor_value_info(CATEGORICAL, TensorProto.STRING, ["rows", width]))
-        codes = []
-        for place, words in enumerate(preprocessing.vocabularies):
-            at = constant(f"front/column_{place}", np.asarray([place], np.int64))
+        encoded = [f"front/codes_{place}" for place in range(width)]
+        for place, (words, codes) in enumerate(preprocessing.encoders):
+            at, column = constant(f"front/column_{place}", [place], np.int64), f"front/words_{place}"
+            mapping: dict[str, Any] = {"keys_strings": words, "values_int64s": codes, "default_int64": 0}
             nodes += [
-                helper.make_node("Gather", [CATEGORICAL, at], [f"front/words_{place}"], axis=1),
-                helper.make_node(
-                    "LabelEncoder",
-                    [f"front/words_{place}"],
-                    [f"front/codes_{place}"],
-                    domain=ML_DOMAIN,
-                    # An empty vocabulary is no valid encoder; "" is missing and so 0 in any case.
-                    keys_strings=words or [""],
-                    values_int64s=list(range(1, len(words) + 1)) or [0],
-                    default_int64=0,
-                ),
+                helper.make_node("Gather", [CATEGORICAL, at], [column], axis=1),
+                helper.make_node("LabelEncoder", [column], [encoded[place]], domain=ML_DOMAIN, **mapping),
             ]
-            codes.append(f"front/codes_{place}")
-        nodes.append(helper.make_node("Concat", codes, ["codes"], axis=1))
-        outputs.append(helper.make_tensor_value_info("codes", TensorProto.INT64, ["rows", width]))
-    graph = helper.make_graph(nodes, "front", inputs, outputs, initial)
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid(ML_DOMAIN, ML_OPSET)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+        nodes.append(helper.make_node("Concat", encoded, ["codes"], axis=1))
+    outputs = [value for name, value in core_inputs(preprocessing).items() if name in wanted]
+    return make_model("front", nodes, inputs, outputs, initial, {"": opset, ML_DOMAIN: ML_OPSET})
+
+
+def core_inputs(preprocessing: Preprocessing) -> dict[str, onnx.ValueInfoProto]:
+    """What the preprocessing gives: the inputs of a core, by name."""
+    from onnx import TensorProto, helper
+
+    kinds = {
+        "numbers": (TensorProto.FLOAT, preprocessing.width),
+        "codes": (TensorProto.INT64, len(preprocessing.categorical)),
+    }
+    return {name: helper.make_tensor_value_info(name, kind, ["rows", width]) for name, (kind, width) in kinds.items()}
+
+
+def make_model(
+    name: str,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    constants: Sequence[onnx.TensorProto],
+    opsets: Mapping[str, int],
+) -> onnx.ModelProto:
+    """A graph as a model; `opsets`: version by domain of the operators used."""
+    from onnx import helper
+
+    graph = helper.make_graph(nodes, name, inputs, outputs, constants)
+    imports = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+    return helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)

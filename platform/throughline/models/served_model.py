@@ -12,13 +12,16 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
 from throughline.foundation.errors import ThroughlineError
 from throughline.models.onnx_graph import CATEGORICAL, ML_DOMAIN, NUMERIC, SCORE, numeric_matrix
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 _DOMAINS = {"", "ai.onnx", ML_DOMAIN}
 
@@ -54,31 +57,19 @@ class ServedModel:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise ThroughlineError(
-                f"Model file {path} cannot be read ({error.strerror}): deploy the version again."
-            ) from error
+            raise ThroughlineError(f"Model file {path} cannot be read ({error.strerror}): deploy it again.") from error
         digest = hashlib.sha256(content).hexdigest()
         if digest != sha256:
             raise ThroughlineError(
                 f"Model file {path} has digest {digest[:12]}, registered is {sha256[:12]}: "
                 "it was changed or damaged after registration; deploy the version again."
             )
-        return cls._from_bytes(content, digest, str(path), threads)
-
-    @classmethod
-    def _from_bytes(cls, content: bytes, digest: str, where: str, threads: int) -> ServedModel:
-        import onnxruntime
-
-        _refuse_foreign(content, where)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        _refuse_foreign(content, path)
         try:
-            session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            session = session_of(content, threads)
         except Exception as error:  # onnxruntime's many error types share no base but Exception
             raise ThroughlineError(
-                f"{where} is not a model onnxruntime can run ({str(error).splitlines()[0]}): train it again."
+                f"{path} is not a model onnxruntime can run ({str(error).splitlines()[0]}): train it again."
             ) from error
         kinds = {value.name: value.type for value in session.get_inputs()}
         expected = {NUMERIC: "tensor(float)", CATEGORICAL: "tensor(string)"}
@@ -88,11 +79,11 @@ class ServedModel:
             lists = [json.loads(properties[f"throughline.{key}"]) for key in ("numeric", "categorical", "domain")]
         except (KeyError, ValueError) as error:
             raise ThroughlineError(
-                f"{where} does not name its features (metadata throughline.*): build it with onnx_graph.compose."
+                f"{path} does not name its features (metadata throughline.*): build it with onnx_graph.compose."
             ) from error
         if not kinds or any(expected.get(name) != kind for name, kind in kinds.items()) or names != [SCORE]:
             raise ThroughlineError(
-                f"{where} has inputs {kinds} and outputs {names}: a served model has {NUMERIC}, {CATEGORICAL} "
+                f"{path} has inputs {kinds} and outputs {names}: a served model has {NUMERIC}, {CATEGORICAL} "
                 f"and {SCORE}; build it with onnx_graph.compose."
             )
         return cls(session, *lists, digest, len(content))
@@ -102,7 +93,9 @@ class ServedModel:
         numeric, categorical = self._matrices(features)
         if features.height == 0:
             return np.zeros(0)
-        return self._run(numeric, categorical)
+        feeds = {NUMERIC: numeric, CATEGORICAL: categorical}
+        (scores,) = self._session.run([SCORE], {name: feeds[name] for name in self._inputs})
+        return scores.astype(np.float64)
 
     def outside_domain(self, features: pl.DataFrame) -> list[list[str]]:
         """Per row the features whose value the model was not trained on. Missing is never outside."""
@@ -115,18 +108,11 @@ class ServedModel:
                     found[row].append(self.categorical[place])
         return found
 
-    def _run(self, numeric: np.ndarray, categorical: np.ndarray) -> np.ndarray:
-        feeds = {NUMERIC: numeric, CATEGORICAL: categorical}
-        (scores,) = self._session.run([SCORE], {name: feeds[name] for name in self._inputs})
-        return scores.astype(np.float64)
-
     def _matrices(self, features: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         missing = [name for name in (*self.numeric, *self.categorical) if name not in features.columns]
         if missing:
-            raise ThroughlineError(
-                f"Feature(s) {', '.join(missing)} not given to the model: "
-                "the feature service and the model must be of the same version."
-            )
+            remedy = "the feature service and the model must be of the same version"
+            raise ThroughlineError(f"Feature(s) {', '.join(missing)} not given to the model: {remedy}.")
         try:
             numeric = numeric_matrix(features, self.numeric)
             words = features.select(pl.col(name).cast(pl.String).fill_null("") for name in self.categorical)
@@ -146,7 +132,17 @@ def sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _refuse_foreign(content: bytes, where: str) -> None:
+def session_of(content: bytes, threads: int) -> onnxruntime.InferenceSession:
+    """A session on CPU cores for the bytes of an ONNX file."""
+    import onnxruntime  # postpones onnxruntime, which what only names a digest does not need
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _refuse_foreign(content: bytes, where: Path) -> None:
     import onnx
     from google.protobuf.message import DecodeError
 

@@ -42,7 +42,7 @@ def test_ratios_are_horovods_samples_to_those_of_ddp_round_by_round():
 def test_a_training_of_the_made_rows_has_figures(tmp_path, rows):
     folder = horovod_ddp.make_rows(tmp_path, rows)
     facts = open_prepared(folder).facts
-    assert 0.8 * rows < facts.rows <= rows
+    assert 0.8 * rows < facts.rows_trained <= rows
     assert 0.1 < facts.base_rate < 0.9
     found = horovod_ddp.train("single", 1, folder, tmp_path, epochs=2, batch=64)
     assert found["samples_per_s"] > 0

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from throughline.experiment.parameters import CommonParameters, checked
 from throughline.experiment.prepare import prepare
 from throughline.experiment.prepared import open_prepared
-from throughline.experiment.spec import TrainingReport, TrainingSpec
+from throughline.experiment.spec import TrainedRows, TrainingReport, TrainingSpec
 from throughline.foundation.references import TableReference
 from throughline.models.served_model import ServedModel
 from throughline.records import DatasetRecord
@@ -126,18 +126,18 @@ def test_it_learns_and_writes_a_model_that_can_be_served(rows, tmp_path, capsys)
 def test_the_report_has_the_rows_and_every_epoch(rows, tmp_path, capsys):
     _, output = run(rows, tmp_path, epochs=3)
     report, facts = report_of(output), open_prepared(rows).facts
-    assert (report.rows_trained, report.rows_validation) == (facts.rows, facts.validation_rows)
-    assert (report.base_rate, report.trained_from, report.trained_until) == (
-        facts.base_rate,
-        facts.trained_from,
-        facts.trained_until,
-    )
+    assert report.model_dump(include=set(TrainedRows.model_fields)) == facts.model_dump(exclude={"preprocessing"})
     assert (report.device, report.resumed_at, report.interruptions) in [("cpu", None, []), ("cuda", None, [])]
     assert report.validation_log_loss == pytest.approx(report.epochs[-1].validation_loss, abs=1e-5)
     assert 0.5 < report.validation_auc < 1
     assert report.seconds >= sum(epoch.seconds for epoch in report.epochs)
     events = events_of(capsys.readouterr().out)
-    assert events[0] == {"event": "start", "rows": facts.rows, "validation_rows": facts.validation_rows, "workers": 1}
+    assert events[0] == {
+        "event": "start",
+        "rows": facts.rows_trained,
+        "validation_rows": facts.rows_validation,
+        "workers": 1,
+    }
     assert [{"event": "epoch", **epoch.model_dump()} for epoch in report.epochs] == events[1:-1]
     assert [epoch.epoch for epoch in report.epochs] == [1, 2, 3]
     for epoch in report.epochs:
@@ -151,7 +151,7 @@ def test_a_long_epoch_reports_its_progress(rows, tmp_path, capsys, monkeypatch):
     run(rows, tmp_path, epochs=2, batch_size=16)
     events = events_of(capsys.readouterr().out)
     progress = [event for event in events if event["event"] == "progress"]
-    steps = open_prepared(rows).facts.rows // 16
+    steps = open_prepared(rows).facts.rows_trained // 16
     assert [event["share"] for event in progress] == 2 * [round(step / steps, 3) for step in range(50, steps, 50)]
     assert {event["epoch"] for event in progress} == {1, 2}
     for event in progress:

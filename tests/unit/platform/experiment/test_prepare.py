@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from throughline.experiment import prepare as module
 from throughline.experiment import prepared
 from throughline.experiment.prepare import prepare, split_rows
-from throughline.experiment.prepared import FACTS, TRAIN, VALIDATION, open_prepared
+from throughline.experiment.prepared import ARRAYS, FACTS, TRAIN, VALIDATION, open_prepared
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
 from throughline.records import DatasetRecord
@@ -88,7 +88,7 @@ def test_the_facts_of_prepared_rows_are_those_of_the_training_rows(tmp_path):
     dataset = written(tmp_path, frame(label_after=timedelta(hours=30)))
     train, validation = split_rows(pl.read_delta(dataset.path), dataset, seed=1)
     facts = open_prepared(prepare(tmp_path / "prepared", dataset, seed=1)).facts
-    assert (facts.rows, facts.validation_rows) == (train.height, validation.height)
+    assert (facts.rows_trained, facts.rows_validation) == (train.height, validation.height)
     assert facts.trained_from == train["prediction_time"].min()
     times = [rows[time].max() for rows in (train, validation) for time in ("prediction_time", "label_available_at")]
     assert facts.trained_until == max(times) < HOLDOUT
@@ -197,8 +197,8 @@ def test_rows_are_read_where_the_file_is_mapped_and_a_share_is_a_view(tmp_path, 
     rows = open_prepared(folder)
     mapped = Path("/proc/self/maps").read_text()
     for name, part in ((TRAIN, rows.train), (VALIDATION, rows.validation)):
-        assert str(folder / name) in mapped
-        for values in (part.numbers, part.codes, part.labels):
+        for array, values in zip(ARRAYS, (part.numbers, part.codes, part.labels), strict=True):
+            assert str(folder / f"{name}.{array}.npy") in mapped
             assert not values.flags.owndata
             assert not values.flags.writeable
             assert values.flags.c_contiguous
@@ -215,7 +215,7 @@ def test_rows_are_read_where_the_file_is_mapped_and_a_share_is_a_view(tmp_path, 
 def test_a_dataset_may_have_numbers_alone_or_categories_alone(tmp_path, dataset, without):
     rows = open_prepared(prepare(tmp_path / "prepared", dataset.model_copy(update={without: []}), seed=1))
     empty = rows.train.numbers if without == "numeric" else rows.train.codes
-    assert empty.shape == (rows.facts.rows, 0)
+    assert empty.shape == (rows.facts.rows_trained, 0)
     assert rows.train[3:9].numbers.shape[0] == rows.train[3:9].codes.shape[0] == 6
 
 
@@ -313,7 +313,7 @@ def test_two_threads_that_prepare_at_once_do_not_write_into_each_other(tmp_path,
     assert list((tmp_path / "prepared").iterdir()) == folders[:1]
 
 
-@pytest.mark.parametrize("part", ["_write_arrays", "Facts"])
+@pytest.mark.parametrize("part", ["Arrays", "Facts"])
 def test_a_crash_half_way_leaves_no_folder(tmp_path, dataset, monkeypatch, part):
     def crash(*_, **__):
         raise OSError("no space left on device")
@@ -323,7 +323,7 @@ def test_a_crash_half_way_leaves_no_folder(tmp_path, dataset, monkeypatch, part)
         with pytest.raises(OSError, match="no space left"):
             prepare(tmp_path / "prepared", dataset, 1)
     assert list((tmp_path / "prepared").iterdir()) == []
-    assert open_prepared(prepare(tmp_path / "prepared", dataset, 1)).facts.rows > 0
+    assert open_prepared(prepare(tmp_path / "prepared", dataset, 1)).facts.rows_trained > 0
 
 
 @pytest.mark.parametrize("lines", [0, 1], ids=["before", "after"])
@@ -339,7 +339,7 @@ def test_a_process_killed_half_way_leaves_nothing_that_looks_prepared(tmp_path, 
     assert contents(prepare(tmp_path / "prepared", dataset, 1)) == contents(prepare(tmp_path / "single", dataset, 1))
 
 
-@pytest.mark.parametrize("lost", [FACTS, TRAIN, VALIDATION])
+@pytest.mark.parametrize("lost", [FACTS, *(f"{part}.{name}.npy" for part in (TRAIN, VALIDATION) for name in ARRAYS)])
 def test_prepared_rows_that_are_not_there_are_refused_in_one_line(tmp_path, dataset, lost):
     folder = prepare(tmp_path / "prepared", dataset, seed=1)
     (folder / lost).unlink()

@@ -75,14 +75,19 @@ def expected(frame: pl.DataFrame) -> np.ndarray:
 numbers = st.one_of(st.none(), st.just(float("nan")), st.floats(width=32), st.floats(-50, 50, width=32))
 words = st.one_of(st.none(), st.sampled_from(["", "B6", "AA", "BOS", "ORD", "??"]), st.text(max_size=4))
 rows = st.fixed_dictionaries({**dict.fromkeys(NUMERIC, numbers), **dict.fromkeys(CATEGORICAL, words)})
-_BUILT = compose(LEARNED, core(LEARNED.width)).SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory) -> ServedModel:
+    file = save(tmp_path_factory.mktemp("model"), compose(LEARNED, core(LEARNED.width)))
+    return ServedModel.load(file, sha256_of(file))
 
 
 @settings(max_examples=80)
-@given(st.lists(rows, min_size=1, max_size=6))
-def test_the_graph_prepares_any_row_as_training_did(drawn):
+@given(drawn=st.lists(rows, min_size=1, max_size=6))
+def test_the_graph_prepares_any_row_as_training_did(loaded, drawn):
     frame = pl.DataFrame(drawn, schema={**dict.fromkeys(NUMERIC, pl.Float64), **dict.fromkeys(CATEGORICAL, pl.String)})
-    scores = ServedModel._from_bytes(_BUILT, "", "test", 1).score(frame)
+    scores = loaded.score(frame)
     assert np.isfinite(scores).all()
     np.testing.assert_allclose(scores, expected(frame), atol=1e-6)
 
