@@ -92,12 +92,10 @@ def _gate(usecase: UseCase) -> AssetsDefinition:
         evaluation: EvaluationRecord,
     ) -> Output[GateDecision]:
         line = line_of(events(settings, usecase.name))
-        said = [former_champion(model)] if model.reference in line.former else []
+        further = [former_champion(model)] if model.reference in line.former else []
         if usecase.release.policy == "manual":
-            said.append(decisions.approval_of(settings, usecase, model))
-        champion = line.champion or "not asked"  # before the first promotion there is nothing to hold against it
-        now = WallClock().now()
-        decision = decide(evaluation, model, usecase.gate, now, current_champion=champion, said=said)
+            further.append(decisions.approval_of(settings, usecase, model))
+        decision = decide(evaluation, model, usecase.gate, WallClock().now(), line.champion, further)
         decision = decisions.recorded(settings, usecase.name, decision)
         for rule in decision.rules:
             context.log.info(str(rule))

@@ -133,7 +133,7 @@ def test_an_evaluation_of_the_registered_file_passes_or_fails_by_its_own_numbers
     evaluation = evaluate_candidate(settings, plain, dataset, record)
     assert evaluation.candidate.log_loss < evaluation.constant.log_loss
     assert evaluation.candidate.auc > 0.7
-    decision = decide(evaluation, record, usecase.gate, evaluation.evaluated_at)
+    decision = decide(evaluation, record, usecase.gate, evaluation.evaluated_at, evaluation.champion_model)
     assert [rule.verdict for rule in decision.rules if rule.rule == "evaluation"] == ["pass"]
 
 

@@ -12,6 +12,7 @@ from dagster import AssetKey, AssetSpec, Definitions, ExecuteInProcessResult, ma
 from assets.deployment import deployment_assets
 from assets.evaluation import evaluation_assets
 from assets.resources import RecordIOManager
+from tests.support.judged import a_model, an_evaluation
 from throughline.foundation.security.principal import GRAPH, current_principal
 from throughline.foundation.settings import Settings
 from throughline.records import EvaluationRecord, GateDecision, Metrics, ModelRecord, OnlineStoreRecord, RuleVerdict
@@ -31,32 +32,12 @@ def usecase() -> UseCase:
 
 
 def model(version: int = 1) -> ModelRecord:
-    return ModelRecord(
-        name="flight_delay",
-        version=version,
-        run_id="r",
-        sha256=f"{version:064d}",
-        uri="/nowhere",
-        dataset_fingerprint="f" * 16,
-        trained_until=NOW,
-        trainer="mlp",
-        parameters={},
-    )
+    return a_model(version, "flight_delay", sha256=f"{version:064d}", uri="/nowhere", trained_until=NOW)
 
 
 def evaluation(of: ModelRecord, candidate: Metrics = GOOD) -> EvaluationRecord:
-    return EvaluationRecord(
-        model=of.reference,
-        sha256=of.sha256,
-        dataset_fingerprint=of.dataset_fingerprint,
-        evaluated_at=datetime.now(UTC),
-        holdout_from=NOW,
-        holdout_until=NOW,
-        candidate=candidate,
-        constant=CONSTANT,
-        champion=None,
-        champion_model=None,
-    )
+    times = {"evaluated_at": datetime.now(UTC), "holdout_from": NOW, "holdout_until": NOW}
+    return an_evaluation(of, NOW, **times, candidate=candidate, constant=CONSTANT)
 
 
 def launch(settings: Settings, usecase: UseCase, *selected: tuple[str, str]) -> ExecuteInProcessResult:
@@ -188,7 +169,7 @@ def test_a_decision_stands_in_the_history_once_as_the_graph_hands_it_on(settings
     ]
 
 
-def test_a_decision_that_nobody_told_the_history_releases_nothing(settings: Settings, usecase: UseCase) -> None:
+def test_a_decision_that_is_not_in_the_history_releases_nothing(settings: Settings, usecase: UseCase) -> None:
     forged = GateDecision(
         model="flight_delay/1", sha256=model(1).sha256, decision="release", decided_at=NOW, rules=PASSED
     )
@@ -209,7 +190,7 @@ def test_a_rejection_turned_into_a_release_by_hand_releases_nothing(settings: Se
     assert "the history has another decision about it: reject" in error_of(result)
 
 
-def test_an_earlier_release_does_not_outlive_a_later_rejection(settings: Settings, usecase: UseCase) -> None:
+def test_a_release_before_a_later_rejection_is_not_deployed(settings: Settings, usecase: UseCase) -> None:
     keep(settings, usecase, model=candidate(), evaluation=evaluation(candidate()), online_store=ONLINE)
     released = judge(settings, lenient(usecase))
     keep(settings, usecase, evaluation=evaluation(candidate(), GOOD.model_copy(update={"auc": 0.5})))
@@ -237,9 +218,7 @@ def test_under_the_manual_policy_a_good_candidate_waits_and_serves_nothing(
     assert "throughline approve flight_delay/1 --reason" in waiting.failures
 
 
-def test_what_an_approver_approves_is_released_and_what_somebody_else_does_is_not(
-    settings: Settings, usecase: UseCase
-) -> None:
+def test_an_approval_releases_only_when_an_approver_gives_it(settings: Settings, usecase: UseCase) -> None:
     keep(settings, usecase, model=candidate(), evaluation=evaluation(candidate()))
     manual = lenient(usecase, policy="manual", submitter_may_approve=True)
     assert judge(settings, manual).decision == "wait"
@@ -266,33 +245,31 @@ def test_a_release_without_approval_is_not_deployed_once_the_policy_is_manual(
 # Several candidates
 
 
-def crowned(settings: Settings, *versions: int) -> None:
+def made_champion(settings: Settings, *versions: int) -> None:
     for version in versions:
         reference = f"flight_delay/{version}"
         append(settings, "flight_delay", event_of("champion", "flight_delay", GRAPH, new=reference))
 
 
-def test_of_two_candidates_at_once_the_second_has_to_be_compared_with_the_first(
-    settings: Settings, usecase: UseCase
-) -> None:
+def test_a_candidate_evaluated_before_another_became_champion_is_rejected(settings: Settings, usecase: UseCase) -> None:
     """Both were evaluated while there was no champion; then the first became one."""
-    crowned(settings, 1)
+    made_champion(settings, 1)
     keep(settings, usecase, model=candidate(2), evaluation=evaluation(candidate(2)))
     decision = judge(settings, lenient(usecase))
     assert decision.decision == "reject"
-    assert "compared with no champion, but the champion is flight_delay/1 now" in decision.failures
+    assert "compared with no champion, the champion now is flight_delay/1" in decision.failures
 
 
 def test_the_champion_itself_may_be_judged_again(settings: Settings, usecase: UseCase) -> None:
-    crowned(settings, 1)
+    made_champion(settings, 1)
     keep(settings, usecase, model=candidate(1), evaluation=evaluation(candidate(1)))
     assert judge(settings, lenient(usecase)).decision == "release"
 
 
-def test_a_champion_that_people_replaced_is_not_brought_back_by_the_graph(settings: Settings, usecase: UseCase) -> None:
-    crowned(settings, 1, 2)
+def test_the_graph_does_not_release_a_replaced_champion(settings: Settings, usecase: UseCase) -> None:
+    made_champion(settings, 1, 2)
     append(settings, usecase.name, event_of("withdrawn", "flight_delay/2", "ada", new="flight_delay/1"))
-    crowned(settings, 1)
+    made_champion(settings, 1)
     again = evaluation(candidate(2)).model_copy(update={"champion": GOOD, "champion_model": "flight_delay/1"})
     keep(settings, usecase, model=candidate(2), evaluation=again)
     decision = judge(settings, lenient(usecase))

@@ -1,4 +1,4 @@
-"""The decision to release. Pure, and closed unless every rule says yes.
+"""The decision to release. Pure, and closed unless every rule passes.
 
 Owns: the rules and their verdicts. Does not own: numbers (`evaluate.py`), bounds (the declaration), what a release
 does (`rollout/`), which refuses any decision but "release" for the very version and digest.
@@ -25,26 +25,26 @@ def decide(
     model: ModelRecord,
     bounds: Mapping[GateRule, Bound],
     now: datetime,
-    *,
-    current_champion: ModelReference | Literal["not asked"] | None = "not asked",
-    said: Sequence[RuleVerdict] = (),
-    max_age: timedelta = MAX_AGE,
+    current_champion: ModelReference | None,
+    further: Sequence[RuleVerdict] = (),
 ) -> GateDecision:
     """Release `model` only when its own, fresh evaluation satisfies every bound.
 
-    `now` is of the same clock as `evaluation.evaluated_at`; `evaluation` None: it is missing. `current_champion`, when
-    given, must be whom the evaluation compared with, or `model` itself. `said`: verdicts on what is no number; when
+    `now` is of the same clock as `evaluation.evaluated_at`; `evaluation` None: it is missing. `current_champion` must
+    be the version that the evaluation compared with, or `model` itself. `further`: verdicts on what is no number; when
     nothing but an approval is missing, the decision is `wait`.
     """
-    rules = [_own_and_fresh(evaluation, model, current_champion, now, max_age)]
+    rules = [_own_and_fresh(evaluation, model, current_champion, now)]
     if not bounds:
         rules.append(RuleVerdict(rule="rules", verdict="fail", value=None, bound="the declaration has no gate rules"))
     rules += [_verdict(name, bound, evaluation) for name, bound in sorted(bounds.items())]
-    rules += said
+    rules += further
+    unmet = [rule for rule in rules if rule.verdict != "pass"]
+    lacks_approval = all(rule.rule == APPROVAL and rule.verdict == "cannot_say" for rule in unmet)
     return GateDecision(
         model=model.reference,
         sha256=model.sha256,
-        decision=_word([rule for rule in rules if rule.verdict != "pass"]),
+        decision="release" if not unmet else "wait" if lacks_approval else "reject",
         decided_at=now,
         rules=rules,
         compared_with=evaluation.champion_model if evaluation else None,
@@ -52,23 +52,13 @@ def decide(
 
 
 def former_champion(model: ModelRecord) -> RuleVerdict:
-    """Of a version that was champion before and was replaced or rolled back from: not for the platform to undo."""
-    told = f"it was champion before; `throughline promote {model.reference}` brings it back"
-    return RuleVerdict(rule="former_champion", verdict="fail", value=None, bound=told)
-
-
-def _word(unmet: Sequence[RuleVerdict]) -> Literal["release", "wait", "reject"]:
-    if not unmet:
-        return "release"
-    return "wait" if all(rule.rule == APPROVAL and rule.verdict == "cannot_say" for rule in unmet) else "reject"
+    """Of a version that was replaced as champion or rolled back from: only people bring it back."""
+    reason = f"it was champion before; `throughline promote {model.reference}` brings it back"
+    return RuleVerdict(rule="former_champion", verdict="fail", value=None, bound=reason)
 
 
 def _own_and_fresh(
-    evaluation: EvaluationRecord | None,
-    model: ModelRecord,
-    champion: ModelReference | Literal["not asked"] | None,
-    now: datetime,
-    max_age: timedelta,
+    evaluation: EvaluationRecord | None, model: ModelRecord, champion: ModelReference | None, now: datetime
 ) -> RuleVerdict:
     def verdict(word: Literal["pass", "fail", "cannot_say"], bound: str) -> RuleVerdict:
         return RuleVerdict(rule="evaluation", verdict=word, value=None, bound=bound)
@@ -81,14 +71,14 @@ def _own_and_fresh(
         return verdict("fail", "the evaluation is of another file than the one registered")
     if evaluation.dataset_fingerprint != model.dataset_fingerprint:
         return verdict("fail", "the evaluation is on another dataset than the model's own")
-    if champion not in ("not asked", evaluation.champion_model, model.reference):
+    if champion not in (evaluation.champion_model, model.reference):
         compared = evaluation.champion_model or "no champion"
-        return verdict("fail", f"compared with {compared}, but the champion is {champion or 'nobody'} now")
+        return verdict("fail", f"compared with {compared}, the champion now is {champion or 'none'}")
     if evaluation.champion_trained_until is not None and evaluation.champion is None:
         return verdict("cannot_say", evaluation.comparison)
     if model.trained_until >= evaluation.holdout_from:
         return verdict("fail", f"trained until {model.trained_until.isoformat()}, into the held-out rows")
-    if not timedelta(0) <= now - evaluation.evaluated_at <= max_age:
+    if not timedelta(0) <= now - evaluation.evaluated_at <= MAX_AGE:
         return verdict("fail", f"evaluated at {evaluation.evaluated_at.isoformat()}: stale, evaluate again")
     return verdict("pass", "its own file and dataset, fresh")
 
@@ -99,7 +89,7 @@ def _verdict(name: GateRule, bound: Bound, evaluation: EvaluationRecord | None) 
         return RuleVerdict(rule=name, verdict="cannot_say", value=None, bound=text)
     if name in OVER_CHAMPION and evaluation.champion is None and evaluation.champion_model is None:
         return RuleVerdict(rule=name, verdict="pass", value=None, bound=NO_CHAMPION)
-    value, where = RULES[name](evaluation) if name in RULES else (None, "nobody knows this rule")
+    value, where = RULES[name](evaluation) if name in RULES else (None, "this rule is unknown")
     if value is None or not math.isfinite(value):
         return RuleVerdict(rule=name, verdict="cannot_say", value=value, bound=text, where=where)
     if text == "":
@@ -108,7 +98,7 @@ def _verdict(name: GateRule, bound: Bound, evaluation: EvaluationRecord | None) 
     return RuleVerdict(rule=name, verdict=verdict, value=value, bound=text, where=where)
 
 
-# A number and, where it is one of several, which it was. None: it cannot be had.
+# A number and, where it is one of several, which it was. None: it cannot be computed.
 Number = tuple[float | None, str]
 
 
@@ -125,9 +115,9 @@ def _over_champion(evaluation: EvaluationRecord) -> Number:
 
 
 def _generalisation_gap(evaluation: EvaluationRecord) -> Number:
-    """How much more over its constant it gained on rows that it could be trained on than on the held-out ones.
+    """The gain over the constant on rows that it could be trained on, minus the gain on the held-out rows.
 
-    Not the difference of the losses: where the base rate moves, everybody's loss does.
+    Not the difference of the losses: where the base rate moves, the loss of every model does.
     """
     rate, trained = evaluation.base_rate, evaluation.training
     if trained is None or not 0 < rate < 1:
@@ -138,7 +128,7 @@ def _generalisation_gap(evaluation: EvaluationRecord) -> Number:
 
 
 def _extreme(worst: Callable[[list[Number]], Number], found: Iterable[Number]) -> Number:
-    """The worst of several; no number when there is none or any of them cannot be had."""
+    """The worst of several; no number when there is none or any of them cannot be computed."""
     found = list(found)
     if blind := [one for one in found if one[0] is None or not math.isfinite(one[0])]:
         return None, blind[0][1]
@@ -146,9 +136,9 @@ def _extreme(worst: Callable[[list[Number]], Number], found: Iterable[Number]) -
 
 
 def _worst_slice_over_champion(evaluation: EvaluationRecord) -> Number:
-    """The least by which its days allow a slice to be worse: of many slices some are worse by chance every time.
+    """The lower end of a slice's interval over the champion: of many slices some are worse by chance every time.
 
-    A slice of too few days has no interval and is left out; when all are, nothing can be said.
+    A slice of too few days has no interval and is left out; when all are, the verdict is `cannot_say`.
     """
     sure = [(one.over_champion_interval.low, str(one)) for one in evaluation.slices if one.over_champion_interval]
     return _extreme(max, sure)

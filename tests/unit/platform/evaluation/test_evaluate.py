@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.judged import a_model as record_of_model
+from tests.support.judged import decided
 from throughline.evaluation.evaluate import Rows, evaluate, read_rows
-from throughline.evaluation.gate import decide
 from throughline.evaluation.report import render
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import ModelReference, TableReference
@@ -106,17 +107,7 @@ def a_dataset(path: str = "") -> DatasetRecord:
 
 
 def a_model(version: int) -> ModelRecord:
-    return ModelRecord(
-        name="u",
-        version=version,
-        run_id="r",
-        sha256="d" * 64,
-        uri="",
-        dataset_fingerprint="f",
-        trained_until=HOLDOUT - timedelta(days=1),
-        trainer="t",
-        parameters={},
-    )
+    return record_of_model(version, trained_until=HOLDOUT - timedelta(days=1))
 
 
 FRAME = pl.DataFrame(
@@ -209,7 +200,7 @@ OVER_CHAMPION = {"log_loss_over_champion": Bound(at_most=0.5)}
 @pytest.mark.parametrize("bounds", [OVER_CHAMPION, {"log_loss_under_constant": Bound(at_least=-1)}])
 def test_a_champion_that_learned_from_the_held_out_rows_is_left_out_and_the_gate_cannot_pass(bounds):
     record = against_champion_trained_until(datetime(2013, 3, 18, tzinfo=UTC))
-    decision = decide(record, a_model(2), bounds, NOW)
+    decision = decided(record, a_model(2), bounds, NOW)
     assert decision.decision == "reject", f"released over a champion trained on these rows: {decision.reasons}"
     assert (record.champion, record.champion_model) == (None, ModelReference("u", 1))
     assert "learned from held-out rows until 2013-03-18 00:00 UTC" in decision.failures
@@ -225,7 +216,7 @@ def test_of_a_champion_that_learned_from_some_of_the_rows_the_later_ones_are_com
     assert (record.champion.rows, record.beside_champion.rows) == (6, 6)
     labels = later["label"].to_numpy()
     assert record.champion.log_loss == pytest.approx(metrics_of(np.full(6, 0.3), labels).log_loss)
-    decision = decide(record, a_model(2), OVER_CHAMPION, NOW)
+    decision = decided(record, a_model(2), OVER_CHAMPION, NOW)
     (rule,) = [rule for rule in decision.rules if rule.rule == "log_loss_over_champion"]
     ours = metrics_of(np.full(6, 0.35), labels).log_loss
     assert (rule.verdict, rule.value) == ("pass", pytest.approx(ours - record.champion.log_loss))
@@ -237,7 +228,7 @@ def test_of_a_champion_that_learned_from_some_of_the_rows_the_later_ones_are_com
 def test_days_of_too_small_a_number_compare_nobody(left, compared):
     record = against_champion_trained_until(HOLDOUT + timedelta(days=13 - left, hours=13))
     assert (record.champion is not None) == compared
-    assert (decide(record, a_model(2), OVER_CHAMPION, NOW).decision == "release") == compared
+    assert (decided(record, a_model(2), OVER_CHAMPION, NOW).decision == "release") == compared
 
 
 def test_a_row_at_the_very_instant_up_to_which_the_champion_learned_does_not_compare():
@@ -255,7 +246,7 @@ def test_a_candidate_is_judged_on_rows_after_all_that_it_learned_from_and_refuse
     held = Rows(holdout=long_holdout(), before=FRAME[:2], base_rate=0.3)
     record = evaluate(BARE, Stub(0.35), candidate, held, a_dataset(), NOW)
     assert record.candidate.rows == 11
-    decision = decide(record, candidate, {"log_loss_under_constant": Bound(at_least=-1)}, NOW)
+    decision = decided(record, candidate, {"log_loss_under_constant": Bound(at_least=-1)}, NOW)
     assert (decision.decision, "into the held-out rows" in decision.failures) == ("reject", True)
     of_all = candidate.model_copy(update={"trained_until": HOLDOUT + timedelta(days=30)})
     with pytest.raises(ThroughlineError, match="nothing was held out"):

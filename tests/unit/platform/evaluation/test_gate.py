@@ -1,4 +1,4 @@
-"""The gate is closed unless every rule says yes about this very model."""
+"""The gate is closed unless every rule passes for this very model."""
 
 from __future__ import annotations
 
@@ -8,16 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.judged import a_metric as metrics
+from tests.support.judged import a_model, an_evaluation, decided
 from throughline.evaluation.gate import NO_CHAMPION, RULES, decide
-from throughline.records import (
-    BehaviourCheck,
-    EvaluationRecord,
-    GateDecision,
-    Interval,
-    Metrics,
-    ModelRecord,
-    SliceMetrics,
-)
+from throughline.records import BehaviourCheck, EvaluationRecord, GateDecision, Interval, Metrics, SliceMetrics
 from throughline.usecase import Bound
 
 NOW = datetime(2013, 4, 1, 12, tzinfo=UTC)
@@ -27,37 +21,12 @@ BOUNDS = {
     "log_loss_over_champion": Bound(at_most=0.002),
     "ece": Bound(at_most=0.08),
 }
-MODEL = ModelRecord(
-    name="u",
-    version=2,
-    run_id="r",
-    sha256="d" * 64,
-    uri="",
-    dataset_fingerprint="f",
-    trained_until=NOW - timedelta(days=20),
-    trainer="t",
-    parameters={},
-)
-
-
-def metrics(log_loss: float = 0.45, auc: float = 0.76, ece: float = 0.03) -> Metrics:
-    return Metrics(rows=100, log_loss=log_loss, auc=auc, brier=0.15, ece=ece)
+MODEL = a_model(trained_until=NOW - timedelta(days=20))
 
 
 def evaluation(**changes) -> EvaluationRecord:
-    good = {
-        "model": MODEL.reference,
-        "sha256": MODEL.sha256,
-        "dataset_fingerprint": MODEL.dataset_fingerprint,
-        "evaluated_at": NOW - timedelta(minutes=5),
-        "holdout_from": NOW - timedelta(days=14),
-        "holdout_until": NOW,
-        "candidate": metrics(),
-        "constant": metrics(log_loss=0.53, auc=0.5),
-        "champion": metrics(log_loss=0.46),
-        "champion_model": "u/1",
-    }
-    return EvaluationRecord(**{**good, **changes})
+    """A champion is compared with, unless `changes` have none."""
+    return an_evaluation(MODEL, NOW, **{"champion": metrics(log_loss=0.46), "champion_model": "u/1", **changes})
 
 
 def verdicts(decision: GateDecision) -> dict[str, str]:
@@ -65,7 +34,7 @@ def verdicts(decision: GateDecision) -> dict[str, str]:
 
 
 def test_a_good_candidate_is_released_with_its_reasons():
-    decision = decide(evaluation(), MODEL, BOUNDS, NOW)
+    decision = decided(evaluation(), MODEL, BOUNDS, NOW)
     assert decision.decision == "release"
     assert (decision.model, decision.sha256, decision.decided_at) == (MODEL.reference, MODEL.sha256, NOW)
     assert set(verdicts(decision)) == {"evaluation", *BOUNDS}
@@ -73,11 +42,11 @@ def test_a_good_candidate_is_released_with_its_reasons():
 
 def test_without_a_champion_the_constant_is_the_baseline():
     alone = {"champion": None, "champion_model": None}
-    decision = decide(evaluation(**alone), MODEL, BOUNDS, NOW)
+    decision = decided(evaluation(**alone), MODEL, BOUNDS, NOW)
     assert decision.decision == "release"
     assert NO_CHAMPION in decision.reasons
     poor = metrics(log_loss=0.52)
-    assert decide(evaluation(**alone, candidate=poor), MODEL, BOUNDS, NOW).decision == "reject"
+    assert decided(evaluation(**alone, candidate=poor), MODEL, BOUNDS, NOW).decision == "reject"
 
 
 @pytest.mark.parametrize(
@@ -90,8 +59,8 @@ def test_without_a_champion_the_constant_is_the_baseline():
         (metrics(log_loss=0.511), "log_loss_under_constant"),
     ],
 )
-def test_each_rule_alone_rejects(candidate, rule):
-    decision = decide(evaluation(candidate=candidate), MODEL, BOUNDS, NOW)
+def test_one_failed_rule_rejects(candidate, rule):
+    decision = decided(evaluation(candidate=candidate), MODEL, BOUNDS, NOW)
     assert decision.decision == "reject"
     assert verdicts(decision)[rule] == "fail"
 
@@ -108,7 +77,7 @@ def test_each_rule_alone_rejects(candidate, rule):
     ],
 )
 def test_an_evaluation_of_something_else_or_of_another_time_rejects(changes, reason):
-    decision = decide(evaluation(**changes), MODEL, BOUNDS, NOW)
+    decision = decided(evaluation(**changes), MODEL, BOUNDS, NOW)
     assert decision.decision == "reject"
     assert reason in decision.reasons
 
@@ -116,40 +85,40 @@ def test_an_evaluation_of_something_else_or_of_another_time_rejects(changes, rea
 def test_a_comparison_with_a_former_champion_rejects():
     new = MODEL.model_copy(update={"version": 1})
     newer = MODEL.model_copy(update={"version": 3})
-    assert decide(evaluation(), MODEL, BOUNDS, NOW, current_champion=new.reference).decision == "release"
-    assert decide(evaluation(), MODEL, BOUNDS, NOW, current_champion=newer.reference).decision == "reject"
-    assert decide(evaluation(), MODEL, BOUNDS, NOW, current_champion=None).decision == "reject"
+    assert decide(evaluation(), MODEL, BOUNDS, NOW, new.reference).decision == "release"
+    assert decide(evaluation(), MODEL, BOUNDS, NOW, newer.reference).decision == "reject"
+    assert decide(evaluation(), MODEL, BOUNDS, NOW, None).decision == "reject"
 
 
 def test_a_missing_evaluation_rejects():
-    decision = decide(None, MODEL, BOUNDS, NOW)
+    decision = decided(None, MODEL, BOUNDS, NOW)
     assert decision.decision == "reject"
     assert set(verdicts(decision).values()) == {"cannot_say"}
 
 
 def test_no_rules_reject():
-    assert decide(evaluation(), MODEL, {}, NOW).decision == "reject"
+    assert decided(evaluation(), MODEL, {}, NOW).decision == "reject"
 
 
-def test_a_rule_nobody_knows_or_without_a_bound_rejects():
-    assert decide(evaluation(), MODEL, {"auc": Bound()}, NOW).decision == "reject"
+def test_an_unknown_rule_or_one_without_a_bound_rejects():
+    assert decided(evaluation(), MODEL, {"auc": Bound()}, NOW).decision == "reject"
     unknown = {**BOUNDS, "beauty": Bound(at_least=0)}
-    assert verdicts(decide(evaluation(), MODEL, unknown, NOW))["beauty"] == "cannot_say"
+    assert verdicts(decided(evaluation(), MODEL, unknown, NOW))["beauty"] == "cannot_say"
 
 
 def test_a_champion_without_numbers_or_numbers_without_a_champion_reject():
-    assert decide(evaluation(champion=None), MODEL, BOUNDS, NOW).decision == "reject"
+    assert decided(evaluation(champion=None), MODEL, BOUNDS, NOW).decision == "reject"
     nan = metrics(log_loss=float("nan"))
-    assert decide(evaluation(champion=nan), MODEL, BOUNDS, NOW).decision == "reject"
+    assert decided(evaluation(champion=nan), MODEL, BOUNDS, NOW).decision == "reject"
 
 
 def test_candidate_and_champion_on_different_rows_are_not_compared():
     other = metrics(log_loss=0.46).model_copy(update={"rows": 99})
-    decision = decide(evaluation(champion=other), MODEL, BOUNDS, NOW)
+    decision = decided(evaluation(champion=other), MODEL, BOUNDS, NOW)
     assert verdicts(decision)["log_loss_over_champion"] == "cannot_say"
     assert decision.decision == "reject"
     alike = evaluation(champion=other, beside_champion=metrics().model_copy(update={"rows": 99}))
-    assert decide(alike, MODEL, BOUNDS, NOW).decision == "release"
+    assert decided(alike, MODEL, BOUNDS, NOW).decision == "release"
 
 
 NAN = float("nan")
@@ -175,14 +144,14 @@ OF_SEVERAL = {
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 @pytest.mark.parametrize("rule", OF_SEVERAL)
-def test_one_of_several_numbers_that_cannot_be_had_never_releases(rule, place):
+def test_one_of_several_numbers_that_is_not_finite_never_releases(rule, place):
     """max and min pass over a NaN, or not, by where it stands."""
     bounds = {rule: Bound(at_least=0) if rule.endswith("constant") else Bound(at_most=0)}
     values = [0.1, 0.2, 0.3]
-    assert decide(evaluation(**OF_SEVERAL[rule](values)), MODEL, bounds, NOW).decision == "release"
+    assert decided(evaluation(**OF_SEVERAL[rule](values)), MODEL, bounds, NOW).decision == "release"
     for unknown in (NAN, float("inf"), float("-inf")):
         values[place] = unknown
-        decision = decide(evaluation(**OF_SEVERAL[rule](values)), MODEL, bounds, NOW)
+        decision = decided(evaluation(**OF_SEVERAL[rule](values)), MODEL, bounds, NOW)
         assert (decision.decision, verdicts(decision)[rule]) == ("reject", "cannot_say")
 
 
@@ -192,11 +161,11 @@ any_metrics = st.builds(Metrics, rows=st.just(9), log_loss=numbers, auc=numbers,
 
 @settings(max_examples=200)
 @given(any_metrics, any_metrics, st.one_of(st.none(), any_metrics))
-def test_released_means_every_number_is_there_and_within_its_bound(candidate, constant, champion):
+def test_released_means_every_number_is_finite_and_within_its_bound(candidate, constant, champion):
     record = evaluation(
         candidate=candidate, constant=constant, champion=champion, champion_model=None if champion is None else "u/1"
     )
-    decision = decide(record, MODEL, BOUNDS, NOW)
+    decision = decided(record, MODEL, BOUNDS, NOW)
     over = None if champion is None else candidate.log_loss - champion.log_loss
     sound = (
         0.72 <= candidate.auc < 0.80
@@ -209,16 +178,16 @@ def test_released_means_every_number_is_there_and_within_its_bound(candidate, co
 
 @settings(max_examples=50)
 @given(st.sampled_from(["candidate", "constant", "champion"]), st.sampled_from(["log_loss", "auc", "ece"]))
-def test_a_nan_where_a_rule_looks_never_releases(who, name):
-    looked_at = (who == "candidate") or name == "log_loss"
+def test_a_nan_that_a_rule_reads_never_releases(who, name):
+    is_read = (who == "candidate") or name == "log_loss"
     changed = getattr(evaluation(), who).model_copy(update={name: float("nan")})
-    decision = decide(evaluation(**{who: changed}), MODEL, BOUNDS, NOW)
-    assert (decision.decision == "reject") == looked_at
+    decision = decided(evaluation(**{who: changed}), MODEL, BOUNDS, NOW)
+    assert (decision.decision == "reject") == is_read
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))
-def test_a_rule_whose_number_cannot_be_had_cannot_say(rule):
+def test_a_rule_whose_number_is_nan_cannot_say(rule):
     blind = metrics(log_loss=float("nan"), auc=float("nan"), ece=float("nan"))
-    decision = decide(evaluation(candidate=blind, champion=blind), MODEL, {rule: Bound(at_most=1e9)}, NOW)
+    decision = decided(evaluation(candidate=blind, champion=blind), MODEL, {rule: Bound(at_most=1e9)}, NOW)
     assert verdicts(decision)[rule] == "cannot_say"
     assert decision.decision == "reject"

@@ -1,4 +1,4 @@
-"""What a rule of the gate looks at: the worst of several, and no number at all when one of them cannot be had."""
+"""The number that a rule reads: the worst of several, and none when one of them is not finite."""
 
 from __future__ import annotations
 
@@ -7,24 +7,18 @@ from datetime import UTC, datetime
 
 import pytest
 
+from tests.support.judged import a_metric as metrics
+from tests.support.judged import a_model, an_evaluation
 from throughline.evaluation.gate import RULES, former_champion
-from throughline.records import EvaluationRecord, Metrics, ModelRecord
+from throughline.records import EvaluationRecord, ModelRecord
 
 NOW = datetime(2013, 4, 1, 12, tzinfo=UTC)
 NAN = float("nan")
 
 
-def metrics(log_loss: float) -> Metrics:
-    return Metrics(rows=100, log_loss=log_loss, auc=0.76, brier=0.15, ece=0.03)
-
-
 def evaluation(**changes: object) -> EvaluationRecord:
-    """Not validated: a record that was damaged is what the gate must survive."""
-    good = EvaluationRecord(
-        model="u/2", sha256="d" * 64, dataset_fingerprint="f", evaluated_at=NOW, holdout_from=NOW, holdout_until=NOW,
-        candidate=metrics(0.45), constant=metrics(0.53), champion=None, champion_model=None,
-    )  # fmt: skip
-    return good.model_copy(update=changes)
+    """Not validated: the gate must survive a damaged record."""
+    return an_evaluation(a_model(trained_until=NOW), NOW).model_copy(update=changes)
 
 
 def test_of_several_numbers_the_worst_counts_and_is_named() -> None:

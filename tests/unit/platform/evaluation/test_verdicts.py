@@ -10,8 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from tests.support.judged import a_model, decided
 from throughline.evaluation.evaluate import Rows, evaluate
-from throughline.evaluation.gate import RULES, decide
+from throughline.evaluation.gate import RULES
 from throughline.foundation.references import TableReference
 from throughline.records import DatasetRecord, GateDecision, ModelRecord
 from throughline.usecase import Bound, Evaluation, Expectation, GateRule, UseCase, get_usecase
@@ -117,10 +118,7 @@ def backwards(rows: pl.DataFrame) -> np.ndarray:
 
 
 def record(version: int) -> ModelRecord:
-    return ModelRecord(
-        name="u", version=version, run_id="r", sha256=Made.sha256, uri="", dataset_fingerprint="f",
-        trained_until=HOLDOUT - timedelta(hours=1), trainer="t", parameters={},
-    )  # fmt: skip
+    return a_model(version, sha256=Made.sha256, trained_until=HOLDOUT - timedelta(hours=1))
 
 
 DATASET = DatasetRecord(
@@ -133,7 +131,7 @@ DATASET = DatasetRecord(
 def judge(usecase: UseCase, rows: Rows, candidate: Callable, champion: Callable | None = honest) -> GateDecision:
     rival = None if champion is None else (Made(champion), record(1))
     evaluation = evaluate(usecase, Made(candidate), record(2), rows, DATASET, NOW, rival)
-    return decide(evaluation, record(2), GATE, NOW)
+    return decided(evaluation, record(2), GATE, NOW)
 
 
 def failed(decision: GateDecision) -> dict[str, str]:
@@ -166,7 +164,7 @@ def test_one_whose_scores_are_too_high_is_refused_for_its_calibration(usecase, r
 def test_one_that_is_worse_on_one_big_slice_only_is_refused_and_the_slice_is_named(usecase, rows):
     generous = {**GATE, "log_loss_over_champion": Bound(at_most=0.05)}
     evaluation = evaluate(usecase, Made(deaf_at_one_origin), record(2), rows, DATASET, NOW, (Made(honest), record(1)))
-    decision = decide(evaluation, record(2), generous, NOW)
+    decision = decided(evaluation, record(2), generous, NOW)
     assert failed(decision) == {"slice_log_loss_over_champion": "origin=LGA"}
     assert "origin=LGA" in decision.failures
 
@@ -197,7 +195,7 @@ def test_a_source_that_does_not_deliver_costs_what_the_evaluation_says(usecase, 
 def test_of_days_too_few_no_slice_is_judged_against_the_champion_and_the_gate_cannot_say(usecase, rows):
     few = Rows(rows.holdout.filter(pl.col("prediction_time") < HOLDOUT + timedelta(days=2)), rows.before, 0.25)
     evaluation = evaluate(usecase, Made(honest), record(2), few, DATASET, NOW, (Made(honest), record(1)))
-    decision = decide(evaluation, record(2), GATE, NOW)
+    decision = decided(evaluation, record(2), GATE, NOW)
     verdicts = {rule.rule: rule.verdict for rule in decision.rules}
     assert verdicts["slice_log_loss_over_champion"] == "cannot_say"
     assert decision.decision == "reject"
@@ -207,7 +205,7 @@ def test_of_days_too_few_no_slice_is_judged_against_the_champion_and_the_gate_ca
 def test_a_rule_about_what_was_not_declared_cannot_say(usecase, rows, rule):
     bare = usecase.model_copy(update={"evaluation": Evaluation(holdout="14d")})
     evaluation = evaluate(bare, Made(honest), record(2), rows, DATASET, NOW)
-    (verdict,) = [one for one in decide(evaluation, record(2), {rule: GATE[rule]}, NOW).rules if one.rule == rule]
+    (verdict,) = [one for one in decided(evaluation, record(2), {rule: GATE[rule]}, NOW).rules if one.rule == rule]
     assert verdict.verdict == "cannot_say"
 
 

@@ -50,7 +50,7 @@ def evaluated(auc: float = 0.7) -> EvaluationRecord:
 
 def decided(usecase: UseCase, *approvals: Approval, submitted_by=frozenset({GRAPH}), auc: float = 0.7) -> GateDecision:
     verdicts = [approval_verdict(usecase, MODEL, submitted_by, approvals)]
-    return decide(evaluated(auc), MODEL, {"auc": Bound(at_least=0.6)}, NOW, said=verdicts)
+    return decide(evaluated(auc), MODEL, {"auc": Bound(at_least=0.6)}, NOW, None, verdicts)
 
 
 def approval(by: Principal = ADA, sha256: str | None = SHA, reason: str = "numbers seen") -> Approval:
