@@ -1,4 +1,4 @@
-"""The data clock never goes back, is the same in every process, and takes no instant without a zone."""
+"""The data clock never goes back, is the same in every process, and accepts no instant without a zone."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def test_null_nan_zero_and_empty_are_four_things():
     assert len({fingerprint_frame(column.to_frame(), []) for column in words}) == 2
 
 
-def test_what_is_under_a_null_does_not_count():
+def test_the_value_stored_under_a_null_does_not_count():
     clean = pl.DataFrame({"k": [1, 2], "x": [None, 2.0]})
     dirty = pl.DataFrame({"k": [1, 2], "x": [7.0, 2.0]}).with_columns(
         x=pl.when(pl.col("k") == 1).then(None).otherwise(pl.col("x"))
@@ -98,7 +98,7 @@ def test_the_name_of_a_column_counts():
     assert fingerprint_frame(pl.DataFrame({"a": [1]}), []) != fingerprint_frame(pl.DataFrame({"b": [1]}), [])
 
 
-def test_where_one_text_ends_counts():
+def test_the_borders_between_texts_count():
     one = pl.DataFrame({"k": [1, 2], "x": ["ab", "c"]})
     other = pl.DataFrame({"k": [1, 2], "x": ["a", "bc"]})
     assert fingerprint_frame(one, ["k"]) != fingerprint_frame(other, ["k"])
@@ -147,14 +147,14 @@ def test_a_key_that_is_no_column_is_refused():
         fingerprint_frame(pl.DataFrame({"x": [1]}), ["flight"])
 
 
-def test_another_process_finds_the_same():
+def test_another_process_computes_the_same_fingerprint():
     code = (
         "import polars as pl; from throughline.foundation.fingerprint import fingerprint_frame;"
         "print(fingerprint_frame(pl.DataFrame({'k': [1, 2], 'x': ['a', None], 'y': [1.5, float('nan')]}), ['k']))"
     )
     frame = pl.DataFrame({"k": [2, 1], "x": [None, "a"], "y": [float("nan"), 1.5]})
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert told == fingerprint_frame(frame, ["k"])
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert printed == fingerprint_frame(frame, ["k"])
 
 
 def test_a_hundred_thousand_rows_of_forty_columns_take_about_a_second():
@@ -168,7 +168,7 @@ def test_a_hundred_thousand_rows_of_forty_columns_take_about_a_second():
     assert time.process_time() - begun < 3  # 0.3 s on an idle machine
 
 
-def test_code_is_identified_by_its_content_not_by_its_place(tmp_path):
+def test_the_fingerprint_of_code_depends_on_its_content_and_not_on_its_place(tmp_path):
     for name in ("one", "other"):
         folder = tmp_path / name / "package"
         (folder / "__pycache__").mkdir(parents=True)

@@ -32,7 +32,7 @@ def users(tmp_path: Path) -> Path:
 
 
 def reachable(home: Path, token: str) -> Settings:
-    """A home that other machines can reach, asked by the holder of a token."""
+    """A home that other machines can reach, in a process with a token."""
     return Settings(home=home, bind="0.0.0.0", token=token)
 
 
@@ -76,7 +76,7 @@ def test_with_an_unreadable_file_of_users_every_token_is_refused(tmp_path, conte
     assert "\n" not in str(caught.value)
 
 
-def test_groups_of_a_user_are_those_of_today(tmp_path, users):
+def test_the_groups_of_a_user_are_read_at_each_call(tmp_path, users):
     settings = reachable(tmp_path, TOKENS["bob"])
     assert principal_named(settings, "ada").is_among(["leads"])
     users.write_text(users.read_text().replace('"returns", "leads"', '"returns"'))
@@ -88,7 +88,7 @@ def test_an_unknown_name_has_no_groups(tmp_path, users):
     assert principal_named(Settings(home=tmp_path), "no-such-user-here") == Principal("no-such-user-here")
 
 
-def test_one_is_among_approvers_by_name_or_by_group():
+def test_a_principal_is_among_approvers_by_name_or_by_group():
     ada = Principal("ada", frozenset({"returns"}))
     assert ada.is_among(["ada"])
     assert ada.is_among(["zoe", "returns"])

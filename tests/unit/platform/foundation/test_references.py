@@ -37,13 +37,13 @@ def test_references_are_ordered_by_name_and_then_by_number() -> None:
     "text",
     ["", "t@1", "raw/t@1", "u/raw/t", "u/raw/t@", "u/raw/t@-1", "u/raw/t@x", "u/raw/t@1 ", "a/b/c/d@1", "../raw/t@1"],
 )
-def test_what_is_no_table_at_a_version_is_refused(text: str) -> None:
+def test_a_text_that_is_no_table_reference_is_refused(text: str) -> None:
     with pytest.raises(ThroughlineError, match="is no table version: write USECASE/LAYER/TABLE@VERSION"):
         TableReference.parse(text)
 
 
 @pytest.mark.parametrize("text", ["", "returns", "returns/", "returns/0", "returns/x", "a/b/1", "returns/1 "])
-def test_what_is_no_model_at_a_version_is_refused(text: str) -> None:
+def test_a_text_that_is_no_model_reference_is_refused(text: str) -> None:
     with pytest.raises(ThroughlineError, match="is no model version: write NAME/VERSION"):
         ModelReference.parse(text)
 

@@ -64,9 +64,9 @@ def test_an_argument_precedes_the_environment_which_precedes_the_file(
 
 def test_a_home_is_absolute_whatever_was_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, toml: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("HOME", "/home/ada")
     assert load_settings(home="here").home == tmp_path / "here"
-    assert load_settings(home="~/there").home == Path("/home/somebody/there")
+    assert load_settings(home="~/there").home == Path("/home/ada/there")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_on_loopback_no_token_is_needed(tmp_path: Path, bind: str) -> None:
         ("::1", "[::1]", "[::1]"),
         ("0.0.0.0", "127.0.0.1", "127.0.0.1"),
         ("::", "127.0.0.1", "127.0.0.1"),
-        ("10.1.2.3", "10.1.2.3", "127.0.0.1"),  # MLflow and Dagster ask for no token: they stay on loopback
+        ("10.1.2.3", "10.1.2.3", "127.0.0.1"),  # MLflow and Dagster demand no token: they stay on loopback
     ],
 )
 def test_a_url_leads_to_where_the_service_listens(tmp_path: Path, bind: str, guarded: str, unguarded: str) -> None:

@@ -1,4 +1,4 @@
-"""A service that demands a token answers only callers that show it."""
+"""A service that demands a token refuses calls without it."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("authorization", SHOWN)
-def test_who_shows_the_token_is_answered(authorization):
+def test_a_call_with_the_token_is_allowed(authorization):
     assert allowed(TOKEN, authorization)
 
 
 @pytest.mark.parametrize("authorization", REFUSED)
-def test_who_shows_anything_else_is_refused(authorization):
+def test_a_call_with_anything_else_is_refused(authorization):
     assert not allowed(TOKEN, authorization)
 
 
 @pytest.mark.parametrize("authorization", [*SHOWN, *REFUSED])
-def test_without_a_demanded_token_everybody_is_answered(authorization):
+def test_without_a_demanded_token_every_call_is_allowed(authorization):
     assert allowed(None, authorization)
 
 
-def test_an_empty_token_is_not_shown_by_an_empty_header():
+def test_an_empty_header_is_not_an_empty_token():
     assert not allowed("", None)
     assert not allowed("", "Basic ")
 
 
-def test_the_comparison_takes_the_same_time_whatever_is_shown(monkeypatch):
-    """By the standard library's own; its result alone decides."""
+def test_the_token_is_compared_in_constant_time(monkeypatch):
+    """By the standard library's comparison, whose result decides."""
     compared = []
     monkeypatch.setattr("hmac.compare_digest", lambda one, other: compared.append((one, other)) or True)
     assert allowed(TOKEN, "Bearer wrong")
@@ -65,7 +65,7 @@ def test_a_token_is_demanded_only_where_other_machines_can_call(tmp_path: Path) 
     assert demanded_token(load_settings(home=tmp_path, bind="127.0.0.1")) is None
 
 
-def test_clients_of_a_home_send_its_token_and_none_where_there_is_none(tmp_path: Path) -> None:
+def test_clients_send_the_token_of_their_home_if_it_has_one(tmp_path: Path) -> None:
     assert auth_headers(load_settings(home=tmp_path, token=TOKEN)) == {"Authorization": f"Bearer {TOKEN}"}
     assert auth_headers(load_settings(home=tmp_path)) == {}
 

@@ -67,7 +67,7 @@ def content(home: Settings, usecase: UseCase) -> pl.DataFrame:
     return rows.sort("number")
 
 
-def bring(home: Settings, usecase: UseCase, first: date, last: date, run: str = "r") -> dict[date, str]:
+def ingest(home: Settings, usecase: UseCase, first: date, last: date, run: str = "r") -> dict[date, str]:
     return ingest_days(home, usecase, "t", first, last, run, usecase.day_start(last + DAY)).digests
 
 
@@ -100,9 +100,9 @@ def test_the_first_day_holds_what_was_delivered_early_about_it_and_not_the_past(
 
 
 def test_a_day_ingested_twice_is_the_same_and_the_others_are_untouched(home: Settings, usecase: UseCase) -> None:
-    whole = bring(home, usecase, FIRST, FIRST + 5 * DAY, "first run")
+    whole = ingest(home, usecase, FIRST, FIRST + 5 * DAY, "first run")
     before = content(home, usecase)
-    again = bring(home, usecase, FIRST + 2 * DAY, FIRST + 3 * DAY, "second run")
+    again = ingest(home, usecase, FIRST + 2 * DAY, FIRST + 3 * DAY, "second run")
     after = content(home, usecase)
     assert after.drop("ingestion_run_id").equals(before.drop("ingestion_run_id"))
     assert again == {day: whole[day] for day in again}
@@ -110,10 +110,10 @@ def test_a_day_ingested_twice_is_the_same_and_the_others_are_untouched(home: Set
     assert set(rewritten["day"]) == {FIRST + 2 * DAY, FIRST + 3 * DAY}
 
 
-def test_days_one_by_one_in_any_order_are_what_a_range_is(tmp_path: Path, usecase: UseCase) -> None:
+def test_days_ingested_one_by_one_in_any_order_equal_a_range(tmp_path: Path, usecase: UseCase) -> None:
     at_once, apart = Settings(home=tmp_path / "a"), Settings(home=tmp_path / "b")
-    digests = bring(at_once, usecase, FIRST, FIRST + 3 * DAY)
-    pieces = [bring(apart, usecase, FIRST + n * DAY, FIRST + n * DAY) for n in (2, 0, 3, 1)]
+    digests = ingest(at_once, usecase, FIRST, FIRST + 3 * DAY)
+    pieces = [ingest(apart, usecase, FIRST + n * DAY, FIRST + n * DAY) for n in (2, 0, 3, 1)]
     assert dict(sorted(itertools.chain(*(piece.items() for piece in pieces)))) == digests
     assert content(apart, usecase).equals(content(at_once, usecase))
 
@@ -121,11 +121,11 @@ def test_days_one_by_one_in_any_order_are_what_a_range_is(tmp_path: Path, usecas
 def test_a_correction_replaces_the_day_and_changes_only_its_digest(
     home: Settings, usecase: UseCase, feed: Feed
 ) -> None:
-    before = bring(home, usecase, FIRST, FIRST + 3 * DAY)
+    before = ingest(home, usecase, FIRST, FIRST + 3 * DAY)
     day = FIRST + 2 * DAY
     gone = feed.rows.filter(pl.col("available_at") >= usecase.day_start(day))["number"][0]
     feed.rows = feed.rows.filter(pl.col("number") != gone)
-    after = bring(home, usecase, FIRST, FIRST + 3 * DAY)
+    after = ingest(home, usecase, FIRST, FIRST + 3 * DAY)
     assert {day for day in before if before[day] != after[day]} == {day}
     assert gone not in content(home, usecase)["number"]
 
@@ -133,15 +133,15 @@ def test_a_correction_replaces_the_day_and_changes_only_its_digest(
 def test_a_row_beyond_the_range_is_refused_and_nothing_is_written(
     home: Settings, usecase: UseCase, feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bring(home, usecase, FIRST, FIRST + DAY)
+    ingest(home, usecase, FIRST, FIRST + DAY)
     monkeypatch.setattr(feed, "read", lambda table, start, end: feed.rows)
     with pytest.raises(ThroughlineError, match="lie outside"):
-        bring(home, usecase, FIRST, FIRST + DAY)
+        ingest(home, usecase, FIRST, FIRST + DAY)
     assert pin(home, f"{usecase.name}/raw/t").version == 0
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "problem"),
     [
         pytest.param(pl.col("available_at").dt.replace_time_zone(None), "available_at is Datetime", id="no time zone"),
         pytest.param(pl.lit(None, TIME).alias("available_at"), "72 nulls", id="null"),
@@ -149,19 +149,19 @@ def test_a_row_beyond_the_range_is_refused_and_nothing_is_written(
     ],
 )
 def test_rows_without_event_or_knowledge_time_are_refused_in_one_line(
-    home: Settings, usecase: UseCase, feed: Feed, monkeypatch: pytest.MonkeyPatch, change: pl.Expr, said: str
+    home: Settings, usecase: UseCase, feed: Feed, monkeypatch: pytest.MonkeyPatch, change: pl.Expr, problem: str
 ) -> None:
     delivered = feed.rows.head(72).with_columns(change)
     monkeypatch.setattr(feed, "read", lambda table, start, end: delivered)
-    with pytest.raises(ThroughlineError, match=said) as refused:
-        bring(home, usecase, FIRST, FIRST + DAY)
+    with pytest.raises(ThroughlineError, match=problem) as refused:
+        ingest(home, usecase, FIRST, FIRST + DAY)
     assert "\n" not in str(refused.value)
     assert not home.table_path(usecase.name, "raw", "t").exists()
 
 
 def test_a_day_without_a_row_is_a_day(home: Settings, usecase: UseCase, feed: Feed) -> None:
     feed.rows = feed.rows.clear()
-    assert set(bring(home, usecase, FIRST, FIRST + DAY)) == {FIRST, FIRST + DAY}
+    assert set(ingest(home, usecase, FIRST, FIRST + DAY)) == {FIRST, FIRST + DAY}
     assert content(home, usecase).height == 0
 
 
@@ -194,20 +194,20 @@ def test_a_column_is_added_removed_or_changed_with_the_declaration_and_not_befor
     home: Settings, usecase: UseCase, feed: Feed
 ) -> None:
     first = expecting(usecase, number="integer")
-    bring(home, first, FIRST, FIRST + DAY)
+    ingest(home, first, FIRST, FIRST + DAY)
     feed.rows = feed.rows.with_columns(extra=pl.lit("x"))
     refused = ingest_days(home, first, "t", FIRST, FIRST, "r", usecase.day_start(FIRST + DAY))
     assert refused.refused == [FIRST]
     assert "extra (String) is not declared" in refused.refusal
     second = expecting(usecase, number="integer", extra="string")
-    bring(home, second, FIRST + DAY, FIRST + DAY)
+    ingest(home, second, FIRST + DAY, FIRST + DAY)
     assert content(home, usecase).group_by("day").agg(pl.col("extra").first()).sort("day")["extra"].to_list() == [
         None,
         "x",
     ]
     feed.rows = feed.rows.drop("extra").with_columns(pl.col("number").cast(pl.Float64))
     with pytest.raises(ThroughlineError, match="all of its days"):
-        bring(home, expecting(usecase, number="number"), FIRST, FIRST)
-    bring(home, expecting(usecase, number="number"), FIRST, FIRST + DAY)
+        ingest(home, expecting(usecase, number="number"), FIRST, FIRST)
+    ingest(home, expecting(usecase, number="number"), FIRST, FIRST + DAY)
     assert content(home, usecase).schema["number"] == pl.Float64
     assert "extra" not in content(home, usecase).columns

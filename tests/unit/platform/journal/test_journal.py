@@ -83,7 +83,7 @@ class FullDisk:
         return self._file.write(content[: self._taken])
 
 
-def test_a_line_that_the_disk_took_in_part_is_taken_back_and_the_next_is_whole(tmp_path):
+def test_a_partly_written_line_is_removed_and_the_next_is_whole(tmp_path):
     journal = Journal(tmp_path)
     journal.append([b"before"])
     whole = journal._open
@@ -97,7 +97,7 @@ def test_a_line_that_the_disk_took_in_part_is_taken_back_and_the_next_is_whole(t
 
 
 @pytest.mark.parametrize("sync", [True, False])
-def test_a_line_is_on_the_disk_only_where_that_was_demanded(tmp_path, monkeypatch, sync):
+def test_only_an_append_with_sync_waits_for_the_disk(tmp_path, monkeypatch, sync):
     synced = []
     monkeypatch.setattr("os.fsync", synced.append)
     journal = Journal(tmp_path)

@@ -1,4 +1,4 @@
-"""Rows are appended once by their key: after repetitions, restarts, and the commits of other writers."""
+"""Rows are appended once by their id: after repetitions, restarts, and the commits of other writers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 def rows(ids: list[int], value: int = 0) -> pl.DataFrame:
-    """A key always comes with the same day."""
+    """An id always comes with the same day."""
     return pl.DataFrame(
         {"id": [f"k{n}" for n in ids], "day": [FIRST + timedelta(days=n % 12) for n in ids], "value": value},
         schema={"id": pl.String, "day": pl.Date, "value": pl.Int64},

@@ -32,7 +32,7 @@ def test_an_open_endpoint_listens_and_a_closed_one_does_not(listener: socket.soc
     assert not spark.listens(url)
 
 
-def test_attaching_to_nothing_is_one_line_within_seconds(listener: socket.socket, url: str) -> None:
+def test_a_session_without_a_server_fails_in_one_line_within_seconds(listener: socket.socket, url: str) -> None:
     listener.close()
     started = time.monotonic()
     with (
@@ -43,7 +43,7 @@ def test_attaching_to_nothing_is_one_line_within_seconds(listener: socket.socket
     assert time.monotonic() - started < 10
 
 
-def test_work_elsewhere_is_ended_once_when_the_endpoint_goes_away(
+def test_work_of_another_process_is_ended_once_when_the_endpoint_is_lost(
     listener: socket.socket, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spark, "WATCH_INTERVAL_S", 0.05)
@@ -65,6 +65,6 @@ def test_work_that_ends_by_itself_is_not_interrupted(url: str, monkeypatch: pyte
     assert not lost.is_set()
 
 
-def test_a_bucket_is_named_as_spark_names_it(tmp_path: Path) -> None:
+def test_the_address_of_a_bucket_has_the_scheme_s3a(tmp_path: Path) -> None:
     assert spark.address(Settings(home=tmp_path, lakehouse_uri="s3://lake/x").lakehouse) == "s3a://lake/x"
     assert spark.address(tmp_path / "t") == str(tmp_path / "t")

@@ -12,31 +12,17 @@ from deltalake import DeltaTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.tables import rows
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.fingerprint import fingerprint_frame
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.append import AppendOnce
 from throughline.lakehouse.delta import PROPERTIES
-from throughline.lakehouse.table import (
-    current_version,
-    history,
-    pin,
-    read,
-    replace_all,
-    replace_days,
-    scan,
-)
+from throughline.lakehouse.table import current_version, history, pin, read, replace_all, replace_days, scan
 
 FIRST = date(2013, 1, 1)
 DAYS = [FIRST + timedelta(days=n) for n in range(5)]
-
-
-def rows(days: list[date], value: int = 0, per_day: int = 2) -> pl.DataFrame:
-    return pl.DataFrame(
-        [{"day": day, "id": n, "value": value} for day in days for n in range(per_day)],
-        schema={"day": pl.Date, "id": pl.Int64, "value": pl.Int64},
-    )
 
 
 def content(path: Path) -> dict[date, set[int]]:
@@ -97,12 +83,12 @@ def test_an_undeclared_change_of_columns_is_refused_by_name_and_nothing_is_writt
     path = tmp_path / "t"
     replace_days(path, rows(DAYS), DAYS[0], DAYS[4])
     whole = rows(DAYS, 1)
-    brought = {
+    changes = {
         r"column extra is new \(double\)": whole.with_columns(extra=pl.lit(0.5)),
         r"column value was long and is double": whole.with_columns(pl.col("value") + 0.5),
         r"column value is missing \(was long\)": whole.drop("value"),
     }
-    for difference, changed in brought.items():
+    for difference, changed in changes.items():
         with pytest.raises(ThroughlineError, match=rf"{difference} in \S+/t, undeclared: nothing") as caught:
             replace_days(path, changed, DAYS[0], DAYS[4])
         assert "\n" not in str(caught.value)
@@ -149,7 +135,7 @@ def test_the_history_of_a_table_is_its_commits_newest_first(tmp_path: Path) -> N
     assert all(datetime.now(UTC) - commit.at < timedelta(minutes=10) for commit in history(path))
 
 
-def test_a_table_has_a_change_feed_and_a_log_that_nothing_cleans_by_itself(tmp_path: Path) -> None:
+def test_a_table_has_a_change_feed_and_a_log_without_automatic_cleanup(tmp_path: Path) -> None:
     replace_days(tmp_path / "a", rows(DAYS), DAYS[0], DAYS[4])
     replace_all(tmp_path / "b", rows(DAYS))
     AppendOnce(tmp_path / "c", by_day=True).append(rows(DAYS).with_columns(id=pl.format("{} {}", "day", "id")))
@@ -211,7 +197,7 @@ def test_a_missing_table_or_version_is_one_line(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("no table")
     replace_all(home.table_path("u", "raw", "t"), rows(DAYS))
-    for attempt, told in (
+    for attempt, problem in (
         (lambda: pin(home, "u/raw/other"), r"u/raw/other does not exist .*materialise it first"),
         (
             lambda: read(home, TableReference("u/raw/t", 7)),
@@ -225,7 +211,7 @@ def test_a_missing_table_or_version_is_one_line(tmp_path: Path) -> None:
         (lambda: current_version(file), r"file cannot be read .*the address"),
         (lambda: history(tmp_path / "nowhere"), r"nowhere is not a Delta table"),
     ):
-        with pytest.raises(ThroughlineError, match=told) as caught:
+        with pytest.raises(ThroughlineError, match=problem) as caught:
             attempt()
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "nowhere").exists()

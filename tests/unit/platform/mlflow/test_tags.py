@@ -32,7 +32,7 @@ def test_what_is_written_is_read_back():
     assert decode(written) == TAGS
 
 
-def test_text_is_written_as_it_is_under_the_name_that_people_see():
+def test_text_is_written_unchanged_under_the_prefixed_name():
     assert encode({"sha256": "ab", "parent": ModelReference("shop", 1), "cause": "drift"}) == {
         "throughline.sha256": "ab",
         "throughline.parent": "shop/1",
@@ -40,11 +40,11 @@ def test_text_is_written_as_it_is_under_the_name_that_people_see():
     }
 
 
-def test_nothing_is_written_of_what_is_unknown():
+def test_none_is_not_written():
     assert encode({"parent": None}) == {}
 
 
-def test_a_foreign_tag_is_not_taken_for_one_of_ours():
+def test_a_tag_without_the_prefix_stays_text():
     assert decode({"sha256": "of something else", "throughline.made_up": "x"}) == {"throughline.made_up": "x"}
 
 

@@ -1,4 +1,4 @@
-"""A record comes back as it was kept, or it is said in one line why not; a reader never sees half of one."""
+"""A record is read as it was written, or refused in one line; a reader never sees half of one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def home(tmp_path: Path) -> Settings:
     return Settings(home=tmp_path)
 
 
-def test_a_record_comes_back_as_it_was_kept(home: Settings) -> None:
+def test_a_record_is_read_as_it_was_written(home: Settings) -> None:
     save_record(home, KEY, LOG)
     assert load_record(home, KEY, InferenceLogRecord) == LOG
     save_record(home, KEY, LOG.model_copy(update={"received": 4}))
@@ -39,7 +39,7 @@ def test_a_record_comes_back_as_it_was_kept(home: Settings) -> None:
     assert [path.name for path in (home.records / "usecase" / "room").iterdir()] == ["asset.json"]
 
 
-def test_a_number_that_could_not_be_had_comes_back_as_such(home: Settings) -> None:
+def test_nan_and_infinity_are_read_as_they_were_written(home: Settings) -> None:
     unknown = Metrics(rows=0, log_loss=math.nan, auc=math.nan, brier=math.inf, ece=0.1)
     record = EvaluationRecord(
         model="m/1", sha256="a", dataset_fingerprint="f", evaluated_at=NOW, holdout_from=NOW, holdout_until=NOW,
@@ -58,7 +58,7 @@ def test_a_number_that_could_not_be_had_comes_back_as_such(home: Settings) -> No
     assert "nan" not in decision.reasons
 
 
-def test_what_was_never_kept_is_none_or_one_line(home: Settings) -> None:
+def test_a_missing_record_is_none_or_one_line(home: Settings) -> None:
     assert find_record(home, KEY, InferenceLogRecord) is None
     with pytest.raises(ThroughlineError, match=r"No record of usecase/room/asset .*materialise it first"):
         load_record(home, KEY, InferenceLogRecord)
@@ -75,7 +75,7 @@ def test_a_file_that_is_no_such_record_is_one_line_with_its_path(home: Settings,
     assert "\n" not in str(caught.value)
 
 
-def test_a_record_of_another_kind_is_not_taken_for_it(home: Settings) -> None:
+def test_a_record_of_another_kind_is_refused(home: Settings) -> None:
     save_record(home, KEY, LOG)
     with pytest.raises(ThroughlineError, match="is not a CalibrationRecord"):
         load_record(home, KEY, CalibrationRecord)

@@ -1,4 +1,4 @@
-"""A model version goes when it is old and nothing needs it; whatever is unclear, it stays."""
+"""An old model version that nothing needs is removed; where that is unclear, it stays."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def model(version: int) -> ModelRecord:
 
 
 @given(st.sets(NUMBERS), st.dictionaries(st.sampled_from("abc"), NUMBERS), st.sets(NUMBERS), st.integers(1, 40))
-def test_what_may_go_is_old_without_alias_and_not_pinned(versions, aliases, pinned, keep_last) -> None:
+def test_removable_versions_are_old_without_alias_and_not_pinned(versions, aliases, pinned, keep_last) -> None:
     going = removable(versions, aliases, pinned, keep_last)
     newest = sorted(versions)[-keep_last:]
     assert going == sorted(going)
     assert set(going) == versions - set(newest) - set(aliases.values()) - pinned
 
 
-def test_the_newest_version_is_never_asked_for() -> None:
+def test_keeping_no_version_is_refused() -> None:
     with pytest.raises(ValueError, match="keep_last is 0"):
         removable([1, 2], {}, [], 0)
 
@@ -60,7 +60,7 @@ def test_the_version_that_serves_is_pinned(settings: Settings) -> None:
 
 
 def test_versions_that_a_record_names_are_pinned(settings: Settings) -> None:
-    """Of a candidate that waits for its approval nothing else says that it is needed."""
+    """Nothing but its record pins a candidate that waits for its approval."""
     endpoint = EndpointRecord(
         usecase="shop", model="shop/4", sha256="d" * 64, revision="v4", address="a", deployed_at=NOW
     )
@@ -73,7 +73,7 @@ def test_versions_that_a_record_names_are_pinned(settings: Settings) -> None:
         pins(settings, "shop", NOW)
 
 
-def test_the_champion_and_whom_a_rollback_returns_to_are_pinned(settings: Settings) -> None:
+def test_the_champion_and_those_a_rollback_returns_to_are_pinned(settings: Settings) -> None:
     for number in range(1, 8):
         append(settings, "shop", event_of("champion", "shop", "graph", new=f"shop/{number}"))
     assert set(pins(settings, "shop", NOW)) == set(range(7 - ROLLBACKS, 8))

@@ -46,9 +46,9 @@ def rows(value: int, days: list[date] = DAYS) -> pl.DataFrame:
     return pl.DataFrame([{"day": day, "id": n, "value": value} for day in days for n in range(3)])
 
 
-def merge(path: Path, brought: pl.DataFrame) -> None:
-    same = "held.day = brought.day AND held.id = brought.id"
-    merging = DeltaTable(str(path)).merge(brought.to_arrow(), same, source_alias="brought", target_alias="held")
+def merge(path: Path, added: pl.DataFrame) -> None:
+    same = "held.day = added.day AND held.id = added.id"
+    merging = DeltaTable(str(path)).merge(added.to_arrow(), same, source_alias="added", target_alias="held")
     merging.when_matched_update_all().when_not_matched_insert_all().execute()
 
 
@@ -96,7 +96,7 @@ def test_pinned_versions_and_the_newest_are_read_as_before_and_others_only_fail(
         assert {str(file) for file in path.glob("day=*/*.parquet")} == used
 
 
-def test_what_is_younger_than_the_retention_stays_however_old_its_files_are(settings: Settings) -> None:
+def test_a_version_younger_than_the_retention_stays_however_old_its_files_are(settings: Settings) -> None:
     path = settings.lakehouse / "u/raw/t"
     replace_days(path, rows(0), DAYS[0], DAYS[-1])
     long_ago = time.time() - 40 * 86400
@@ -159,7 +159,7 @@ def test_the_log_is_cleaned_up_to_what_is_pinned(settings: Settings) -> None:
     assert scan(path, 109).collect()["value"].unique().to_list() == [109]
     with pytest.raises(ThroughlineError, match=r"t@5 cannot be read: .*vacuumed"):
         scan(path, 5)
-    # whoever pins what is gone: that table is left alone, and it is said
+    # a pinned version that is gone: its table is skipped with the reason
     (done,) = maintain(settings, {"u/raw/t": [5]}, AT_ONCE, later)
     assert "not maintained" in str(done.failure)
 
@@ -206,7 +206,7 @@ def test_every_record_pins_every_version_it_names(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "\udcff"])
-def test_a_record_that_cannot_be_read_stops_everything(settings: Settings, content: str) -> None:
+def test_a_record_that_cannot_be_read_stops_the_vacuum(settings: Settings, content: str) -> None:
     save_record(settings, ("u", "training", "dataset"), RECORDS["u", "training", "dataset"])
     (settings.records / "broken.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(ThroughlineError, match=r"broken\.json cannot be read .*nothing is vacuumed") as caught:
@@ -222,7 +222,7 @@ def test_a_pinned_version_keeps_what_it_was_made_from(settings: Settings) -> Non
         origin = CommitProperties(custom_metadata={"userMetadata": note})
         write_deltalake(str(ticks), rows(number).to_arrow(), mode="overwrite", commit_properties=origin)
         replace_all(dataset, rows(number), {"fingerprint": "f"}, inputs=[pin(settings, "u/features/f")])
-    write_deltalake(str(ticks), rows(9).to_arrow(), mode="append")  # says nothing of its own: what stood before counts
+    write_deltalake(str(ticks), rows(9).to_arrow(), mode="append")  # a commit without notes: those before count
     pins = with_inputs(settings, [pinned("u/training/dataset", 1), pinned("u/features/f", 4), pinned("gone/raw/t", 2)])
     assert pins == {"u/training/dataset": {1}, "u/features/f": {1, 4}, "u/raw/r": {1, 3}, "gone/raw/t": {2}}
     for done in maintain(settings, pins, AT_ONCE, NOW):
@@ -249,13 +249,13 @@ def test_every_registered_model_version_pins_its_dataset(settings: Settings, use
     assert collect_pins(settings, [usecase]) == {"u/training/dataset": {0, 4}}
 
 
-def test_an_endpoint_whose_model_is_unknown_stops_everything(settings: Settings, usecase: SimpleNamespace) -> None:
+def test_an_endpoint_whose_model_is_unknown_stops_the_vacuum(settings: Settings, usecase: SimpleNamespace) -> None:
     save_record(settings, ("u", "deployment", "endpoint"), endpoint("u/3"))
     with pytest.raises(ThroughlineError, match=r"serves u/3, which is not registered.*nothing is vacuumed"):
         collect_pins(settings, [usecase])
 
 
-def test_without_the_model_registry_nothing_is_known(settings: Settings) -> None:
+def test_without_mlflow_no_pins_are_collected(settings: Settings) -> None:
     with pytest.raises(ThroughlineError, match="MLflow"):
         collect_pins(settings, [SimpleNamespace(name="u")])
 
@@ -281,7 +281,7 @@ def test_the_feast_registry_pins_its_sources(settings: Settings) -> None:
 # Folders of past runs
 
 
-def test_old_folders_of_runs_go_and_all_else_stays(settings: Settings) -> None:
+def test_old_folders_of_runs_are_removed_and_others_stay(settings: Settings) -> None:
     run, recent = "0b7b1ac6-5c2a-4c8e-9a0a-1f6b2f0e7c11", "1b7b1ac6-5c2a-4c8e-9a0a-1f6b2f0e7c11"
     old = time.time() - 8 * 86400
     for place in (settings.dbt_home / "runs", settings.dagster_home / "storage"):

@@ -16,7 +16,7 @@ DAYS = [FIRST + timedelta(days=n) for n in range(10)]
 
 
 class Watch:
-    """A source of which each part has a stamp and days, and somebody who looks at it."""
+    """A source of which each part has a stamp and days, and the state of its sensor."""
 
     def __init__(self) -> None:
         self.parts: dict[str, tuple[str, set[date]]] = {}
@@ -50,7 +50,7 @@ def span(request: Request | None) -> tuple[date, date] | None:
     return (request.first, request.last) if request else None
 
 
-def test_nothing_asks_for_nothing(watch: Watch) -> None:
+def test_without_parts_nothing_is_requested(watch: Watch) -> None:
     assert watch.look() is None
 
 
@@ -99,12 +99,12 @@ def test_a_day_is_requested_when_it_has_ended_and_not_before(watch: Watch) -> No
     assert span(watch.look(until=DAYS[3])) == (DAYS[2], DAYS[2])
 
 
-def test_what_was_known_before_the_first_day_belongs_to_it(watch: Watch) -> None:
+def test_rows_known_before_the_first_day_belong_to_it(watch: Watch) -> None:
     watch.put("a", "1", FIRST - timedelta(days=40))
     assert span(watch.look()) == (FIRST, FIRST)
 
 
-def test_a_failed_run_is_tried_again_three_times_then_when_something_changes(watch: Watch) -> None:
+def test_a_failed_run_is_retried_twice_then_when_something_changes(watch: Watch) -> None:
     watch.put("a", "1", DAYS[1])
     keys = []
     while (request := watch.look()) is not None:
@@ -130,7 +130,7 @@ def test_a_request_whose_run_never_started_is_launched_again_under_the_same_key(
     assert watch.look() == first
 
 
-def test_what_arrives_during_a_run_is_requested_after_it_also_for_the_same_day(watch: Watch) -> None:
+def test_a_part_that_arrives_during_a_run_is_requested_after_it_also_for_the_same_day(watch: Watch) -> None:
     watch.put("a", "1", DAYS[1])
     first = watch.look()
     watch.put("b", "1", DAYS[1])
@@ -166,9 +166,9 @@ def test_at_the_first_tick_days_that_were_ingested_are_not_requested(watch: Watc
 @settings(max_examples=200)
 @given(st.integers(0, 2**32))
 def test_after_any_order_of_events_every_day_was_requested_after_its_last_change(seed: int) -> None:
-    """Parts come and change, runs succeed and fail: at last each day was brought after its last change."""
+    """Parts arrive and change, runs succeed and fail: at last each day was ingested after its last change."""
     random, watch = Random(seed), Watch()
-    brought: dict[date, int] = {}
+    ingested_at: dict[date, int] = {}
     touched: dict[date, int] = {}
     running: tuple[Request, int] | None = None
     now = 0
@@ -189,7 +189,7 @@ def test_after_any_order_of_events_every_day_was_requested_after_its_last_change
             watch.outcome = ends  # type: ignore[assignment]
             if ends == "succeeded":
                 days = [day for day in DAYS if request.first <= day <= request.last]
-                brought.update(dict.fromkeys(days, started))
+                ingested_at.update(dict.fromkeys(days, started))
             running = None
         request = watch.look()
         if request:
@@ -201,5 +201,5 @@ def test_after_any_order_of_events_every_day_was_requested_after_its_last_change
     for _ in range(30):
         step(quiet=True)
     assert running is None
-    assert {day for day in touched if brought.get(day, -1) < touched[day]} == set()
-    assert set(brought) <= set(touched)
+    assert {day for day in touched if ingested_at.get(day, -1) < touched[day]} == set()
+    assert set(ingested_at) <= set(touched)

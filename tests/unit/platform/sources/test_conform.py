@@ -91,7 +91,7 @@ def test_a_value_that_is_not_of_its_type_is_one_line_with_its_row(values: Any, d
         min_size=1,
     )
 )
-def test_a_stamp_with_an_offset_is_that_instant_whatever_the_zone(stamps: list[datetime]) -> None:
+def test_a_timestamp_with_an_offset_is_that_instant_whatever_the_zone(stamps: list[datetime]) -> None:
     texts = [stamp.isoformat() for stamp in stamps]
     assert conform(texts, "timestamp", "Asia/Kolkata") == stamps
     assert conform(texts, "timestamp", None) == stamps
@@ -100,7 +100,7 @@ def test_a_stamp_with_an_offset_is_that_instant_whatever_the_zone(stamps: list[d
 @given(naive=st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1)))
 @example(naive=datetime(2024, 10, 27, 2, 30))  # there twice
 @example(naive=datetime(2024, 3, 31, 2, 30))  # not there
-def test_a_stamp_without_an_offset_is_of_its_zone_and_the_later_of_two(naive: datetime) -> None:
+def test_a_timestamp_without_an_offset_is_of_its_zone_and_the_later_of_two(naive: datetime) -> None:
     """The same rule for what is pushed (`push.py`), held against the standard library here and there."""
     later = naive.replace(tzinfo=BERLIN, fold=1).astimezone(UTC)
     if later.astimezone(BERLIN).replace(tzinfo=None) != naive:
@@ -116,7 +116,7 @@ def test_a_stamp_without_an_offset_is_of_its_zone_and_the_later_of_two(naive: da
 
 
 @pytest.mark.parametrize("value", ["2024-07-01T09:30:00", datetime(2024, 7, 1), date(2024, 7, 1)])
-def test_a_stamp_without_an_offset_needs_a_declared_zone(value: Any) -> None:
+def test_a_timestamp_without_an_offset_needs_a_declared_zone(value: Any) -> None:
     with pytest.raises(ThroughlineError, match=r"it 2024-07-01.* has no time zone: .*`timezone`"):
         conform([value], "timestamp")
 
@@ -128,7 +128,7 @@ def test_declared_columns_come_first_then_others_then_event_and_knowledge_time()
     read = as_declared(rows, feed, expects, "x.csv")
     assert read.columns == ["b", "at", "new", "event_time", "available_at"]
     assert empty(expects).columns == ["b", "at", "event_time", "available_at"]
-    # a declared column that did not come is for the day's verdict to tell
+    # a declared column that is missing: the day's verdict reports it
     assert as_declared(rows.drop("b"), feed, expects, "x.csv").columns == ["at", "new", "event_time", "available_at"]
 
 

@@ -21,7 +21,7 @@ DATABASE = {"jdbc": "jdbc:postgresql://db.example:5432/shop?user=reader", "table
 
 
 @pytest.mark.parametrize(
-    ("feed", "told"),
+    ("feed", "problem"),
     [
         ({}, "declare one of `files: URI`, `jdbc: URL` or `push: COLUMN`"),
         ("s3://in/*.csv", "declare one of"),
@@ -47,10 +47,10 @@ DATABASE = {"jdbc": "jdbc:postgresql://db.example:5432/shop?user=reader", "table
         ({"push": "order_id", "event_time": "items"}, "column items is the event or knowledge time"),
     ],
 )
-def test_a_mistake_is_one_line_with_the_field_and_without_a_secret(tmp_path: Path, feed: Any, told: str) -> None:
+def test_a_mistake_is_one_line_with_the_field_and_without_a_secret(tmp_path: Path, feed: Any, problem: str) -> None:
     with pytest.raises(ThroughlineError) as caught:
         shop.declare(tmp_path, feed)
-    assert told in str(caught.value)
+    assert problem in str(caught.value)
     assert str(caught.value).startswith("shop.yaml: sources.tables.orders")
     assert "\n" not in str(caught.value)
     assert "hunter2" not in str(caught.value)

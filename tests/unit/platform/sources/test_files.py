@@ -84,7 +84,7 @@ def test_a_late_file_with_declared_knowledge_time_belongs_to_the_old_day(tmp_pat
 
 
 def test_a_file_that_cannot_hold_a_window_is_not_opened(tmp_path: Path) -> None:
-    """A year of files is not read again every day: what was written before a window began knows nothing of it."""
+    """A year of files is not read again every day: a file written before a window has no rows of it."""
     orders = source(tmp_path, available_at="known_at")
     put(tmp_path, "old.csv", b"\xff\xfe no table at all", shop.BEGAN - 2 * shop.DAY)
     put(tmp_path, "new.csv", shop.rows(10), shop.BEGAN + shop.DAY)
@@ -139,16 +139,16 @@ def test_a_parquet_file_needs_no_declared_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "problem"),
     [
         ("a.csv", b"\xff\xfe\x00\x01,\x80\n\xff,\xff", "a.csv"),
         ("a.csv", b"order_id,items\no1,1\n", "a.csv has no column ordered_at"),
         ("other.txt", b"", "No file matches"),
     ],
 )
-def test_what_is_no_table_is_one_line(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+def test_a_file_that_is_no_table_is_one_line(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
     put(tmp_path, name, content)
-    with pytest.raises(ThroughlineError, match=told) as caught:
+    with pytest.raises(ThroughlineError, match=problem) as caught:
         source(tmp_path, available_at="known_at").read(None, NOW)
     assert "\n" not in str(caught.value)
 
@@ -176,7 +176,7 @@ def test_a_part_has_its_days_and_another_stamp_with_other_content(tmp_path: Path
     assert by_file.days(str(path)) == {date(2024, 11, 23)}  # 22:00 UTC is 23:00 in Berlin
     put(tmp_path, "a.csv", shop.rows(31), NOW + timedelta(seconds=1))
     assert list(by_column.parts().values()) != [stamp]
-    # what cannot be read is its run's to refuse, on the day it came
+    # a file that cannot be read is refused by the run that ingests its day
     put(tmp_path, "a.csv", b"nothing", NOW)
     by_column.parts()
     assert by_column.days(str(path)) == {date(2024, 11, 23)}

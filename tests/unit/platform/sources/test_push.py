@@ -85,8 +85,10 @@ def test_a_row_is_known_when_it_arrives_by_the_data_clock(client: TestClient, se
 
 
 def test_a_row_may_have_an_earlier_knowledge_time_but_not_a_future_one(client: TestClient, settings: Settings) -> None:
-    told = client.post(ADDRESS, json=[row(available_at="2024-10-27T22:59:59Z"), row(order_id="o2", available_at=None)])
-    assert told.status_code == 202
+    answer = client.post(
+        ADDRESS, json=[row(available_at="2024-10-27T22:59:59Z"), row(order_id="o2", available_at=None)]
+    )
+    assert answer.status_code == 202
     refused = client.post(ADDRESS, json=[row(order_id="o3", available_at="2024-10-29T12:00:00.000001Z")])
     assert refused.status_code == 422
     assert refused.json()["error"].startswith("rows[0].available_at: 2024-10-29T12:00:00.000001+00:00 is after")
@@ -96,7 +98,7 @@ def test_a_row_may_have_an_earlier_knowledge_time_but_not_a_future_one(client: T
 
 
 @pytest.mark.parametrize(
-    ("bad", "told"),
+    ("bad", "problem"),
     [
         (row(items="1"), "rows[1].items: "),
         (row(items=1.5), "rows[1].items: "),
@@ -115,18 +117,18 @@ def test_a_row_may_have_an_earlier_knowledge_time_but_not_a_future_one(client: T
     ],
 )
 def test_a_row_that_is_not_as_declared_is_refused_by_field_and_nothing_of_its_body_is_kept(
-    client: TestClient, settings: Settings, bad: Any, told: str
+    client: TestClient, settings: Settings, bad: Any, problem: str
 ) -> None:
     answer = client.post(ADDRESS, json=[row(), bad])
     assert answer.status_code == 422
-    assert answer.json()["error"].startswith(told)
+    assert answer.json()["error"].startswith(problem)
     assert "\n" not in answer.json()["error"]
     assert client.post(f"{ADDRESS}/flush").json() == {"version": None}
     assert client.get("/status").json()["pushed"]["rejected"] == 1
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "problem"),
     [
         (b"", "body: no rows"),
         (b" \n ", "body: no rows"),
@@ -139,10 +141,10 @@ def test_a_row_that_is_not_as_declared_is_refused_by_field_and_nothing_of_its_bo
         (json.dumps(row(amount=1)).replace("1,", "NaN,", 1).encode(), "line 1"),
     ],
 )
-def test_a_body_that_is_no_rows_is_refused_by_line(client: TestClient, body: bytes, told: str) -> None:
+def test_a_body_that_is_no_rows_is_refused_by_line(client: TestClient, body: bytes, problem: str) -> None:
     answer = client.post(ADDRESS, content=body)
     assert answer.status_code == 422
-    assert answer.json()["error"].startswith(told)
+    assert answer.json()["error"].startswith(problem)
 
 
 def test_a_body_that_is_too_long_is_refused(client: TestClient) -> None:

@@ -126,7 +126,7 @@ def test_a_mistake_is_one_line_with_file_and_field(
 
 
 @pytest.mark.parametrize("content", [b"a: [1,\nb: 2", b"a:\n\tb: 1", b"\xff\xfe\x00", b"", b"- 1\n- 2", b"just text"])
-def test_what_is_no_declaration_at_all_is_one_line_with_the_file(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_declaration_is_one_line_with_its_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "mine.yaml"
     path.write_bytes(content)
     with pytest.raises(ThroughlineError, match=r"^mine\.yaml") as caught:
@@ -182,7 +182,7 @@ def test_the_decision_costs_least_at_every_score() -> None:
         assert decision.decide(score) == ("late" if warn <= stay_silent else "on_time"), score
 
 
-def test_a_score_that_is_no_number_is_never_a_warning() -> None:
+def test_a_nan_score_never_gets_the_positive_decision() -> None:
     assert declared().prediction.decision.decide(float("nan")) == "on_time"
 
 
@@ -225,7 +225,7 @@ def test_code_named_by_a_declaration_is_found() -> None:
     assert load_object("throughline.usecase").UseCase is UseCase
 
 
-def test_what_every_declaration_names_is_there() -> None:
+def test_the_code_that_declarations_name_exists() -> None:
     for usecase in load_usecases().values():
         assert callable(load_object(usecase.sources.module).read)
         assert callable(load_object(usecase.features.definitions).build)

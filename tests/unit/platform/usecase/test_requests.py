@@ -42,7 +42,7 @@ def test_a_nullable_field_may_be_null_or_empty(usecase, instance, nothing):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "says"),
+    ("field", "value", "problem"),
     [
         ("origin", None, "null"),
         ("origin", "", "empty"),
@@ -64,11 +64,11 @@ def test_a_nullable_field_may_be_null_or_empty(usecase, instance, nothing):
         ("scheduled_departure", "2" * 300, "long"),
     ],
 )
-def test_a_bad_value_is_refused_by_name(usecase, instance, field, value, says):
+def test_a_bad_value_is_refused_by_name(usecase, instance, field, value, problem):
     with pytest.raises(BadRequest) as refused:
         parse_instances(usecase, [instance, instance | {field: value}])
     assert refused.value.field == f"instances[1].{field}"
-    assert says in refused.value.problem
+    assert problem in refused.value.problem
     assert "\n" not in str(refused.value)
 
 

@@ -70,7 +70,7 @@ def test_a_draft_accepts_the_rows_it_was_made_from(rows: list[tuple[Any, ...]]) 
     assert judged.good.height == learnt.height, judged.days
 
 
-def test_bounds_lie_beyond_what_was_seen_and_what_was_never_negative_stays_so() -> None:
+def test_bounds_lie_beyond_the_values_seen_and_do_not_cross_zero() -> None:
     columns = draft(frame([(0, n / 10, n, "A", True) for n in range(101)]))["columns"]
     assert columns["n"] == {"type": "number", "at_least": 0, "at_most": 11}
     assert columns["whole"] == {"type": "integer", "at_least": 0, "at_most": 110}
@@ -94,7 +94,7 @@ def test_nulls_are_allowed_where_they_were_seen_and_nowhere_else() -> None:
     assert "nulls" not in columns["whole"]
 
 
-def test_the_volume_is_learnt_without_the_first_day_which_holds_earlier_deliveries() -> None:
+def test_the_volume_is_drafted_without_the_first_day_which_holds_earlier_deliveries() -> None:
     rows = [(0, 1.0, 1, "A", True)] * 500 + [(day, 1.0, 1, "A", True) for day in (1, 2) for _ in range(100 * day)]
     assert draft(frame(rows))["rows"] == {"at_least": 50, "at_most": 400}
     static = draft(frame(rows).drop("day"))["rows"]
@@ -107,14 +107,14 @@ def test_what_the_platform_or_the_contract_adds_is_not_expected_again() -> None:
     assert Expectations.model_validate(expects).drift is not None
 
 
-def test_a_value_far_beyond_all_others_is_pointed_at() -> None:
+def test_a_value_far_beyond_all_others_is_suspicious() -> None:
     winds = [(0, float(n % 40), 1, "A", True) for n in range(5000)]
     assert suspicions(frame(winds)) == []
     (doubt,) = suspicions(frame([*winds, (0, 1048.36, 1, "A", True)]))
     assert "n: the largest value is 1048.36" in doubt
 
 
-def test_nothing_is_learnt_from_nothing() -> None:
+def test_no_rows_and_no_declarable_column_make_no_draft() -> None:
     with pytest.raises(ValueError, match="no rows"):
         draft(frame([]))
     with pytest.raises(ValueError, match="columns"):

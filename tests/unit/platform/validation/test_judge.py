@@ -106,12 +106,12 @@ def test_stricter_expectations_never_let_in_a_day_that_laxer_ones_refuse(
 
 @given(rows=deliveries, declared=tables)
 def test_a_verdict_depends_on_its_day_only(rows: pl.DataFrame, declared: SourceTable) -> None:
-    """A range of days brought in one run is what its days are one by one."""
+    """A range of days judged at once has the verdicts of its days one by one."""
     at_once = judge(rows, declared, DAYS)
     for day in DAYS:
-        alone = judge(rows.filter(pl.col("day") == day), declared, [day])
-        assert alone.days[day] == at_once.days[day]
-        assert alone.good.equals(at_once.good.filter(pl.col("day") == day))
+        single = judge(rows.filter(pl.col("day") == day), declared, [day])
+        assert single.days[day] == at_once.days[day]
+        assert single.good.equals(at_once.good.filter(pl.col("day") == day))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_bad_day_is_refused_as_a_whole_and_other_days_are_not(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "problem"),
     [
         pytest.param(lambda f: f.drop("speed"), "speed is missing", id="a column is missing"),
         pytest.param(lambda f: f.with_columns(new=1), "new (Int32) is not declared", id="a column is new"),
@@ -192,15 +192,15 @@ def test_a_bad_day_is_refused_as_a_whole_and_other_days_are_not(
         ),
     ],
 )
-def test_a_changed_schema_is_its_own_verdict_and_refuses_the_day(change: Any, said: str) -> None:
+def test_a_changed_schema_is_its_own_verdict_and_refuses_the_day(change: Any, problem: str) -> None:
     judged = judge(change(frame(row(1), row(2))), table(), [FIRST])
     assert results(judged) == {"schema": "fail"}
-    assert said in judged.days[FIRST].reason
+    assert problem in judged.days[FIRST].reason
     assert judged.good.height == 0
     assert judged.quarantined.height == 2
 
 
-def test_a_day_that_is_not_over_is_not_blamed_for_too_few_rows() -> None:
+def test_too_few_rows_of_an_unfinished_day_give_no_verdict() -> None:
     declared = table(rows={"at_least": 5})
     assert results(judge(frame(row(1)), declared, [FIRST], until=FIRST))["volume"] == "cannot_say"
     assert results(judge(frame(row(1)), declared, [FIRST], until=DAYS[1]))["volume"] == "fail"
@@ -212,13 +212,13 @@ def test_the_first_day_may_hold_more_because_it_holds_earlier_deliveries() -> No
     assert results(judge(rows, declared, [FIRST]))["volume"] == "fail"
 
 
-def test_an_empty_day_can_be_declared_a_matter_of_freshness() -> None:
+def test_an_empty_day_can_be_declared_a_warning() -> None:
     judged = judge(frame(), table(rows={"empty": "warn"}), [FIRST])
     assert results(judged)["volume"] == "warn"
     assert judged.days[FIRST].accepted
 
 
-def test_nothing_is_held_against_a_table_of_which_nothing_is_expected() -> None:
+def test_a_table_without_expectations_has_good_rows_only() -> None:
     rows = frame(row(1), row(1, place=None))
     judged = judge(rows, SourceTable(key=["id"], description="d"), [FIRST])
     assert judged.good.equals(rows)
@@ -232,7 +232,7 @@ def test_the_worst_reasons_come_first() -> None:
     assert worst(judged.quarantined, most=1) == "speed: above 250 (3)"
 
 
-def test_a_pattern_that_the_engine_does_not_know_is_one_line() -> None:
+def test_a_pattern_that_the_engine_does_not_support_is_one_line() -> None:
     lookahead = {**COLUMNS, "place": {"type": "string", "pattern": "(?=E)EWR"}}
     with pytest.raises(ThroughlineError, match=r"cannot be used .*: correct it") as refused:
         judge(frame(row(1)), table(columns=lookahead), [FIRST])
