@@ -6,7 +6,6 @@ Owns: options, tables, JSON. Does not own: who may approve what (`registry/appro
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -26,7 +25,7 @@ from throughline.records import EndpointRecord, EvaluationRecord, GateDecision, 
 from throughline.records.store import find_record
 from throughline.registry import decisions
 from throughline.registry import versions as models
-from throughline.registry.history import append, change, event_of, events
+from throughline.registry.history import append, change, concerning, event_of, events
 from throughline.rollout import promotion
 from throughline.usecase import UseCase, get_usecase, load_usecases
 
@@ -118,11 +117,11 @@ def history(
 ) -> None:
     """What was done to model versions, by whom and why; oldest first."""
     settings = load_settings()
-    if target is None:
-        usecases = list(load_usecases().values())
-    else:
-        usecases = [get_usecase(target if "/" not in target else parse_model(target).name)]
-    found = [(usecase, event) for usecase in usecases for event in concerning(events(settings, usecase.name), target)]
+    model = parse_model(target) if target and "/" in target else None
+    usecases = [get_usecase(model.name if model else target)] if target else list(load_usecases().values())
+    found = [(usecase, event) for usecase in usecases for event in events(settings, usecase.name)]
+    if model:
+        found = [(usecases[0], event) for event in concerning((event for _, event in found), model)]
     found.sort(key=lambda one: one[1].at)
     result = [{"usecase": usecase.name, **event.model_dump(mode="json")} for usecase, event in found]
     emit(as_json, result, lambda: _show_events(found))
@@ -141,23 +140,6 @@ def note(
     event = event_of("note", target, current_principal(settings).name, reason=text)
     append(settings, usecase.name, event)
     emit(as_json, event.model_dump(mode="json"), lambda: out().print(f"noted on {target}"))
-
-
-def concerning(events: Iterable[HistoryEvent], target: str | None) -> list[HistoryEvent]:
-    """Of a use case: all. Of NAME/VERSION: its own, and those by which it became champion or ceased to be."""
-    if target is None or "/" not in target:
-        return list(events)
-    return [event for event in events if target in (event.target, event.old, event.new)]
-
-
-def what_happened(event: HistoryEvent) -> str:
-    """An event's old and new value as a person reads them, without its reason."""
-    if event.action != "decided":
-        return change(event)
-    try:
-        return GateDecision.model_validate_json(event.new or "").decision
-    except ValueError:
-        return "cannot be read"
 
 
 def local_time(at: datetime, usecase: UseCase) -> str:
@@ -188,7 +170,7 @@ def _show_events(found: list[tuple[UseCase, HistoryEvent]]) -> None:
         return
     table = columns("when", "who", "what, and why", wrapped=("what, and why",))
     for usecase, event in found:
-        what = escape(f"{event.action} {event.target}  {what_happened(event)}".rstrip())
+        what = escape(f"{event.action} {event.target}  {change(event)}".rstrip())
         why = f"\n[dim]{escape(event.reason)}[/]" if event.reason else ""
         table.add_row(local_time(event.at, usecase), escape(event.actor), what + why)
     out().print(table)

@@ -1,21 +1,19 @@
-"""A model card: what a version is, was judged to be, and must not be used for; from facts and from the declaration.
+"""A model card: what a version is, how it was judged, and what it must not be used for. Pure.
 
-After Mitchell et al. 2019 (Model Cards for Model Reporting). Pure. Owns: what a card has, and its two forms. Does not
-own: where it is kept and its signature (`card_store.py`), the numbers (`evaluation/`), what people say of the model's
-use (the declaration's `card`).
+After Mitchell et al. 2019 (Model Cards for Model Reporting). Owns: what a card has, and its two forms. Does not own:
+its storage and signature (`card_store.py`), the numbers (`evaluation/`), texts about use (the declaration's `card`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
-from importlib import resources
 from typing import Any
 
 from pydantic import Field
 
 from throughline.evaluation import plots
-from throughline.evaluation.report import number
+from throughline.evaluation.report import fill
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import ModelReference, TableReference
 from throughline.records import (
@@ -27,12 +25,10 @@ from throughline.records import (
     Record,
     SliceMetrics,
 )
-from throughline.registry.history import change
+from throughline.registry.history import change, concerning
 from throughline.usecase import CardStatement, UseCase
 
 REQUEST = "request"  # the group of what comes with the request, beside the feature views
-JUDGED = ("candidate", "champion", "simple_rule", "constant")
-METRICS = ("log_loss", "auc", "brier", "ece")
 SHOWN = 10  # of the slices
 
 
@@ -50,7 +46,7 @@ class CardData(Record):
 
 
 class CardLineage(Record):
-    """What leads from the version back to its code; `unknown` where its tags do not say it."""
+    """From the version back to its code; `unknown` where it has no such tag."""
 
     run: str
     commit: str
@@ -101,13 +97,11 @@ def card_of(
 ) -> Card:
     """The card of one version. `tags`: the version's; `parameters`: its run's, beside the model's own.
 
-    Raises one line that names all that the declaration leaves unsaid, or what belongs to another version.
+    Raises one line that names all that the declaration leaves out, or what belongs to another version.
     """
-    if missing := unsaid(usecase.card):
-        raise ThroughlineError(
-            f"{model.reference} gets no card: usecases/{usecase.name}.yaml leaves {', '.join(missing)} under `card` "
-            "missing or empty; say it there."
-        )
+    if missing := left_out(usecase.card):
+        where = f"usecases/{usecase.name}.yaml leaves {', '.join(missing)} under `card` missing or empty"
+        raise ThroughlineError(f"{model.reference} gets no card: {where}; write it there.")
     if foreign := _of_others(model, dataset, evaluation, decision):
         raise ThroughlineError(f"{model.reference} gets no card: {'; '.join(foreign)}. Evaluate and decide it again.")
 
@@ -149,18 +143,17 @@ def card_of(
             orchestrator_run=tag("dagster_run_id"),
             cause=tag("cause"),
         ),
-        history=concerning(model.reference, events),
+        history=concerning(events, model.reference),
     )
 
 
-def unsaid(statement: CardStatement) -> list[str]:
+def left_out(statement: CardStatement) -> list[str]:
     """What the declaration's `card` leaves out or empty."""
 
     def blank(value: Any) -> bool:
         return all(map(blank, value)) if isinstance(value, list) else not str(value).strip()
 
-    said = {name: getattr(statement, name) for name in CardStatement.model_fields}
-    return [name for name, value in said.items() if blank(value)]
+    return [name for name in CardStatement.model_fields if blank(getattr(statement, name))]
 
 
 def by_view(dataset: DatasetRecord) -> dict[str, list[str]]:
@@ -170,62 +163,23 @@ def by_view(dataset: DatasetRecord) -> dict[str, list[str]]:
     return {view: features for view, features in {**dataset.views, REQUEST: others}.items() if features}
 
 
-def concerning(reference: ModelReference, events: Iterable[HistoryEvent]) -> list[HistoryEvent]:
-    """The events of one version: its own, notes on the model as a whole, and aliases that came to it or left it."""
-    version = str(reference)
-    return [
-        event
-        for event in events
-        if event.target == version
-        or (event.target == reference.name and (event.action == "note" or version in (event.old, event.new)))
-    ]
-
-
-def what_happened(event: HistoryEvent) -> str:
-    """Old and new value as a person reads them; a decision by its reason."""
-    return "" if event.action == "decided" else change(event)
-
-
 def render_markdown(card: Card) -> str:
     """As text. What people wrote cannot become markup in it."""
-    return _render(card, "card.md.j2", autoescape=False, finalize=_plain)
+    return fill("card.md.j2", _values(card), finalize=_plain)
 
 
 def render_html(card: Card) -> str:
     """As one page that needs nothing else."""
-    from markupsafe import Markup
-
     e = card.evaluation
-    drawn = {
+    pictures = {
         "reliability": plots.reliability_plot(e.reliability) if e.reliability else "",
         "slices": plots.slices_plot(card.slices_by_gain[:SHOWN]) if e.slices else "",
     }
-    pictures = {name: Markup(svg) for name, svg in drawn.items()}  # our own drawing
-    return _render(card, "card.html.j2", autoescape=True, plots=pictures)
+    return fill("card.html.j2", _values(card), pictures)
 
 
-def _render(
-    card: Card, template: str, *, autoescape: bool, finalize: Callable[[Any], Any] | None = None, **given: Any
-) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    text = resources.files("throughline.evaluation").joinpath(template).read_text()
-    environment = Environment(
-        autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=finalize
-    )
-    environment.filters |= {"time": _time, "number": number}
-    e = card.evaluation
-    judged = [(who.replace("_", " "), who, getattr(e, who)) for who in JUDGED]
-    return environment.from_string(text).render(
-        c=card,
-        e=e,
-        judged=[one for one in judged if one[2] is not None],
-        metrics=METRICS,
-        span=lambda who, metric: e.intervals.get(who, {}).get(metric),
-        slices=card.slices_by_gain[:SHOWN],
-        what=what_happened,
-        **given,
-    )
+def _values(card: Card) -> dict[str, Any]:
+    return {"c": card, "e": card.evaluation, "slices": card.slices_by_gain[:SHOWN], "what": change}
 
 
 def _of_others(
@@ -240,10 +194,6 @@ def _of_others(
     if dataset.fingerprint != model.dataset_fingerprint:
         problems.append(f"the dataset {dataset.table} is another than it was trained on")
     return problems
-
-
-def _time(instant: datetime) -> str:
-    return f"{instant:%Y-%m-%d %H:%M}"
 
 
 def _plain(value: Any) -> Any:

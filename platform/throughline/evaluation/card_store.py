@@ -1,9 +1,9 @@
-"""Where model cards are kept: signed, among the artifacts of the version's run, and refused when they are not its own.
+"""Model cards in MLflow: signed, among the artifacts of the version's run.
 
 Owns: publishing and reading a card. Does not own: its content (`card.py`), keys (`signing.py`).
 
-The folder `card` of the run holds card.json, from which a card is read, card.md and card.html, which say the same to
-people, and the signature over all three.
+The folder `card` of the run holds card.json, which is what `read_card` reads, card.md and card.html with the same
+content for people, and the signature of all three.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from throughline.evaluation.card import Card, card_of, concerning, render_html, render_markdown
+from throughline.evaluation.card import Card, card_of, render_html, render_markdown
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.security.principal import GRAPH
 from throughline.foundation.settings import Settings
 from throughline.mlflow import artifacts
 from throughline.mlflow.tracking import client_of
 from throughline.models.description import describe_version, set_tags
+from throughline.models.signing import sign, verify
 from throughline.records import DatasetRecord, EvaluationRecord, GateDecision, ModelRecord
 from throughline.registry import history
 from throughline.registry import versions as models
@@ -39,10 +40,9 @@ def publish_card(
     evaluation: EvaluationRecord,
     decision: GateDecision,
 ) -> Card:
-    """Describe the version in the registry, and keep its card, signed. Repeating it makes the card anew.
+    """Describe the version in the registry, and store its signed card in place of an earlier one.
 
-    Raises `ThroughlineError` when the declaration leaves out what a card must say: the version is described then, and
-    has no card.
+    Raises `ThroughlineError` when the declaration leaves out what a card needs: the version is described and has none.
     """
     described = describe_version(settings, usecase, model, dataset, evaluation, decision)
     card = card_of(
@@ -52,23 +52,21 @@ def publish_card(
         dataset,
         evaluation,
         decision,
-        history.events(settings, usecase.name, target=model.name),
+        history.events(settings, usecase.name),
         parameters=client_of(settings).get_run(model.run_id).data.params,
     )
-    _keep(settings, model, card)
+    _store(settings, model, card)
     set_tags(settings, model, {"card": address(model)})
     return card
 
 
 def address(model: ModelRecord) -> str:
-    """Where the card is, in MLflow's words."""
+    """MLflow's URI of the card."""
     return f"runs:/{model.run_id}/{FOLDER}"
 
 
 def read_card(settings: Settings, model: ModelRecord) -> Card:
-    """The card of this very version and file, signed by a trusted key. Raises on any other, and tells the history."""
-    from throughline.models.signing import verify
-
+    """The card of this version and file, signed by a trusted key. Another is refused, and the history records that."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = _fetch(settings, model, Path(scratch))
         try:
@@ -78,7 +76,7 @@ def read_card(settings: Settings, model: ModelRecord) -> Card:
                 raise ThroughlineError(f"it is the card of {card.model}, file {card.lineage.sha256[:12]}")
         except (ThroughlineError, ValidationError, OSError) as error:
             reason = str(error).splitlines()[0].rstrip(".")
-            _tell_refused(settings, model, reason)
+            _record_refusal(settings, model, reason)
             raise ThroughlineError(
                 f"The card of {model.reference} is refused: {reason}. Have the gate decide again to publish it anew."
             ) from error
@@ -87,13 +85,11 @@ def read_card(settings: Settings, model: ModelRecord) -> Card:
 
 def current_card(settings: Settings, model: ModelRecord) -> Card:
     """As `read_card`, with the history and the notes as they stand now."""
-    told = history.events(settings, model.name, target=model.name)
-    return read_card(settings, model).model_copy(update={"history": concerning(model.reference, told)})
+    events = history.concerning(history.events(settings, model.name), model.reference)
+    return read_card(settings, model).model_copy(update={"history": events})
 
 
-def _keep(settings: Settings, model: ModelRecord, card: Card) -> None:
-    from throughline.models.signing import sign
-
+def _store(settings: Settings, model: ModelRecord, card: Card) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / FOLDER
         folder.mkdir()
@@ -110,9 +106,9 @@ def _fetch(settings: Settings, model: ModelRecord, scratch: Path) -> Path:
     return artifacts.fetch_of_run(settings, model.run_id, FOLDER, scratch / FOLDER)
 
 
-def _tell_refused(settings: Settings, model: ModelRecord, reason: str) -> None:
+def _record_refusal(settings: Settings, model: ModelRecord, reason: str) -> None:
     try:
         event = history.event_of("refused", model.reference, GRAPH, reason=f"card: {reason}")
         history.append(settings, model.name, event)
-    except Exception:  # what is refused stays so, whether or not it can be written down
-        log.exception("The refusal of the card of %s could not be told in the history", model.reference)
+    except Exception:  # the card is refused even when the history cannot be written
+        log.exception("The refusal of the card of %s is not in the history", model.reference)

@@ -1,52 +1,60 @@
-"""An evaluation as a page: one HTML file that needs nothing else. Pure.
+"""An evaluation as a page, one HTML file that needs nothing else, and the filling of this folder's templates. Pure.
 
-Owns: what the page says. Does not own: the numbers (`evaluate.py`), the drawings (`plots.py`), where the page goes.
+Does not own: the numbers (`evaluate.py`), the drawings (`plots.py`), where a page goes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from importlib import resources
+from typing import Any
 
 from throughline.evaluation import plots
-from throughline.records import EvaluationRecord, GateDecision, Interval, Metrics
+from throughline.records import EvaluationRecord, GateDecision
+
+METRICS = ("log_loss", "auc", "brier", "ece")
 
 
 def render(evaluation: EvaluationRecord, decision: GateDecision | None = None) -> str:
     """The page; with a decision it begins with that and its reasons."""
-    from jinja2 import Environment, StrictUndefined
+    e = evaluation
+    pictures = {
+        "reliability": plots.reliability_plot(e.reliability) if e.reliability else "",
+        "slices": plots.slices_plot(e.slices) if e.slices else "",
+        "importance": plots.importance_plot(e.importance) if e.importance else "",
+        "missing": plots.bars_plot(e.missing, "rise of log loss") if e.missing else "",
+    }
+    values = {"e": e, "decision": decision, "shown": min(plots.SHOWN, len(e.slices))}
+    return fill("report.html.j2", values, pictures)
+
+
+def fill(
+    template: str,
+    values: Mapping[str, Any],
+    pictures: Mapping[str, str] | None = None,
+    finalize: Callable[[Any], Any] | None = None,
+) -> str:
+    """A template with its values. `pictures` (SVG) are markup, other texts are not; `finalize` escapes for Markdown."""
+    from jinja2 import Environment, StrictUndefined  # postpones jinja2, which deciding does not need
     from markupsafe import Markup
 
-    template = resources.files("throughline.evaluation").joinpath("report.html.j2").read_text()
-    judged: list[tuple[str, Metrics]] = [("candidate", evaluation.candidate)]
-    for who in ("champion", "simple_rule", "constant"):
-        if (metrics := getattr(evaluation, who)) is not None:
-            judged.append((who, metrics))
-    drawn = {
-        "reliability": plots.reliability_plot(evaluation.reliability) if evaluation.reliability else "",
-        "slices": plots.slices_plot(evaluation.slices) if evaluation.slices else "",
-        "importance": plots.importance_plot(evaluation.importance) if evaluation.importance else "",
-        "missing": plots.bars_plot(evaluation.missing, "rise of log loss") if evaluation.missing else "",
-    }
-
-    def intervals(who: str, metric: str) -> Interval | None:
-        return evaluation.intervals.get(who, {}).get(metric)
-
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(template)
-    return page.render(
-        e=evaluation,
-        decision=decision,
-        judged=judged,
-        intervals=intervals,
-        over=intervals("over_champion", "log_loss"),
-        plots={name: Markup(svg) for name, svg in drawn.items()},
-        shown=min(plots.SHOWN, len(evaluation.slices)),
-        number=number,
+    environment = Environment(
+        autoescape=finalize is None, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=finalize
     )
+    environment.filters |= {"time": _time, "number": number}
+    text = resources.files("throughline.evaluation").joinpath(template).read_text()
+    drawn = {name: Markup(svg) for name, svg in (pictures or {}).items()}
+    return environment.from_string(text).render(**values, metrics=METRICS, plots=drawn)
 
 
 def number(value: float | None) -> str:
-    """As a reader takes it in: four digits behind the point, and words where there is none."""
+    """Four digits after the point, and words where there is no number."""
     if value is None or math.isnan(value):
-        return "cannot be had"
+        return "cannot be computed"
     return f"{value:.4f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def _time(instant: datetime) -> str:
+    return f"{instant:%Y-%m-%d %H:%M}"

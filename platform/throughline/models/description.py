@@ -1,6 +1,6 @@
-"""What a version says of itself beside its file: the tags that follow from its evaluation, and the list of versions.
+"""The tags of a model version that follow from its evaluation and decision, and the list of all versions.
 
-Owns: those tags, and reading all versions at once. Does not own: the tags of registration (`models.py`), the card.
+Does not own: the tags of registration (`registry/versions.py`), the card.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from throughline.usecase import UseCase
 
 
 class VersionSummary(Record):
-    """One line of `throughline models`; None: not told yet."""
+    """One line of `throughline models`; None: not known yet."""
 
     model: ModelReference
     aliases: list[str]
@@ -36,32 +36,6 @@ class VersionSummary(Record):
     registered: datetime
 
 
-def description_of(
-    usecase: UseCase, dataset: DatasetRecord, evaluation: EvaluationRecord, decision: GateDecision | None
-) -> dict[str, Any]:
-    """Tags of a version after its evaluation and, where there is one, its decision. Reads our own source."""
-    tags: dict[str, Any] = {
-        "table_versions": dataset.inputs,
-        "feature_service": dataset.service or usecase.features.service,
-        "feature_definitions": definitions_of(usecase),
-        "holdout_auc": evaluation.candidate.auc,
-        "parent": evaluation.champion_model,
-    }
-    if decision is not None:
-        tags |= {
-            "gate": decision.decision,
-            "gate_failures": decision.failures or "none",
-            "gate_at": decision.decided_at,
-        }
-    return tags
-
-
-def definitions_of(usecase: UseCase) -> str:
-    """Fingerprint of what the features are: the Feast definitions and the code of the request's own features."""
-    places = (usecase.features.definitions, usecase.features.request_features.partition(":")[0])
-    return combine(usecase.features.service, *(fingerprint_imports(place, (place.split(".")[0],)) for place in places))
-
-
 def describe_version(
     settings: Settings,
     usecase: UseCase,
@@ -70,8 +44,20 @@ def describe_version(
     evaluation: EvaluationRecord,
     decision: GateDecision | None,
 ) -> dict[str, Any]:
-    """Add what `description_of` says to the version in the registry; without a decision for what no gate judges."""
-    tags = description_of(usecase, dataset, evaluation, decision)
+    """Set and return the tags of a version after its evaluation; `decision`: None for what no gate judges."""
+    # what the features are: the Feast definitions and the code of the request's own features
+    places = (usecase.features.definitions, usecase.features.request_features.partition(":")[0])
+    code = (fingerprint_imports(place, (place.split(".")[0],)) for place in places)
+    tags: dict[str, Any] = {
+        "table_versions": dataset.inputs,
+        "feature_service": dataset.service or usecase.features.service,
+        "feature_definitions": combine(usecase.features.service, *code),
+        "holdout_auc": evaluation.candidate.auc,
+        "parent": evaluation.champion_model,
+    }
+    if decision is not None:
+        failures = decision.failures or "none"
+        tags |= {"gate": decision.decision, "gate_failures": failures, "gate_at": decision.decided_at}
     set_tags(settings, model, tags)
     return tags
 

@@ -120,6 +120,16 @@ class EvaluationRecord(ModelFileRecord):
     importance: GlobalImportance | None = None
 
     @property
+    def judged(self) -> dict[str, Metrics]:
+        """The metrics of the candidate and of what it must beat, without those that there are none of."""
+        found = {name: getattr(self, name) for name in ("candidate", "champion", "simple_rule", "constant")}
+        return {name: metrics for name, metrics in found.items() if metrics is not None}
+
+    def interval(self, name: str, metric: str) -> Interval | None:
+        """`name`: one of `judged`, or `over_champion`."""
+        return self.intervals.get(name, {}).get(metric)
+
+    @property
     def comparison(self) -> str:
         """What limits the comparison with the champion, for people; empty: it is on all held-out rows."""
         if self.champion_trained_until is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -18,7 +19,7 @@ from throughline.foundation.references import ModelReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.append import AppendOnce
 from throughline.lakehouse.table import find_pin, read
-from throughline.records import HistoryAction, HistoryEvent
+from throughline.records import GateDecision, HistoryAction, HistoryEvent
 
 LAYER, TABLE = "governance", "history"
 _SCHEMA = {
@@ -52,10 +53,25 @@ def event_of(
 
 
 def change(event: HistoryEvent) -> str:
-    """Old and new value for people, of every event but a decision."""
+    """What an event changed, for people, without its reason."""
     if event.action in ("champion", "withdrawn"):
         return f"{event.old or 'none'} → {event.new}"
-    return (event.new or "")[:12]  # a digest
+    if event.action != "decided":
+        return (event.new or "")[:12]  # a digest
+    try:
+        return GateDecision.model_validate_json(event.new or "").decision
+    except ValueError:
+        return "cannot be read"
+
+
+def concerning(events: Iterable[HistoryEvent], model: ModelReference) -> list[HistoryEvent]:
+    """A version's own events, those by which it became champion or ceased to be, and notes on the model as a whole."""
+    version, name = str(model), model.name
+    return [
+        event
+        for event in events
+        if version in (event.target, event.old, event.new) or (event.action == "note" and event.target == name)
+    ]
 
 
 def append(settings: Settings, usecase: str, event: HistoryEvent) -> None:

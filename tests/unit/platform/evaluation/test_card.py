@@ -1,4 +1,4 @@
-"""A card says what facts and declaration say, of one version only, and is not made when something is unsaid."""
+"""A card has every field, of one version only, and is refused when the declaration leaves something out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support import shop
-from throughline.evaluation.card import Card, by_view, card_of, concerning, render_html, render_markdown, unsaid
+from throughline.evaluation.card import Card, by_view, card_of, left_out, render_html, render_markdown
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import ModelReference, TableReference
 from throughline.records import (
@@ -26,6 +26,7 @@ from throughline.records import (
     ServingCost,
     SliceMetrics,
 )
+from throughline.registry.history import concerning
 from throughline.usecase import CardStatement, UseCase, load_usecases
 
 NOW = datetime(2024, 11, 20, 8, 30, tzinfo=UTC)
@@ -52,22 +53,22 @@ def usecase(tmp_path: Path) -> UseCase:
 
 
 def model(**changes: Any) -> ModelRecord:
-    told = {
+    fields = {
         "name": "shop", "version": 2, "run_id": "run7", "sha256": "d" * 64, "uri": "/somewhere",
         "dataset_fingerprint": "f" * 64, "trained_until": NOW - 15 * DAY, "trainer": "own", "parameters": {"depth": 3},
     }  # fmt: skip
-    return ModelRecord(**{**told, **changes})
+    return ModelRecord(**{**fields, **changes})
 
 
 def dataset(**changes: Any) -> DatasetRecord:
-    told = {
+    fields = {
         "usecase": "shop", "table": TableReference("shop/training/dataset", 4), "path": "/secret/place",
         "fingerprint": "f" * 64, "as_of": NOW, "rows": 123456, "numeric": ["amount_7d", "items"],
         "categorical": ["customer"], "service": "shop_v1",
         "inputs": [TableReference("shop/raw/orders", 11)], "views": {"order_ticks": ["amount_7d"]},
         "holdout_from": NOW - 14 * DAY,
     }  # fmt: skip
-    return DatasetRecord(**{**told, **changes})
+    return DatasetRecord(**{**fields, **changes})
 
 
 def a_slice(value: str, gain: float) -> SliceMetrics:
@@ -78,7 +79,7 @@ def a_slice(value: str, gain: float) -> SliceMetrics:
 
 
 def evaluation(**changes: Any) -> EvaluationRecord:
-    told = {
+    fields = {
         "model": "shop/2", "sha256": "d" * 64, "dataset_fingerprint": "f" * 64, "evaluated_at": NOW,
         "holdout_from": NOW - 14 * DAY, "holdout_until": NOW, "candidate": MINE, "constant": THEIRS, "champion": THEIRS,
         "champion_model": "shop/1", "days": 14, "slices": [a_slice("AT", 0.05), a_slice("CH", 0.0123)],
@@ -91,17 +92,17 @@ def evaluation(**changes: Any) -> EvaluationRecord:
         "behaviour": [BehaviourCheck(name="more items", rows=10, broken=0.0678, mean_change=0.1)],
         "outside_domain": 0.0099, "cost": ServingCost(latency_p50_ms=0.1, latency_p95_ms=0.2, size_bytes=1_500_000),
     }  # fmt: skip
-    return EvaluationRecord(**{**told, **changes})
+    return EvaluationRecord(**{**fields, **changes})
 
 
 def decision(**changes: Any) -> GateDecision:
     rules = [RuleVerdict(rule="auc", verdict="fail", value=0.7654, bound="below 0.75", where="here")]
-    told = {"model": "shop/2", "sha256": "d" * 64, "decision": "reject", "decided_at": NOW, "rules": rules}
-    return GateDecision(**{**told, **changes})
+    fields = {"model": "shop/2", "sha256": "d" * 64, "decision": "reject", "decided_at": NOW, "rules": rules}
+    return GateDecision(**{**fields, **changes})
 
 
-def event(number: int, action: str, target: str, **said: Any) -> HistoryEvent:
-    return HistoryEvent(id=f"{number}", at=NOW + number * DAY, actor="ada", action=action, target=target, **said)
+def event(number: int, action: str, target: str, **values: Any) -> HistoryEvent:
+    return HistoryEvent(id=f"{number}", at=NOW + number * DAY, actor="ada", action=action, target=target, **values)
 
 
 EVENTS = [
@@ -124,7 +125,7 @@ def card(usecase: UseCase, **changes: Any) -> Card:
 
 
 @pytest.mark.parametrize("render", [render_markdown, render_html])
-def test_both_forms_say_all_that_is_known(usecase: UseCase, render) -> None:
+def test_both_forms_have_all_fields(usecase: UseCase, render) -> None:
     text = render(card(usecase))
     of_data = ["2024-11-05 08:30", "2024-11-06 08:30", "123,456 rows", "f" * 64, "shop/raw/orders@11"]
     of_model = ["own", "depth", "member.epochs", "order_ticks", "amount_7d", "items, customer", "shop_v1"]
@@ -134,7 +135,7 @@ def test_both_forms_say_all_that_is_known(usecase: UseCase, render) -> None:
     of_history = ["Returns are free since Monday.", "it is better", "shop/1 → shop/2"]
     others = [
         "Ada, owner, 2024-11-01",
-        "cannot be had",
+        "cannot be computed",
         "reject",
         "below 0.75",
         "Orders of 2024 only.",
@@ -143,8 +144,8 @@ def test_both_forms_say_all_that_is_known(usecase: UseCase, render) -> None:
     ]
     assert "replacement. Log loss over" in text
     assert "0.0099. One prediction" in text
-    for said in (*of_data, *of_model, *of_numbers, *of_people, *of_lineage, *of_history, *others):
-        assert said in text, said
+    for expected in (*of_data, *of_model, *of_numbers, *of_people, *of_lineage, *of_history, *others):
+        assert expected in text, expected
 
 
 def test_the_worst_slice_is_named(usecase: UseCase) -> None:
@@ -158,10 +159,10 @@ def test_a_card_is_the_same_after_it_was_written_and_read(usecase: UseCase) -> N
     assert "/secret/place" not in made.model_dump_json()
 
 
-def test_all_that_the_declaration_leaves_unsaid_is_named_at_once(tmp_path: Path) -> None:
-    silent = shop.declare(tmp_path / "1", FEED)
+def test_all_that_the_declaration_leaves_out_is_named_at_once(tmp_path: Path) -> None:
+    empty = shop.declare(tmp_path / "1", FEED)
     with pytest.raises(ThroughlineError) as refused:
-        card(silent)
+        card(empty)
     assert all(word in str(refused.value) for word in STATEMENT)
     assert "usecases/shop.yaml" in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -170,13 +171,13 @@ def test_all_that_the_declaration_leaves_unsaid_is_named_at_once(tmp_path: Path)
         card(blank)
 
 
-def test_the_built_in_use_cases_say_what_a_card_needs() -> None:
-    assert {name: unsaid(usecase.card) for name, usecase in load_usecases().items() if unsaid(usecase.card)} == {}
-    assert unsaid(CardStatement()) == list(STATEMENT)
+def test_the_built_in_use_cases_declare_what_a_card_needs() -> None:
+    assert {name: left_out(usecase.card) for name, usecase in load_usecases().items() if left_out(usecase.card)} == {}
+    assert left_out(CardStatement()) == list(STATEMENT)
 
 
 @pytest.mark.parametrize(
-    ("part", "told"),
+    ("part", "problem"),
     [
         ({"evaluation": evaluation(model="shop/1")}, "the evaluation is of shop/1"),
         ({"evaluation": evaluation(sha256="e" * 64)}, "the evaluation is of shop/2, file eeeeeeeeeeee"),
@@ -186,26 +187,26 @@ def test_the_built_in_use_cases_say_what_a_card_needs() -> None:
         ({"dataset": dataset(fingerprint="0" * 64)}, "another than it was trained on"),
     ],
 )
-def test_facts_of_another_version_are_on_no_card(usecase: UseCase, part, told) -> None:
-    with pytest.raises(ThroughlineError, match=told):
+def test_records_of_another_version_are_refused(usecase: UseCase, part, problem) -> None:
+    with pytest.raises(ThroughlineError, match=problem):
         card(usecase, **part)
 
 
-def test_the_history_of_a_version_is_its_own_and_what_concerns_the_whole_model() -> None:
-    assert [event.id for event in concerning(ModelReference("shop", 2), EVENTS)] == ["1", "2", "3"]
-    assert [event.id for event in concerning(ModelReference("shop", 1), EVENTS)] == ["0", "2", "3", "4", "5"]
+def test_the_history_of_a_version_has_its_own_events_and_notes_on_the_model() -> None:
+    assert [event.id for event in concerning(EVENTS, ModelReference("shop", 2))] == ["1", "2", "3"]
+    assert [event.id for event in concerning(EVENTS, ModelReference("shop", 1))] == ["0", "2", "3", "4", "5"]
 
 
-def test_a_feature_that_no_view_gives_came_with_the_request() -> None:
+def test_a_feature_of_no_view_comes_with_the_request() -> None:
     assert by_view(dataset()) == {"order_ticks": ["amount_7d"], "request": ["items", "customer"]}
     assert by_view(dataset(views={})) == {"request": ["amount_7d", "items", "customer"]}
 
 
-HOSTILE = "<script>alert(1)</script> | `x` [a](http://b) *c*\n# d"
+MARKUP = "<script>alert(1)</script> | `x` [a](http://b) *c*\n# d"
 
 
-def test_what_people_write_is_no_markup(usecase: UseCase) -> None:
-    made = card(usecase, events=[event(1, "note", "shop/2", reason=HOSTILE)], tags={**TAGS, "cause": HOSTILE})
+def test_texts_of_people_are_escaped(usecase: UseCase) -> None:
+    made = card(usecase, events=[event(1, "note", "shop/2", reason=MARKUP)], tags={**TAGS, "cause": MARKUP})
     assert "<script>" not in render_html(made)
     text = render_markdown(made)
     (line,) = [line for line in text.splitlines() if "note" in line and "alert" in line]
@@ -220,7 +221,7 @@ def test_what_people_write_is_no_markup(usecase: UseCase) -> None:
         {"candidate": MINE.model_copy(update={"auc": float("nan")}), "intervals": {}, "cost": None},
     ],
 )
-def test_what_was_not_had_is_left_out_and_the_card_is_whole(usecase: UseCase, changes) -> None:
+def test_missing_numbers_are_left_out_and_the_card_is_complete(usecase: UseCase, changes) -> None:
     made = card(usecase, evaluation=evaluation(**changes), events=[], tags={})
     assert render_html(made).rstrip().endswith("</html>")
     assert render_markdown(made).rstrip().endswith("Nothing yet.")

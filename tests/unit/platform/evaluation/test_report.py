@@ -1,4 +1,4 @@
-"""The page says what the record says, in one file, and nothing from outside gets into it as markup."""
+"""The page has the values of the record, in one file, with every text escaped."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def a_slice(value: str, over: float | None = 0.01) -> SliceMetrics:
 
 
 def record(**changes) -> EvaluationRecord:
-    told = {
+    fields = {
         "model": "u/2", "sha256": "d" * 64, "dataset_fingerprint": "f" * 32, "evaluated_at": NOW, "holdout_from": NOW,
         "holdout_until": NOW, "candidate": METRICS, "constant": METRICS, "champion": METRICS, "champion_model": "u/1",
         "days": 14, "intervals": {"over_champion": {"log_loss": Interval(low=-0.0123, high=0.0456)}},
@@ -41,22 +41,30 @@ def record(**changes) -> EvaluationRecord:
         "disparity": {"origin": {"calibration": 0.0345, "opportunity": float("nan")}},
         "cost": ServingCost(latency_p50_ms=0.1, latency_p95_ms=0.2, size_bytes=1_500_000), "training": METRICS,
     }  # fmt: skip
-    return EvaluationRecord(**{**told, **changes})
+    return EvaluationRecord(**{**fields, **changes})
 
 
-def test_the_page_says_what_the_record_says() -> None:
+def test_the_page_has_the_values_of_the_record() -> None:
     rules = [RuleVerdict(rule="auc", verdict="fail", value=0.85, bound="below 0.8", where="<i>here</i>")]
     decision = GateDecision(model="u/2", sha256="d" * 64, decision="reject", decided_at=NOW, rules=rules)
     page = render(record(), decision)
-    for said in ("u/2", "9,000 rows of 14 days", "0.4321", "-0.0123 to 0.0456", "0.1250", "0.0345", "cannot be had"):
-        assert said in page
-    for said in ("reject", "0.8500", "below 0.8", "1.5000 MB"):
-        assert said in page
+    for expected in (
+        "u/2",
+        "9,000 rows of 14 days",
+        "0.4321",
+        "-0.0123 to 0.0456",
+        "0.1250",
+        "0.0345",
+        "cannot be computed",
+    ):
+        assert expected in page
+    for expected in ("reject", "0.8500", "below 0.8", "1.5000 MB"):
+        assert expected in page
     assert "src=" not in page  # it needs nothing else
     assert 'href="http' not in page
 
 
-def test_texts_are_no_markup() -> None:
+def test_texts_are_escaped() -> None:
     rules = [RuleVerdict(rule="auc", verdict="fail", value=None, bound="", where="<script>x</script>")]
     decision = GateDecision(model="u/2", sha256="d" * 64, decision="reject", decided_at=NOW, rules=rules)
     page = render(record(model="<b>u/2"), decision)
@@ -72,7 +80,7 @@ def test_texts_are_no_markup() -> None:
         {"candidate": METRICS.model_copy(update={"log_loss": float("nan")}), "training": None, "intervals": {}},
     ],
 )
-def test_what_was_not_had_is_left_out_and_the_page_is_whole(changes) -> None:
+def test_missing_numbers_are_left_out_and_the_page_is_complete(changes) -> None:
     page = render(record(**changes))
     assert page.rstrip().endswith("</html>")
 
@@ -81,10 +89,10 @@ def test_the_same_record_is_the_same_page() -> None:
     assert render(record()) == render(record())
 
 
-def test_numbers_are_as_long_as_a_reader_needs() -> None:
+def test_numbers_have_four_digits_after_the_point() -> None:
     assert [number(value) for value in (0.12345, float("nan"), None, 12345.6)] == [
         "0.1235",
-        "cannot be had",
-        "cannot be had",
+        "cannot be computed",
+        "cannot be computed",
         "12,346",
     ]

@@ -10,12 +10,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from throughline.cli import main as cli
-from throughline.cli.govern import concerning, local_time, what_happened
+from throughline.cli.govern import local_time
+from throughline.foundation.references import ModelReference
 from throughline.foundation.security.principal import GRAPH
 from throughline.foundation.settings import Settings, load_settings
 from throughline.lakehouse.table import current_version
 from throughline.records import GateDecision, HistoryEvent
-from throughline.registry.history import LAYER, TABLE, append, event_of, events
+from throughline.registry.history import LAYER, TABLE, append, change, concerning, event_of, events
 from throughline.usecase import get_usecase
 
 NAME = "flight_delay"
@@ -84,17 +85,16 @@ def test_the_history_of_a_version_has_when_it_became_champion_and_ceased_to_be()
     down = event_at("withdrawn", "shop/2", 2, old="shop/2", new="shop/1")
     back = event_at("champion", "shop", 3, old="shop/2", new="shop/1")
     other = event_at("note", "shop/12", 4, reason="not this one")
-    assert concerning([up, down, back, other], "shop/2") == [up, down, back]
-    assert concerning([up, other], "shop/12") == [other]
-    assert concerning([up, other], "shop") == [up, other]
+    assert concerning([up, down, back, other], ModelReference("shop", 2)) == [up, down, back]
+    assert concerning([up, other], ModelReference("shop", 12)) == [other]
 
 
 def test_an_event_is_shown_as_what_changed():
     decision = GateDecision(model="shop/2", sha256="a", decision="reject", decided_at=NOW, rules=[])
-    assert what_happened(event_at("decided", "shop/2", new=decision.model_dump_json())) == "reject"
-    assert what_happened(event_at("decided", "shop/2", new="{")) == "cannot be read"
-    assert what_happened(event_at("champion", "shop", new="shop/1")) == "none → shop/1"
-    assert what_happened(event_at("approved", "shop/2", new="a" * 64)) == "a" * 12
+    assert change(event_at("decided", "shop/2", new=decision.model_dump_json())) == "reject"
+    assert change(event_at("decided", "shop/2", new="{")) == "cannot be read"
+    assert change(event_at("champion", "shop", new="shop/1")) == "none → shop/1"
+    assert change(event_at("approved", "shop/2", new="a" * 64)) == "a" * 12
 
 
 def test_times_are_shown_in_the_zone_of_the_use_case():
