@@ -1,4 +1,4 @@
-"""The thread through a real MLflow: what a trace says of version, run and dataset is what was registered."""
+"""The thread through a real MLflow: version, run and dataset of a trace are those that were registered."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def traced(home_with_mlflow: Settings) -> tuple[Settings, str, str]:
     """A home whose version 1 is registered, with its run, and a prediction of it: settings, run, prediction."""
     settings = home_with_mlflow
     _, ticks, registry = home.make_home(settings)
-    dataset = registry.dataset(registry.run(home.RUN))
+    dataset = registry.dataset(home.RUN)
     client = client_of(settings)
     with tracked_run(client, NAME, {"dagster_run_id": "d-1", "cause": "drift"}, {"C": 1.0}) as run_id:
         client.log_text(run_id, dataset.model_dump_json(), "training/dataset.json")
@@ -38,7 +38,7 @@ def traced(home_with_mlflow: Settings) -> tuple[Settings, str, str]:
     return settings, run_id, home.log(settings, [event])[0]
 
 
-def test_a_thread_through_a_real_registry_is_whole(traced: tuple[Settings, str, str]) -> None:
+def test_a_thread_through_a_real_registry_is_complete(traced: tuple[Settings, str, str]) -> None:
     settings, run_id, prediction = traced
     found = Tracer(settings, get_usecase(NAME)).trace(prediction)
     assert found.gaps == []
@@ -56,9 +56,9 @@ def test_a_table_version_reached_the_registered_model_and_its_prediction(traced:
     assert (found.models, found.predictions) == ([version], {version: 1})
 
 
-def test_what_mlflow_does_not_know_is_one_line(traced: tuple[Settings, str, str]) -> None:
+def test_what_mlflow_does_not_have_is_one_line(traced: tuple[Settings, str, str]) -> None:
     registry = MlflowRegistry(traced[0])
-    with pytest.raises(ThroughlineError, match=f"knows no model_version {NAME}/9"):
+    with pytest.raises(ThroughlineError, match=f"has no model_version {NAME}/9"):
         registry.version(ModelReference(NAME, 9))
-    with pytest.raises(ThroughlineError, match="knows no run"):
+    with pytest.raises(ThroughlineError, match="has no run"):
         registry.run("0" * 32)

@@ -102,9 +102,9 @@ def test_each_step_is_sent_with_its_inputs_and_outputs(settings: Settings, here:
     with DagsterInstance.ephemeral() as instance:
         done = run(instance)
         assert send_run(settings, instance, done).skip_message == f"run {done.run_id} sent: success, 4 steps"
-    steps = {name.partition(".")[2] for name, _ in here.told()}
+    steps = {name.partition(".")[2] for name, _ in here.jobs()}
     assert steps == {"u__raw__t", "u__features__ticks", "u__training__dataset", "u__training__model", ""}
-    assert [state for _, state in here.told()] == ["START", "COMPLETE"] * 5
+    assert [state for _, state in here.jobs()] == ["START", "COMPLETE"] * 5
     *of_steps, began, ended = here.events
     assert (began.run.runId, ended.run.runId, "parent" in ended.run.facets) == (done.run_id, done.run_id, False)
     assert began.eventTime <= min(event.eventTime for event in of_steps)
@@ -127,7 +127,7 @@ def test_the_start_of_a_run_is_sent_before_it_has_ended(settings: Settings, here
     with DagsterInstance.ephemeral() as instance:
         done = run(instance)
         send_run(settings, instance, done, began=True)
-        assert here.told() == [("__ASSET_JOB", "START")]
+        assert here.jobs() == [("__ASSET_JOB", "START")]
         assert here.events[0].run.runId == done.run_id
 
 
@@ -136,7 +136,7 @@ def test_a_failed_step_is_sent_with_its_error_and_later_steps_are_not(settings: 
         done = run(instance, fails=True)
         assert done.dagster_run.status == DagsterRunStatus.FAILURE
         send_run(settings, instance, done)
-    assert here.told()[-3:] == [
+    assert here.jobs()[-3:] == [
         ("__ASSET_JOB.u__training__model", "FAIL"), ("__ASSET_JOB", "START"), ("__ASSET_JOB", "FAIL")
     ]  # fmt: skip
     assert here.events[-1].run.facets["errorMessage"] == here.events[-3].run.facets["errorMessage"]
@@ -158,7 +158,7 @@ def test_nothing_is_sent_of_a_run_that_was_cancelled_in_the_queue(settings: Sett
             dagster_run=instance.get_run_by_id(waiting.run_id),
         )
         assert sensor(context).skip_message == f"run {waiting.run_id} never began: canceled"
-    assert here.told() == []
+    assert here.jobs() == []
 
 
 def test_a_receiver_that_is_down_is_a_line_in_the_sensors_log(tmp_path, here: Receiver) -> None:
@@ -167,4 +167,4 @@ def test_a_receiver_that_is_down_is_a_line_in_the_sensors_log(tmp_path, here: Re
     with DagsterInstance.ephemeral() as instance:
         done = run(instance)
         assert done.success
-        assert "0 of 10 events taken by" in send_run(settings, instance, done).skip_message
+        assert "0 of 10 events accepted by" in send_run(settings, instance, done).skip_message

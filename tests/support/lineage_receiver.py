@@ -1,4 +1,4 @@
-"""An OpenLineage receiver in the test's own process, which takes nothing but what the specification's classes take."""
+"""An OpenLineage receiver in the test's own process, which refuses what the specification's classes refuse."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ FACETS = {
 
 
 class Receiver:
-    """`events` that were taken, in order; `status` is what the next ones are answered with."""
+    """`events` that were taken, in order; `status` of the next answers; `requests`: how many came, taken or not."""
 
     def __init__(self) -> None:
         self.events: list[RunEvent] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
         self.status = 201
-        self.asked = 0
+        self.requests = 0
         self.url = ""
 
-    def told(self) -> list[tuple[str, str]]:
-        """Step and state of each event."""
+    def jobs(self) -> list[tuple[str, str]]:
+        """Job and state of each event."""
         return [(event.job.name, event.eventType.value) for event in self.events]
 
 
@@ -53,8 +53,8 @@ def typed(event: dict[str, Any]) -> RunEvent:
 def _faceted(part: dict[str, Any]) -> dict[str, Any]:
     facets = {}
     for name, facet in part.get("facets", {}).items():
-        said = {key: value for key, value in facet.items() if key != "_schemaURL"}
-        made = FACETS[name](**{key.removeprefix("_") if key == "_producer" else key: v for key, v in said.items()})
+        fields = {"producer" if key == "_producer" else key: value for key, value in facet.items()}
+        made = FACETS[name](**{key: value for key, value in fields.items() if key != "_schemaURL"})
         assert facet["_schemaURL"] == made._schemaURL
         facets[name] = made
     return {**part, "facets": facets}
@@ -67,7 +67,7 @@ def receiver() -> Iterator[Receiver]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            here.asked += 1
+            here.requests += 1
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if here.status < 300:
                 here.events.append(typed(json.loads(body)))

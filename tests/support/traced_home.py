@@ -1,4 +1,4 @@
-"""A home with one whole thread in it, small enough to recompute by hand: departures, ticks of aircraft, predictions.
+"""A home with one complete thread, small enough to recompute by hand: departures, ticks of aircraft, predictions.
 
 Departures are known on the minute that they happen. An aircraft ticks each hour; `aircraft_departures_168h` and
 `aircraft_delay_168h` count and average its departures of the last week that were known before the tick.
@@ -22,7 +22,7 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import current_version, replace_all, replace_days
-from throughline.lineage.registered import Registered, TrackedRun
+from throughline.lineage.registered import RegisteredVersion, TrackedRun
 from throughline.records import (
     DatasetRecord,
     FeatureRecord,
@@ -45,27 +45,27 @@ COMMIT = "0" * 39 + "1"
 RUN = "11" * 16
 
 
-class Kept:
-    """A registry that knows one version, its run and its dataset; `down`: what is said when it does not answer."""
+class FakeRegistry:
+    """In place of `MlflowRegistry`: one version, its run and its dataset; `down`: the error that all calls raise."""
 
     def __init__(self, dataset: DatasetRecord, down: str | None = None) -> None:
         self._dataset, self.down = dataset, down
 
-    def version(self, model: ModelReference) -> Registered:
-        self._answer()
-        said = {"sha256": SHA, "dataset_fingerprint": DIGEST, "commit": COMMIT, "code_fingerprint": "ef" * 32,
+    def version(self, model: ModelReference) -> RegisteredVersion:
+        self._check()
+        tags = {"sha256": SHA, "dataset_fingerprint": DIGEST, "commit": COMMIT, "code_fingerprint": "ef" * 32,
                 "lock": "12" * 32, "trainer": "logistic", "parameters": {"C": 1.0}}  # fmt: skip
-        return Registered(model=model, run_id=RUN, registered_at=NOW, said=said)
+        return RegisteredVersion(run_id=RUN, registered_at=NOW, tags=tags)
 
     def run(self, run_id: str) -> TrackedRun:
-        self._answer()
-        return TrackedRun(run_id=run_id, status="FINISHED", started_at=NOW, ended_at=NOW, artifacts="x", said={})
+        self._check()
+        return TrackedRun(run_id=run_id, status="FINISHED", started_at=NOW, ended_at=NOW, tags={})
 
-    def dataset(self, run: TrackedRun) -> DatasetRecord:
-        self._answer()
+    def dataset(self, run_id: str) -> DatasetRecord:
+        self._check()
         return self._dataset
 
-    def _answer(self) -> None:
+    def _check(self) -> None:
         if self.down:
             raise ThroughlineError(self.down)
 
@@ -195,7 +195,7 @@ def decision(**changes: Any) -> GateDecision:
     return GateDecision(**{**given, **changes})
 
 
-def make_home(settings: Settings) -> tuple[pl.DataFrame, pl.DataFrame, Kept]:
+def make_home(settings: Settings) -> tuple[pl.DataFrame, pl.DataFrame, FakeRegistry]:
     """Raw rows, ticks, dataset, decision; returns departures, ticks and the registry. Nothing is predicted yet."""
     raw = departures()
     replace_days(settings.table_path(NAME, "raw", "flight_departures"), raw, FIRST, LAST)
@@ -215,4 +215,4 @@ def make_home(settings: Settings) -> tuple[pl.DataFrame, pl.DataFrame, Kept]:
     replace_all(place, pl.DataFrame({"aircraft_delay_168h": [1.0]}), {"kept": json.dumps({})}, inputs=[pinned])
     history.append(settings, NAME, history.event_of("decided", f"{NAME}/1", "graph", new=decision().model_dump_json()))
     history.append(settings, NAME, history.event_of("champion", NAME, "graph", new=f"{NAME}/1", reason="released"))
-    return raw, made, Kept(record)
+    return raw, made, FakeRegistry(record)

@@ -1,7 +1,7 @@
-"""What a table version reached: the tables, datasets and model versions made from it, and the predictions of these.
+"""The tables, datasets and model versions made from a table version, and the predictions of these models.
 
-Owns: following the notes of commits forwards. Does not own: those notes, what a prediction was made from (`trace.py`).
-Maintenance changes a table's version and not its content: such versions count as one.
+Owns: following the `inputs` of commits forwards. Does not own: writing these, the way back (`trace.py`). Maintenance
+changes a table's version and not its content: such versions count as one.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def impact(settings: Settings, pinned: TableReference) -> Impact:
         models=models,
         models_unknown=unknown,
         predictions={model: counts.get(model, 0) for model in models or ()},
-        served_from=log.made_within(_stood(tables, each) for each in reached if each.table in online),
+        served_from=log.made_within(_newest_within(tables, each) for each in reached if each.table in online),
         log=log.table,
         log_lost=log.lost,
     )
@@ -76,7 +76,7 @@ def impact(settings: Settings, pinned: TableReference) -> Impact:
 def _trained_on(
     settings: Settings, usecase: str, tables: PinnedTables, reached: Collection[TableReference]
 ) -> tuple[list[ModelReference] | None, str | None]:
-    """The model versions, oldest first, or None and why they are unknown: MLflow may be down."""
+    """The model versions, oldest first, or None and why they are unknown: MLflow does not answer."""
     try:
         trained = dataset_tables(settings, usecase)
     except ThroughlineError as error:
@@ -85,7 +85,7 @@ def _trained_on(
 
 
 def follow(start: TableReference, made: Mapping[TableReference, Iterable[TableReference]]) -> list[TableReference]:
-    """`start`, and after it all that was made from it, the nearest first; pure. made: what each was made from."""
+    """`start`, then everything made from it, the nearest first; pure. made: what each was made from."""
     children: dict[TableReference, list[TableReference]] = defaultdict(list)
     for each, inputs in made.items():
         for source in inputs:
@@ -100,15 +100,14 @@ def follow(start: TableReference, made: Mapping[TableReference, Iterable[TableRe
 
 
 def _made_from(tables: PinnedTables, table: str) -> dict[TableReference, list[TableReference]]:
-    told = {commit.version: inputs_of(table, commit) for commit in tables.commits(table)}
     return {
-        TableReference(table, version): [tables.content(source) for source in inputs]
-        for version, inputs in told.items()
-        if inputs
+        TableReference(table, commit.version): [tables.content(source) for source in inputs]
+        for commit in tables.commits(table)
+        if (inputs := inputs_of(table, commit))
     }
 
 
-def _stood(tables: PinnedTables, pinned: TableReference) -> tuple[datetime, datetime | None]:
+def _newest_within(tables: PinnedTables, pinned: TableReference) -> tuple[datetime, datetime | None]:
     """From when to when (wall clock) the content was the newest of its table; None: it still is."""
     changes = [commit for commit in tables.commits(pinned.table) if commit.operation not in KEEPS_CONTENT]
     (since,) = (commit.at for commit in changes if commit.version == pinned.version)

@@ -1,7 +1,7 @@
-"""Runs of the graph and their steps as OpenLineage events, for a lineage server that others read too.
+"""Runs of the graph and their steps as OpenLineage events, for a lineage server.
 
-Owns: their form, and sending them. Does not own: what a step read and wrote (the graph knows). A dataset's namespace is
-the URI of the lakehouse, its name the table; a step's run has the same id however often it is sent.
+Owns: the form of the events, and sending them. Does not own: what a step read and wrote (`assets/lineage_events.py`). A
+dataset's namespace is the URI of the lakehouse, its name the table; a step's run has the same id whenever it is sent.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Table:
-    """A table, or another asset by its path; `version` as far as it is known."""
+    """A table, or another asset by its path; `version` None: unknown."""
 
     name: str
     version: str | None = None
@@ -40,9 +40,9 @@ class Table:
 
 @dataclass(frozen=True)
 class StepRun:
-    """A step of a run that has begun. Instants in UTC; `ended` None: it runs. `error`: why it failed.
+    """A started step; `step` None: the run as a whole, the parent of its steps.
 
-    `step` None: the run as a whole, which is the parent of its steps.
+    Instants in UTC; `ended` None: it still runs. `error`: why it failed.
     """
 
     run_id: str
@@ -58,12 +58,12 @@ class StepRun:
 
 def namespace_of(settings: Settings) -> str:
     """The lakehouse as a URI."""
-    place = settings.lakehouse
-    return str(place) if in_bucket(place) else f"file://{place}"
+    return f"{'' if in_bucket(settings.lakehouse) else 'file://'}{settings.lakehouse}"
 
 
 def events_of(step: StepRun, namespace: str) -> list[RunEvent]:
     """START and, once it has ended, COMPLETE, FAIL or ABORT."""
+    # postpones openlineage (0.8 s), as the other imports here
     from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
     from openlineage.client.facet_v2 import error_message_run, parent_run
 
@@ -102,12 +102,11 @@ def _dataset(kind: type[D], table: Table, namespace: str) -> D:
 
 
 def send(settings: Settings, steps: Iterable[StepRun]) -> str | None:
-    """Send the steps to the receiver, in order. Returns why not all were taken, or None; raises nothing for a receiver.
+    """Send the steps to the receiver, in order. Returns why not all were accepted, or None; does not raise then.
 
-    Each event waits for 5 s and is tried twice, all of them for half a minute; after one that was not taken the others
-    are not sent.
+    Each event has 5 s and two tries, all together half a minute; after a failed event the others are not sent.
     """
-    from requests import RequestException, Timeout
+    from requests import RequestException, Timeout  # postpones requests, which openlineage sends with
 
     sent, until = 0, time.monotonic() + _ALL_S
     events = [event for step in steps for event in events_of(step, namespace_of(settings))]
@@ -119,8 +118,8 @@ def send(settings: Settings, steps: Iterable[StepRun]) -> str | None:
             client.emit(event)
             sent += 1
     except RequestException as error:
-        # not the whole error: it may repeat what was sent along
-        reason = f"{sent} of {len(events)} events taken by {settings.openlineage_url} ({type(error).__name__})"
+        # not the whole error: it may repeat the request
+        reason = f"{sent} of {len(events)} events accepted by {settings.openlineage_url} ({type(error).__name__})"
         log.warning("OpenLineage: %s", reason)
         return reason
     finally:
@@ -134,12 +133,12 @@ def _client(settings: Settings) -> OpenLineageClient:
     from openlineage.client.transport.http_common import DEFAULT_RETRY_CONFIG
 
     key = settings.openlineage_key
-    how = HttpConfig(
+    config = HttpConfig(
         url=f"{settings.openlineage_url}/",
         timeout=_TIMEOUT_S,
         auth=ApiKeyTokenProvider({"api_key": key.get_secret_value()}) if key else TokenProvider({}),
         retry={**DEFAULT_RETRY_CONFIG, **dict.fromkeys(("total", "read", "connect"), _RETRIES)},
     )
-    # left to itself, the client sends the address of the checkout's git remote along, which may hold a password
+    # by default the client also sends the address of the checkout's git remote, which may hold a password
     quiet = {"facets": {"source_code_location": {"disabled": True}}}
-    return OpenLineageClient(transport=HttpTransport(how), config=quiet)
+    return OpenLineageClient(transport=HttpTransport(config), config=quiet)

@@ -1,8 +1,8 @@
-"""Rows of pinned tables for many small questions: by version and days, kept in memory by the files they stand in.
+"""Many small reads of pinned tables: rows by version and days, from a cache in memory.
 
-Owns: what is kept, what a version was made from, which version stood at an instant. Does not own: reading a table
+Owns: the cache, what a version was made from, which version was the newest at an instant. Does not own: reading a table
 (`lakehouse/table.py`). The files of a version never change and neighbouring versions share most of them, so rows are
-kept by file set and not by version: a trace of another day's prediction finds them again.
+cached by file set and not by version: a trace of another day's prediction finds them again.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ Files = tuple[str, ...]
 
 @dataclass(frozen=True)
 class _History:
-    """A table's commits, oldest first, as they stood at `read_at` (UTC, wall clock)."""
+    """A table's commits, oldest first, as read at `read_at` (UTC, wall clock)."""
 
     read_at: datetime
     commits: list[Commit]
-    times: list[datetime]
 
 
 class PinnedTables:
@@ -55,23 +54,22 @@ class PinnedTables:
     def commits(self, table: str, until: datetime | None = None) -> list[Commit]:
         """The table's commits, oldest first, at least those up to `until` (wall clock); none where there is no table.
 
-        What came before an instant does not change any more: without `until` the log is read anew.
+        The log is read again when there is no `until`, or when it was last read before it.
         """
         return self._history(table, until).commits
 
     def at(self, table: str, instant: datetime) -> list[TableReference]:
         """Versions that the table had at `instant` (wall clock), the newest first, then those that came later."""
-        known = self._history(table, instant)
-        seen = bisect_right(known.times, instant)
-        ordered = [*reversed(known.commits[:seen]), *known.commits[seen:]]
+        commits = self._history(table, instant).commits
+        seen = bisect_right(commits, instant, key=lambda commit: commit.at)
+        ordered = [*reversed(commits[:seen]), *commits[seen:]]
         return [TableReference(table, commit.version) for commit in ordered]
 
     def made_from(self, pinned: TableReference) -> list[TableReference] | None:
-        """The versions that this one's content was made from; None where its history does not say."""
+        """The versions that this one's content was made from; None where its history does not name them."""
         for commit in reversed(self._up_to(pinned)):
-            told = inputs_of(pinned.table, commit)
-            if told is not None:
-                return told
+            if (inputs := inputs_of(pinned.table, commit)) is not None:
+                return inputs
             if commit.operation not in KEEPS_CONTENT:
                 return None
         return None
@@ -99,7 +97,7 @@ class PinnedTables:
         if known is None or until is None or until >= known.read_at:
             read_at, location = datetime.now(UTC), self._settings.lakehouse / table
             commits = history(location)[::-1] if find(location) is not None else []
-            known = self._histories[table] = _History(read_at, commits, [commit.at for commit in commits])
+            known = self._histories[table] = _History(read_at, commits)
         return known
 
     # Its rows
@@ -149,7 +147,7 @@ class PinnedTables:
             self._bytes += part.estimated_size()
 
     def _collect(self, pinned: TableReference, query: Callable[[pl.LazyFrame], pl.LazyFrame]) -> pl.DataFrame:
-        """To open a version takes ten times as long as to read a day of it, so it stays open."""
+        """Keeps the version open: opening it takes ten times as long as reading a day of it."""
         if pinned in self._scans:
             try:
                 return query(self._scans[pinned]).collect()

@@ -1,7 +1,7 @@
 """One prediction, followed back: revision, model version, decision, run, dataset, tables, partitions, code.
 
-Owns: the order of these steps, what each says, and what is said where one cannot be had: a step that is `missing`
-names the reason, and the others stand. Does not own: where a value came from (`values.py`), or where anything is kept.
+Owns: the steps, their order and their fields. A step that cannot be had gives the reason under `missing`; the others
+are given all the same. Does not own: where a feature value came from (`values.py`), or how anything is stored.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from pydantic import Field
 
 from throughline.events.log import PredictionLog
 from throughline.events.schema import iso
+from throughline.featurestore.layout import PUSHED
 from throughline.foundation.clock import WallClock
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.settings import Settings
 from throughline.lineage.pinned import PinnedTables
-from throughline.lineage.registered import MlflowRegistry, Registered, Registry, TrackedRun
-from throughline.lineage.values import PUSHED, ServedRow, ServedValues
+from throughline.lineage.registered import MlflowRegistry, RegisteredVersion, TrackedRun
+from throughline.lineage.values import ServedRow, ServedValues
 from throughline.records import DatasetRecord, GateDecision, HistoryEvent, Record
 from throughline.registry import history
 from throughline.usecase import UseCase
@@ -30,7 +31,7 @@ T = TypeVar("T")
 
 
 class Step(Record):
-    """One step of the thread; `missing` says why it could not be had, and then the rest may be empty."""
+    """One step of the thread; `missing` is why it could not be had, and then the rest may be empty."""
 
     kind: str
     id: str | None = None
@@ -40,8 +41,7 @@ class Step(Record):
 
     def to_json(self) -> dict[str, Any]:
         """One flat object; instants in UTC with `Z`."""
-        said = {"kind": self.kind, "id": self.id, "version": self.version, "missing": self.missing}
-        return _jsonable({**said, **self.facts})
+        return _jsonable({**self.model_dump(exclude={"facts"}), **self.facts})
 
 
 class Trace(Record):
@@ -55,22 +55,18 @@ class Trace(Record):
         """What is missing, as KIND: REASON."""
         return [f"{step.kind}: {step.missing}" for step in self.steps if step.missing]
 
-    @property
-    def complete(self) -> bool:
-        return not self.gaps
-
     def of(self, kind: str) -> list[Step]:
         return [step for step in self.steps if step.kind == kind]
 
 
 class Tracer:
-    """Traces predictions of one use case. What does not change is remembered, so that the next is quick.
+    """Traces predictions of one use case; keeps what does not change in memory. Not thread-safe.
 
-    `raw_rows`: at most so many raw rows are listed per feature view and raw table, the newest first. Not thread-safe.
+    `raw_rows`: how many raw rows are listed at most per feature view and raw table, the newest first.
     """
 
     def __init__(
-        self, settings: Settings, usecase: UseCase, registry: Registry | None = None, raw_rows: int = RAW_ROWS
+        self, settings: Settings, usecase: UseCase, registry: MlflowRegistry | None = None, raw_rows: int = RAW_ROWS
     ) -> None:
         self._settings = settings
         self._usecase = usecase
@@ -83,9 +79,9 @@ class Tracer:
     def trace(self, prediction_id: str) -> Trace:
         """The thread of one prediction. Raises one line when it is not logged."""
         event = self.log.find(prediction_id)
-        version = _tried(lambda: self._registry.version(_reference(event)))
-        run = _then(version, lambda known: self._registry.run(known.run_id))
-        dataset = _then(run, self._registry.dataset)
+        version = _or_reason(lambda: self._registry.version(_reference(event)))
+        run = version if isinstance(version, str) else _or_reason(lambda: self._registry.run(version.run_id))
+        dataset = run if isinstance(run, str) else _or_reason(lambda: self._registry.dataset(run.run_id))
         served, features = self._values.of(event)
         trained = [] if isinstance(dataset, str) else dataset.inputs
         steps = [
@@ -103,12 +99,12 @@ class Tracer:
 
     def _prediction(self, event: Mapping[str, Any], features: list[dict[str, Any]]) -> Step:
         names = ["time", "wall_time", "row_key", "request", "score", "decision", "flags", "latency_ms"]
-        lost = [feature for feature in features if "missing" in feature]
+        missing = [feature["missing"] for feature in features if "missing" in feature]
         return Step(
             kind="prediction",
             id=event["id"],
             version=self.log.version,
-            missing="; ".join(dict.fromkeys(feature["missing"] for feature in lost)) or None,
+            missing="; ".join(dict.fromkeys(missing)) or None,
             facts={
                 "usecase": self._usecase.name,
                 **{name: event[name] for name in names},
@@ -117,33 +113,33 @@ class Tracer:
             },
         )
 
-    def _revision(self, event: Mapping[str, Any], version: Registered | str) -> Step:
-        """Its share of the hour's predictions, and since when its model version is champion, where that was told."""
+    def _revision(self, event: Mapping[str, Any], version: RegisteredVersion | str) -> Step:
+        """With its share of the hour's predictions, and since when its model version was champion, if it ever was."""
         share = self.log.share(event["revision"], event["time"])
         reference = str(_reference(event))
-        told = self._told(event["model_name"], event["wall_time"])
-        crowned = [each for each in told if each.action == "champion" and each.new == reference]
+        events = self._events(event["model_name"], event["wall_time"])
+        promoted = [each for each in events if each.action == "champion" and each.new == reference]
         digest = event["revision"].rpartition("-")[2]
-        strange = not isinstance(version, str) and not str(version.said.get("sha256", "")).startswith(digest)
+        other = not isinstance(version, str) and not str(version.tags.get("sha256", "")).startswith(digest)
         return Step(
             kind="revision",
             id=event["revision"],
             version=event["model_version"],
-            missing=f"it is not of the file that {reference} was registered with" if strange else None,
+            missing=f"its file is not the one that {reference} was registered with" if other else None,
             facts={
                 "role": event["role"],
                 "share": share.share if share.of else None,
                 "share_of": {"hour": share.hour, "predictions": share.of, "log_complete": self.log.lost == 0},
-                "champion_since": crowned[-1].at if crowned else None,
-                "made_champion_by": crowned[-1].actor if crowned else None,
+                "champion_since": promoted[-1].at if promoted else None,
+                "made_champion_by": promoted[-1].actor if promoted else None,
             },
         )
 
     def _decision(self, event: Mapping[str, Any]) -> Step:
-        """What the gate said of the version, the last time before the prediction, and who approved it."""
+        """The gate's last decision about the version before the prediction, and who approved it."""
         reference = str(_reference(event))
-        told = [each for each in self._told(event["model_name"], event["wall_time"]) if each.target == reference]
-        decided = [each for each in told if each.action == "decided"]
+        events = [each for each in self._events(event["model_name"], event["wall_time"]) if each.target == reference]
+        decided = [each for each in events if each.action == "decided"]
         if not decided:
             reason = f"the history holds no decision about {reference} from before {iso(event['wall_time'])}"
             return Step(kind="gate_decision", id=reference, missing=reason)
@@ -152,7 +148,7 @@ class Tracer:
         except ValueError:
             reason = f"the history's event {decided[-1].id} holds no readable decision about {reference}"
             return Step(kind="gate_decision", id=reference, missing=reason)
-        approvals = [each for each in told if each.action == "approved"]
+        approvals = [each for each in events if each.action == "approved"]
         return Step(
             kind="gate_decision",
             id=reference,
@@ -167,7 +163,7 @@ class Tracer:
             },
         )
 
-    def _told(self, name: str, until: datetime) -> list[HistoryEvent]:
+    def _events(self, name: str, until: datetime) -> list[HistoryEvent]:
         """The history of a model up to an instant (wall clock), oldest first; what is past does not change."""
         if self._history is None or until >= self._history[0]:
             now = WallClock().now()
@@ -180,20 +176,20 @@ class Tracer:
         for each in served:
             both = next((facts for pinned, facts in used if pinned == each.table and "view" not in facts), None)
             if both is None:
-                used.append((each.table, {"used_for": ["serving"], **each.said}))
+                used.append((each.table, {"used_for": ["serving"], **each.facts}))
             else:
-                both |= {"used_for": ["training", "serving"], **each.said}
+                both |= {"used_for": ["training", "serving"], **each.facts}
         return [self._feature_table(pinned, facts) for pinned, facts in used]
 
     def _feature_table(self, pinned: TableReference, facts: dict[str, Any]) -> Step:
         origin, missing = self._tables.made_from(pinned), None
-        if origin is None and not pinned.table.endswith(PUSHED):  # what was pushed was made from nothing else
-            missing = f"the history of {pinned.table} does not say what version {pinned.version} was made from"
+        if origin is None and not pinned.table.endswith(PUSHED):  # pushed rows are made from no table
+            missing = f"the history of {pinned.table} does not name what version {pinned.version} was made from"
         if facts.get("matches") is False:
             missing = f"{pinned} holds the row, but not the values that were served"
         made_from = [str(each) for each in origin or ()]
-        said = {"written_at": self._tables.written_at(pinned), "made_from": made_from, **facts}
-        return Step(kind="feature_table", id=pinned.table, version=pinned.version, missing=missing, facts=said)
+        facts = {"written_at": self._tables.written_at(pinned), "made_from": made_from, **facts}
+        return Step(kind="feature_table", id=pinned.table, version=pinned.version, missing=missing, facts=facts)
 
     def _raw_tables(self, trained: Iterable[TableReference], served: Iterable[ServedRow]) -> list[Step]:
         """One per table and version, with the partitions that were read."""
@@ -201,7 +197,7 @@ class Tracer:
         gone: dict[TableReference, str] = {}
         for pinned in trained:
             for raw in self._tables.made_from(pinned) or ():
-                days = _tried(lambda raw=raw: self._tables.days(raw))
+                days = _or_reason(lambda raw=raw: self._tables.days(raw))
                 if isinstance(days, str):
                     gone[raw], days = days, []
                 read.setdefault(raw, {})["training"] = set(days)
@@ -211,7 +207,7 @@ class Tracer:
             for part in each.raw:
                 read[part.table]["serving"] |= part.days
         if not read:
-            return [Step(kind="raw_table", missing="no feature table says which raw tables it was made from")]
+            return [Step(kind="raw_table", missing="no feature table names the raw tables it was made from")]
         return [
             Step(
                 kind="raw_table",
@@ -224,28 +220,24 @@ class Tracer:
         ]
 
 
-def _tried(ask: Callable[[], T]) -> T | str:
-    """What is asked for, or the reason why it cannot be had."""
+def _or_reason(fetch: Callable[[], T]) -> T | str:
+    """What `fetch` returns, or the reason why it cannot be had."""
     try:
-        return ask()
+        return fetch()
     except ThroughlineError as error:
         return str(error)
-
-
-def _then(known: Any, ask: Callable[[Any], T]) -> T | str:
-    return known if isinstance(known, str) else _tried(lambda: ask(known))
 
 
 def _reference(event: Mapping[str, Any]) -> ModelReference:
     return ModelReference(event["model_name"], event["model_version"])
 
 
-def _model_version(event: Mapping[str, Any], version: Registered | str) -> Step:
+def _model_version(event: Mapping[str, Any], version: RegisteredVersion | str) -> Step:
     name, number = event["model_name"], event["model_version"]
     if isinstance(version, str):
         return Step(kind="model_version", id=name, version=number, missing=version)
-    told = ["sha256", "dataset_fingerprint", "trained_until", "trainer", "parameters"]
-    facts = {"reference": str(_reference(event)), **{key: version.said.get(key) for key in told}}
+    shown = ("sha256", "dataset_fingerprint", "trained_until", "trainer", "parameters")
+    facts = {"reference": str(_reference(event)), **{tag: version.tags.get(tag) for tag in shown}}
     return Step(kind="model_version", id=name, version=number, facts={**facts, "registered_at": version.registered_at})
 
 
@@ -253,14 +245,14 @@ def _run(run: TrackedRun | str) -> Step:
     if isinstance(run, str):
         return Step(kind="run", missing=run)
     facts = {"status": run.status, "started_at": run.started_at, "ended_at": run.ended_at}
-    causes = {name: run.said.get(name) for name in ("dagster_run_id", "cause")}
+    causes = {tag: run.tags.get(tag) for tag in ("dagster_run_id", "cause")}
     return Step(kind="run", id=run.run_id, facts={**facts, **causes})
 
 
-def _dataset(dataset: DatasetRecord | str, version: Registered | str) -> Step:
+def _dataset(dataset: DatasetRecord | str, version: RegisteredVersion | str) -> Step:
     if isinstance(dataset, str):
         return Step(kind="dataset", missing=dataset)
-    registered = None if isinstance(version, str) else version.said.get("dataset_fingerprint")
+    registered = None if isinstance(version, str) else version.tags.get("dataset_fingerprint")
     other = registered not in (None, dataset.fingerprint)
     return Step(
         kind="dataset",
@@ -268,23 +260,19 @@ def _dataset(dataset: DatasetRecord | str, version: Registered | str) -> Step:
         version=dataset.table.version,
         missing=f"the run kept {dataset.fingerprint[:12]}, the version names {registered[:12]}" if other else None,
         facts={
-            "fingerprint": dataset.fingerprint,
-            "rows": dataset.rows,
-            "as_of": dataset.as_of,
-            "holdout_from": dataset.holdout_from,
-            "service": dataset.service,
+            **{name: getattr(dataset, name) for name in ("fingerprint", "rows", "as_of", "holdout_from", "service")},
             "made_from": [str(pinned) for pinned in dataset.inputs],
         },
     )
 
 
-def _code(version: Registered | str) -> Step:
+def _code(version: RegisteredVersion | str) -> Step:
     if isinstance(version, str):
         return Step(kind="code", missing=version)
-    commit = version.said.get("commit")
+    commit = version.tags.get("commit")
     missing = None if commit else "the version does not name the commit of its code"
-    facts = {"trainer": version.said.get("trainer"), "lock": version.said.get("lock")}
-    return Step(kind="code", id=commit, version=version.said.get("code_fingerprint"), missing=missing, facts=facts)
+    facts = {tag: version.tags.get(tag) for tag in ("trainer", "lock")}
+    return Step(kind="code", id=commit, version=version.tags.get("code_fingerprint"), missing=missing, facts=facts)
 
 
 def _span(days: set[date]) -> dict[str, Any] | None:

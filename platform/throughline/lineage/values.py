@@ -1,10 +1,10 @@
 """Where the features of a logged prediction came from: their row of a feature table, and the raw rows behind it.
 
-Owns: finding a served row again, and which raw rows a table could see. Does not own: the other steps (`trace.py`).
+Owns: finding a served row again, and which raw rows its table could see. Does not own: the other steps (`trace.py`).
 
-The row is looked up by entity and event time in the version of its table that stood when the prediction was made, and
-compared with what was served; where that version does not hold it, others are looked at. The raw rows behind it are
-those of its entity that its table could see at that time, at the version that the table was made from.
+The row is looked up by entity and event time in the version of its table at the time of the prediction, then in
+neighbouring versions, and compared with what was served. The raw rows are those of its entity that the table could see
+at that time, at the version that it was made from.
 """
 
 from __future__ import annotations
@@ -19,30 +19,29 @@ from typing import Any
 import polars as pl
 
 from throughline.events.schema import iso
-from throughline.featurestore.layout import EVENT_TIME, LAYER
+from throughline.featurestore.layout import EVENT_TIME, KNOWN, LAYER, PUSHED
+from throughline.foundation.days import DAY
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
-from throughline.lakehouse.table import DAY
+from throughline.lakehouse.table import DAY as PARTITION
 from throughline.lineage.pinned import PinnedTables
 from throughline.records import FeatureStoreRecord, FeatureViewRecord
 from throughline.records.store import find_record
 from throughline.usecase import UseCase, load_object
 from throughline.usecase.requests import parse_instances
 
-KNOWN, PUSHED = "available_at", "_pushed"  # as in featurestore/pushed.py, whose import of Feast takes seconds
-_TRIES = 3  # versions of a table that are looked at for a served row, from the one that stood then backwards
+_TRIES = 3  # versions of a table that are searched for a served row, from that of the prediction backwards
 _TICK = timedelta(hours=1)  # a row is seen from the first tick after it became known
-_A_DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class RawRows:
-    """Rows of a raw table that a feature row could see: the days they stand in, and what is said of them."""
+    """Rows of a raw table that a feature row could see: their days, and what the trace shows of them."""
 
     table: TableReference
     days: set[date]
-    said: dict[str, Any]
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class ServedRow:
     raw: list[RawRows] = field(default_factory=list)
 
     @property
-    def said(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         return {
             "view": self.view.name,
             "entity": self.entity,
@@ -65,12 +64,12 @@ class ServedRow:
             "available_at": self.row.get(KNOWN),
             "ingestion_run_id": self.row.get("ingestion_run_id"),
             "matches": self.matches,
-            "raw": [{"table": str(part.table), **part.said} for part in self.raw],
+            "raw": [{"table": str(part.table), **part.facts} for part in self.raw],
         }
 
 
 class ServedValues:
-    """Finds the values of predictions of one use case; `raw_rows`: so many are listed per view and raw table."""
+    """Finds where values of one use case came from; lists at most `raw_rows` per view and raw table."""
 
     def __init__(self, settings: Settings, usecase: UseCase, tables: PinnedTables, raw_rows: int) -> None:
         self._usecase = usecase
@@ -83,45 +82,43 @@ class ServedValues:
     def of(self, event: Mapping[str, Any]) -> tuple[list[ServedRow], list[dict[str, Any]]]:
         """The rows behind the logged features, and each feature: name, value, view, event_time, table, upstream.
 
-        `missing` says of a feature why it is unknown where it came from, `note` why it is of no table.
+        `missing` is why the origin of a feature is unknown, `note` why it is in no table.
         """
         values, times = event["features"], event["feature_times"]
-        told: dict[str, dict[str, Any]] = {}
+        features: dict[str, dict[str, Any]] = {}
         rows = []
         for view in self._views:
-            mine = {feature.name: values[feature.name] for feature in view.features if feature.name in values}
+            mine = {feature.name: feature.upstream for feature in view.features if feature.name in values}
             if not mine:
                 continue
             at = datetime.fromisoformat(times[view.name]) if times.get(view.name) else None
             if at is None:
-                said: dict[str, Any] = {"note": "no row of this entity was online, or it had expired"}
+                origin = {"note": "no row of this entity was online, or it had expired"}
             else:
                 try:
-                    row = self._row_of(event, view, at, mine)
-                    rows.append(row)
-                    said = {"table": str(row.table)}
+                    rows.append(self._row_of(event, view, at, {name: values[name] for name in mine}))
+                    origin = {"table": str(rows[-1].table)}
                 except ThroughlineError as error:
-                    said = {"missing": str(error)}
-            upstream = {feature.name: feature.upstream for feature in view.features}
-            for name, value in mine.items():
-                told[name] = _feature(name, value, view.name, at, upstream=upstream[name], **said)
-        told |= self._from_request(event, values.keys() - told.keys())
-        return rows, [told[name] for name in values]
+                    origin = {"missing": str(error)}
+            for name, upstream in mine.items():
+                features[name] = _feature(name, values[name], view.name, at, upstream=upstream, **origin)
+        features |= self._from_request(event, values.keys() - features.keys())
+        return rows, [features[name] for name in values]
 
     def _from_request(self, event: Mapping[str, Any], names: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Features that are computed from the request alone, or are of it: computed once more, and compared."""
+        """Features that are in the request or computed from it alone: computed once more, and compared."""
         values = event["features"]
         derived = self._derive(parse_instances(self._usecase, [event["request"]])).to_dicts()[0]
-        told: dict[str, dict[str, Any]] = {}
+        features = {}
         for name in names:
             if name not in derived:
-                said = {"missing": f"{name} is of no feature view that is registered now, nor of the request"}
+                origin = {"missing": f"{name} is neither in a registered feature view nor in the request"}
             elif not _same(values[name], derived[name]):
-                said = {"missing": f"{name} was {values[name]}, and the request gives {derived[name]} now"}
+                origin = {"missing": f"{name} was {values[name]}, and the request gives {derived[name]} now"}
             else:
-                said = {"note": "of the request"}
-            told[name] = _feature(name, values[name], None, event["time"], **said)
-        return told
+                origin = {"note": "from the request"}
+            features[name] = _feature(name, values[name], None, event["time"], **origin)
+        return features
 
     # The row of a feature table
 
@@ -150,9 +147,9 @@ class ServedValues:
         raise ThroughlineError(problem or f"no version of {view.table.table} holds the row of {who} at {iso(at)}")
 
     def _candidates(self, view: FeatureViewRecord, at: datetime) -> list[TableReference]:
-        """Where a row served at an instant (wall clock) may stand, the likeliest first."""
+        """Where a row served at an instant (wall clock) may be, the likeliest first."""
         table = view.table.table
-        # of a computed and a pushed row of one instant the pushed one was served
+        # of a computed and a pushed row with one event time the pushed one was served
         pushed, computed = (self._tables.at(name, at) for name in (f"{table}{PUSHED}", table))
         return list(dict.fromkeys([*pushed[:_TRIES], *computed[:_TRIES], view.table]))
 
@@ -161,7 +158,7 @@ class ServedValues:
             rows = self._tables.rows(pinned)  # its days are those of the push
         else:
             day = self._usecase.local_day(at)
-            rows = self._tables.rows(pinned, day - _A_DAY, day)  # midnight's belongs to the day before
+            rows = self._tables.rows(pinned, day - DAY, day)  # midnight's belongs to the day before
         mine = rows.filter(pl.col(EVENT_TIME) == _literal(at), *(pl.col(key) == value for key, value in entity.items()))
         return mine.row(-1, named=True) if mine.height else None
 
@@ -170,7 +167,7 @@ class ServedValues:
     def _raw(self, served: ServedRow, at: datetime) -> list[RawRows]:
         """Per raw table that decides a feature of the view: the entity's rows that it could see at `at`.
 
-        What was pushed came from its caller, and from no raw table.
+        A pushed row came from its caller: from no raw table.
         """
         columns: dict[str, set[str]] = {}
         for source in {source for feature in served.view.features for source in feature.upstream or ()}:
@@ -182,16 +179,18 @@ class ServedValues:
 
     def _raw_of(self, pinned: TableReference, served: ServedRow, at: datetime, read: set[str]) -> RawRows:
         declared = self._usecase.sources.tables[pinned.name]
-        start, end = (None, None) if declared.static else (_seen_from(served.view, at), at)
+        within = served.view.seen_within
+        start = None if declared.static or within is None else at - within - _TICK
+        end = None if declared.static else at
         rows = self._tables.rows(pinned, *(instant and self._usecase.local_day(instant) for instant in (start, end)))
         keys = [key for key in served.entity if key in rows.columns]
         wanted = [pl.col(key) == served.entity[key] for key in keys]
         wanted += [pl.col(KNOWN) >= _literal(start)] if start else []
         wanted += [pl.col(KNOWN) < _literal(end)] if end else []  # a computed row knows what came before its instant
         mine = rows.lazy().filter(wanted).sort(KNOWN, descending=True).collect()
-        identity = [*declared.key, "event_time", KNOWN, DAY, "ingestion_run_id"]
-        shown = [column for column in dict.fromkeys([*identity, *sorted(read)]) if column in rows.columns]
-        said = {
+        always = [*declared.key, "event_time", KNOWN, PARTITION, "ingestion_run_id"]
+        shown = [column for column in dict.fromkeys([*always, *sorted(read)]) if column in rows.columns]
+        facts = {
             "columns": sorted(read),
             "matched_by": keys,
             "known_from": start,
@@ -199,26 +198,21 @@ class ServedValues:
             "of": mine.height,
             "rows": mine[shown].head(self._raw_rows).to_dicts(),
         }
-        return RawRows(pinned, set(mine[DAY].to_list()) if DAY in mine.columns else set(), said)
+        return RawRows(pinned, set(mine[PARTITION].to_list()) if PARTITION in mine.columns else set(), facts)
 
 
-def _feature(name: str, value: Any, view: str | None, at: datetime | None, **said: Any) -> dict[str, Any]:
-    return {"name": name, "value": value, "view": view, "event_time": at, "table": None, "upstream": None, **said}
+def _feature(name: str, value: Any, view: str | None, at: datetime | None, **origin: Any) -> dict[str, Any]:
+    return {"name": name, "value": value, "view": view, "event_time": at, "table": None, "upstream": None, **origin}
 
 
 @lru_cache(maxsize=4096)
 def _literal(instant: datetime) -> pl.Expr:
-    """Made once: Polars takes half a millisecond for an instant with a time zone, and a trace compares with dozens."""
+    """Cached: Polars takes half a millisecond for an instant with a time zone, and a trace compares with dozens."""
     return pl.lit(instant)
 
 
-def _seen_from(view: FeatureViewRecord, at: datetime) -> datetime | None:
-    """Since when (knowledge time) raw rows can be seen in the view's row of `at`; None: that was not told."""
-    return None if view.seen_within is None else at - view.seen_within - _TICK
-
-
 def _same(one: Any, other: Any) -> bool:
-    """Whether a logged value is the one at hand: JSON has no NaN, no instants and no 32-bit floats."""
+    """Whether a logged value is this one: JSON has no NaN, no instants and no 32-bit floats."""
     if isinstance(one, int | float) and isinstance(other, int | float):
         return math.isclose(one, other, rel_tol=1e-6)
     if isinstance(other, datetime):

@@ -1,4 +1,4 @@
-"""What a table version reached is told forwards: tables, datasets, models and predictions, and nothing else."""
+"""The impact of a table version: the tables, datasets, models and predictions made from it, and no others."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_raw_version_reached_what_was_made_from_it_and_nothing_later(made: Set
     assert both.predictions == {FIRST: 3, SECOND: 5}
 
 
-def test_predictions_served_from_a_version_are_those_made_while_it_stood(made: Settings) -> None:
+def test_predictions_served_from_a_version_are_those_made_while_it_was_the_newest(made: Settings) -> None:
     commits = PinnedTables(made).commits(TICKS)
     between = commits[0].at + (commits[1].at - commits[0].at) / 2
     predict(made, 1, 2, commits[0].at - timedelta(hours=1), source="before")
@@ -90,7 +90,7 @@ def test_versions_that_only_maintenance_made_count_as_the_one_before(made: Setti
     assert [impact(made, TableReference(RAW, version)).feature_tables for version in (2, 3)] == [[pinned]] * 2
 
 
-def test_without_mlflow_the_models_are_unknown_and_the_tables_are_told(made: Settings, monkeypatch) -> None:
+def test_without_mlflow_the_models_are_unknown_and_the_tables_are_known(made: Settings, monkeypatch) -> None:
     def down(settings: Settings, name: str) -> dict[str, TableReference]:
         raise ThroughlineError("MLflow does not answer")
 
@@ -108,7 +108,7 @@ def test_without_mlflow_the_models_are_unknown_and_the_tables_are_told(made: Set
         (TableReference(f"{NAME}/raw/nothing", 0), "there is no such table"),
     ],
 )
-def test_what_is_not_there_is_one_line(made: Settings, table: TableReference, problem: str) -> None:
+def test_an_unknown_table_or_version_is_one_line(made: Settings, table: TableReference, problem: str) -> None:
     with pytest.raises(ThroughlineError, match=problem) as refused:
         impact(made, table)
     assert "\n" not in str(refused.value)

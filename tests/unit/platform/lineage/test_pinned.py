@@ -1,4 +1,4 @@
-"""Rows kept in memory are those of the version that is asked for, whatever was read before, and never too many."""
+"""Cached rows are those of the version that is read, whatever was read before, and memory is bounded."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def values(found: pl.DataFrame) -> list[int]:
     return found.sort("day")["value"].to_list()
 
 
-def test_each_version_gives_its_own_rows_in_whatever_order_they_are_asked_for(
+def test_each_version_gives_its_own_rows_in_any_order_of_reads(
     settings: Settings, versions: list[TableReference]
 ) -> None:
     tables = PinnedTables(settings)
@@ -55,8 +55,8 @@ def test_days_that_two_versions_share_are_read_once(
     tables, read = PinnedTables(settings), []
     collect = PinnedTables._collect
 
-    def counted(self: PinnedTables, *asked: Any) -> pl.DataFrame:
-        read.append(collect(self, *asked))
+    def counted(self: PinnedTables, *arguments: Any) -> pl.DataFrame:
+        read.append(collect(self, *arguments))
         return read[-1]
 
     monkeypatch.setattr(PinnedTables, "_collect", counted)
@@ -65,7 +65,7 @@ def test_days_that_two_versions_share_are_read_once(
     assert [found.height for found in read] == [4, 1]
 
 
-def test_memory_is_bounded_and_the_answer_is_not(settings: Settings, versions: list[TableReference]) -> None:
+def test_memory_is_bounded_and_all_rows_are_returned(settings: Settings, versions: list[TableReference]) -> None:
     tables = PinnedTables(settings, bytes_kept=1)
     for pinned in versions:
         for day in DAYS:
@@ -84,9 +84,7 @@ def test_days_of_unlike_columns_are_put_together(settings: Settings) -> None:
     assert found["more"].to_list() == [None, 7]
 
 
-def test_a_version_that_is_vacuumed_while_it_is_open_is_said_to_be_gone(
-    settings: Settings, versions: list[TableReference]
-) -> None:
+def test_a_version_vacuumed_while_it_is_open_is_an_error(settings: Settings, versions: list[TableReference]) -> None:
     tables = PinnedTables(settings)
     tables.rows(versions[0], DAYS[0], DAYS[0])
     DeltaTable(str(settings.lakehouse / TABLE)).vacuum(
@@ -97,7 +95,7 @@ def test_a_version_that_is_vacuumed_while_it_is_open_is_said_to_be_gone(
     assert tables.rows(versions[1]).height == 4
 
 
-def test_what_a_version_was_made_from_stands_through_maintenance_and_not_through_a_write(settings: Settings) -> None:
+def test_maintenance_keeps_what_a_version_was_made_from_and_a_write_does_not(settings: Settings) -> None:
     path, source = settings.lakehouse / TABLE, TableReference("u/raw/s", 3)
     replace_all(path, pl.DataFrame({"value": [1]}))
     note = CommitProperties(custom_metadata={"inputs": json.dumps([str(source)])})

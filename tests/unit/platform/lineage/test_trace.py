@@ -1,4 +1,4 @@
-"""A prediction is followed back to its rows, code and decision; what cannot be had is named, and the rest stands."""
+"""A prediction is followed back to its rows, code and decision; a step that cannot be had gives its reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from deltalake import DeltaTable
 
 from tests.support import traced_home as home
-from tests.support.traced_home import AIRCRAFT, HOUR, NAME, NOW, SHA, WEEK, Kept
+from tests.support.traced_home import AIRCRAFT, HOUR, NAME, NOW, SHA, WEEK, FakeRegistry
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import replace_days
@@ -90,8 +90,7 @@ def test_every_step_of_the_thread_is_there_and_in_order(made: Home) -> None:
 
 def test_a_step_is_one_flat_object_with_instants_in_utc(made: Home) -> None:
     for step in made.trace(made.predict()).steps:
-        said = step.to_json()
-        assert list(said)[:4] == ["kind", "id", "version", "missing"]
+        assert list(step.to_json())[:4] == ["kind", "id", "version", "missing"]
     first = made.trace(made.predict()).steps[0].to_json()
     assert first["time"].endswith("Z")
 
@@ -124,7 +123,7 @@ def test_raw_rows_are_the_newest_first_and_bounded_and_counted(made: Home) -> No
     }  # fmt: skip
 
 
-def test_a_row_known_at_the_very_instant_is_not_behind_the_value(made: Home) -> None:
+def test_a_row_known_at_the_instant_of_the_tick_is_not_behind_the_value(made: Home) -> None:
     at = datetime(2013, 3, 30, 6, tzinfo=UTC)
     assert made.raw.filter((pl.col("available_at") == at) & (pl.col("tailnum") == AIRCRAFT[0])).height == 1
     part = raw_of(made.trace(made.predict(made.row(AIRCRAFT[0], at)), raw_rows=1000), "flight_departures")
@@ -150,7 +149,7 @@ def test_a_table_written_after_the_prediction_is_not_where_it_came_from(made: Ho
     assert [step.version for step in tracer.trace(before).of("feature_table")] == [0]
     # the training read version 0, the prediction version 1
     assert [step.version for step in tracer.trace(after).of("feature_table")] == [0, 1]
-    assert tracer.trace(after).complete
+    assert not tracer.trace(after).gaps
 
 
 def test_a_prediction_made_before_its_table_was_brought_online_is_found_in_the_version_before(made: Home) -> None:
@@ -158,10 +157,10 @@ def test_a_prediction_made_before_its_table_was_brought_online_is_found_in_the_v
     home.write_ticks(made.settings, changed, {"flight_departures": 0, "planes": 0})
     found = made.trace(made.predict())  # the values of version 0, at a time when 1 was there
     assert [step.version for step in found.of("feature_table")] == [0]
-    assert found.complete
+    assert not found.gaps
 
 
-def test_a_version_that_is_gone_is_looked_for_where_the_store_is_pinned(made: Home) -> None:
+def test_when_a_version_is_gone_the_pinned_one_is_searched(made: Home) -> None:
     prediction = made.predict()
     pinned = home.write_ticks(made.settings, made.ticks, {"flight_departures": 0, "planes": 0})
     home.store(made.settings, pinned)
@@ -171,25 +170,25 @@ def test_a_version_that_is_gone_is_looked_for_where_the_store_is_pinned(made: Ho
     assert [step.version for step in found.of("feature_table") if "view" in step.facts] == [1]
 
 
-def test_values_that_no_version_holds_are_said_to_be_unknown(made: Home) -> None:
+def test_values_that_no_version_holds_are_missing(made: Home) -> None:
     found = made.trace(made.predict({**made.row(), "aircraft_delay_168h": 123.0}))
     step = only(found, "feature_table")
     assert step.facts["matches"] is False
     assert "not the values that were served" in step.missing
-    assert not found.complete
+    assert found.gaps
 
 
-def test_an_entity_without_a_row_has_a_value_from_nowhere_and_the_thread_is_whole(made: Home) -> None:
+def test_an_entity_without_a_row_has_a_note_and_the_thread_is_complete(made: Home) -> None:
     nothing = dict.fromkeys(["aircraft_departures_168h", "aircraft_delay_168h", "aircraft_seats"])
     row = {**made.row(), **nothing, "tailnum": None}
     found = made.trace(made.predict(row, feature_times={"aircraft_ticks": None}))
     seats = next(each for each in found.steps[0].facts["features"] if each["name"] == "aircraft_seats")
     assert (seats["value"], seats["table"]) == (None, None)
     assert "no row of this entity" in seats["note"]
-    assert found.complete
+    assert not found.gaps
 
 
-def test_a_pushed_row_is_found_where_it_was_pushed_and_came_from_no_raw_table(made: Home) -> None:
+def test_a_pushed_row_is_found_in_the_table_of_pushed_rows_and_has_no_raw_rows(made: Home) -> None:
     at = NOW + timedelta(minutes=10)
     pushed = {**made.row(), "event_timestamp": at, "available_at": at, "aircraft_delay_168h": 77.0}
     rows = pl.DataFrame([pushed], schema=made.ticks.schema)
@@ -198,17 +197,17 @@ def test_a_pushed_row_is_found_where_it_was_pushed_and_came_from_no_raw_table(ma
     found = made.trace(made.predict(pushed))
     served = found.of("feature_table")[-1]
     assert (served.id, served.facts["raw"]) == (f"{NAME}/features/aircraft_ticks_pushed", [])
-    assert found.complete
+    assert not found.gaps
 
 
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
         ("departure_hour", 3.0, "departure_hour was 3.0, and the request gives 17.0 now"),
-        ("forgotten", 1.0, "forgotten is of no feature view that is registered now, nor of the request"),
+        ("forgotten", 1.0, "forgotten is neither in a registered feature view nor in the request"),
     ],
 )
-def test_a_value_that_cannot_be_explained_is_a_gap(made: Home, name: str, value: float, reason: str) -> None:
+def test_a_value_of_unknown_origin_is_a_gap(made: Home, name: str, value: float, reason: str) -> None:
     event = home.prediction(made.row(), 1, datetime.now(UTC))
     event = event.model_copy(update={"features": {**event.features, name: value}})
     (prediction,) = home.log(made.settings, [event])
@@ -231,9 +230,9 @@ def test_a_share_is_of_the_predictions_that_answered_in_that_hour(made: Home) ->
     assert revision.facts["champion_since"] is not None
 
 
-def test_a_revision_of_another_file_than_the_registered_one_is_told(made: Home) -> None:
+def test_a_revision_of_another_file_than_the_registered_one_is_a_gap(made: Home) -> None:
     found = made.trace(made.predict(revision="v1-0123456789ab"))
-    assert found.gaps == [f"revision: it is not of the file that {NAME}/1 was registered with"]
+    assert found.gaps == [f"revision: its file is not the one that {NAME}/1 was registered with"]
 
 
 def test_a_decision_from_after_the_prediction_did_not_release_it(made: Home) -> None:
@@ -256,7 +255,7 @@ def test_the_decision_is_the_last_one_before_and_names_who_approved(made: Home) 
     history.append(
         settings, NAME, history.event_of("decided", f"{NAME}/1", "graph", new=home.decision().model_dump_json())
     )
-    assert only(tracer.trace(made.predict()), "gate_decision").facts["decision"] == "release", "told since"
+    assert only(tracer.trace(made.predict()), "gate_decision").facts["decision"] == "release", "decided since"
 
 
 def test_a_decision_that_cannot_be_read_is_a_gap(made: Home) -> None:
@@ -264,38 +263,38 @@ def test_a_decision_that_cannot_be_read_is_a_gap(made: Home) -> None:
     assert "no readable decision" in only(made.trace(made.predict()), "gate_decision").missing
 
 
-def test_without_mlflow_the_rest_of_the_thread_stands(made: Home) -> None:
-    registry = Kept(None, down="MLflow does not answer")
+def test_without_mlflow_the_other_steps_are_complete(made: Home) -> None:
+    registry = FakeRegistry(None, down="MLflow does not answer")
     found = made.trace(made.predict(), registry=registry)
     lacking = {step.kind: step.missing for step in found.steps if step.missing}
     assert lacking == dict.fromkeys(["model_version", "run", "dataset", "code"], "MLflow does not answer")
     assert only(found, "feature_table").facts["matches"]
     registry.down, registry._dataset = None, made.registry._dataset
-    assert made.trace(made.predict(), registry=registry).complete, "a failure is not remembered"
+    assert made.trace(made.predict(), registry=registry).gaps == [], "a failure is not remembered"
 
 
-def test_this_homes_mlflow_is_asked_when_nobody_else_is_named(made: Home) -> None:
+def test_the_homes_own_mlflow_is_the_default_registry(made: Home) -> None:
     prediction = made.predict()
     found = Tracer(made.settings, get_usecase(NAME)).trace(prediction)
     assert "throughline up" in only(found, "model_version").missing
 
 
-def test_another_dataset_than_the_version_names_is_told(made: Home) -> None:
-    other = Kept(made.registry._dataset.model_copy(update={"fingerprint": "99" * 32}))
+def test_another_dataset_than_the_version_names_is_a_gap(made: Home) -> None:
+    other = FakeRegistry(made.registry._dataset.model_copy(update={"fingerprint": "99" * 32}))
     assert "the version names cdcdcdcdcdcd" in only(made.trace(made.predict(), registry=other), "dataset").missing
 
 
-def test_a_table_whose_history_does_not_say_its_origin_is_a_gap(made: Home) -> None:
+def test_a_table_whose_history_does_not_name_its_inputs_is_a_gap(made: Home) -> None:
     path = made.settings.table_path(NAME, "features", "aircraft_ticks")
     made.ticks.write_delta(str(path), mode="overwrite")
     found = made.trace(made.predict())
-    assert any("does not say what version 1 was made from" in gap for gap in found.gaps)
+    assert any("does not name what version 1 was made from" in gap for gap in found.gaps)
 
 
 # Finding the prediction
 
 
-def test_an_unknown_id_is_one_line_that_says_how_much_was_looked_at(made: Home) -> None:
+def test_an_unknown_id_is_one_line_with_the_size_of_the_log(made: Home) -> None:
     made.predict()
     tracer = made.tracer()
     with pytest.raises(ThroughlineError, match=r"is not logged: .*inference_log@0 holds 1 predictions\.$") as refused:
@@ -310,7 +309,7 @@ def test_before_the_first_prediction_nothing_is_logged(made: Home) -> None:
         made.trace("00000000-0000-0000-0000-000000000000")
 
 
-def test_with_events_missing_it_is_said_that_the_log_is_incomplete(made: Home) -> None:
+def test_with_events_missing_the_log_is_reported_incomplete(made: Home) -> None:
     made.predict()
     made.numbers["server-1"] = 4
     found = made.trace(made.predict())
@@ -320,7 +319,7 @@ def test_with_events_missing_it_is_said_that_the_log_is_incomplete(made: Home) -
         made.trace("00000000-0000-0000-0000-000000000000")
 
 
-def test_what_was_logged_since_and_what_was_compacted_is_found(made: Home) -> None:
+def test_predictions_logged_since_or_compacted_are_found(made: Home) -> None:
     tracer = made.tracer()
     ids = [made.predict(made.row(AIRCRAFT[number % 5])) for number in range(6)]
     assert [tracer.trace(each).prediction_id for each in ids] == ids
@@ -333,11 +332,11 @@ def test_what_was_logged_since_and_what_was_compacted_is_found(made: Home) -> No
     assert {each.steps[0].facts["log"]["predictions"] for each in found} == {7}
 
 
-def test_a_home_without_a_feature_store_says_where_its_values_cannot_be_looked_for(made: Home) -> None:
+def test_in_a_home_without_a_feature_store_the_origin_of_values_is_missing(made: Home) -> None:
     shutil.rmtree(made.settings.records)
     assert find_record(made.settings, (NAME, "features", "feature_store"), FeatureStoreRecord) is None
     found = made.trace(made.predict())
-    assert "aircraft_seats is of no feature view that is registered now" in only(found, "prediction").missing
+    assert "aircraft_seats is neither in a registered feature view" in only(found, "prediction").missing
 
 
 def test_a_thousand_traces_are_complete(made: Home) -> None:
