@@ -30,7 +30,7 @@ from assets.raw import daily, wall_clock_freshness
 from assets.resources import as_of
 from throughline.catalogue.features import Lineage, deprecations
 from throughline.featurestore import dbt
-from throughline.featurestore.incremental import Build, dbt_variables, describe, model_code, models_of, plan_builds
+from throughline.featurestore.incremental import Build, dbt_variables, model_code, models_of, plan_builds
 from throughline.featurestore.layout import pin_sources
 from throughline.foundation.fingerprint import combine, fingerprint_code
 from throughline.foundation.references import TableReference
@@ -106,7 +106,7 @@ def _dbt_models(usecase: UseCase, manifest: Mapping[str, Any], lineage: Lineage)
         requested = {date.fromisoformat(key) for key in context.partition_keys}
         builds = plan_builds(settings, usecase, manifest, pins, as_of(context, settings, usecase), requested)
         for name, build in builds.items():
-            context.log.info(f"{name}: {describe(build)}")
+            context.log.info(f"{name}: {build}")
         variables = dbt_variables(settings, usecase, pins, builds)
         target = settings.dbt_home / "runs" / context.run.run_id
         # dbt need not list the relations that exist: the builds say what to replace

@@ -60,12 +60,12 @@ def _alternately(
 ) -> tuple[list[float], list[float], list[float]]:
     """Seconds of each push, of the read after it, and of the peer's write of the same row."""
     from benchmarks.serving_home import make_home
-    from throughline.featurestore.online import open_reader
+    from throughline.featurestore.online import FeatureReader
     from throughline.featurestore.push import Pusher
     from throughline.usecase.requests import parse_instances
 
     instances = make_home(settings, usecase)
-    pusher, reader = Pusher(settings, usecase), open_reader(settings, usecase)
+    pusher, reader = Pusher(settings, usecase), FeatureReader(settings, usecase)
     view, key, features = _a_view(settings, usecase)
     by_feast = _feast(settings, usecase, server, view)
     ours, reads, theirs = [], [], []

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from throughline.featurestore.layout import EVENT_TIME, KNOWN
 from throughline.featurestore.materialise import EPOCH, materialise
-from throughline.featurestore.online import open_reader
+from throughline.featurestore.online import FeatureReader
 from throughline.featurestore.store import register
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
@@ -38,7 +38,7 @@ def make_home(settings: Settings, usecase: UseCase) -> list[dict[str, Any]]:
     keys = {field: _keys(usecase, field) for field in usecase.entities.values()}
     instances = [{**example_instance(usecase), **{f: k[i] for f, k in keys.items()}} for i in range(ENTITIES)]
     _features(settings, usecase, keys)
-    values = open_reader(settings, usecase).read(parse_instances(usecase, instances)).values
+    values = FeatureReader(settings, usecase).read(parse_instances(usecase, instances)).values
     numeric = [name for name in values.columns if name not in usecase.request]
     content = model_bytes(values, numeric, usecase.features.categories)
     said = Provenance(

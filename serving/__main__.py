@@ -7,7 +7,7 @@ import sys
 import warnings
 
 from serving.kserve_package import import_server_modules
-from throughline.featurestore.online import open_reader
+from throughline.featurestore.online import FeatureReader
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import load_settings
 from throughline.usecase import load_usecases
@@ -22,7 +22,7 @@ def main() -> int:
     from serving.server import Server  # after it: this imports KServe, too
 
     try:
-        Server(load_settings(), load_usecases(), open_reader).start()
+        Server(load_settings(), load_usecases(), FeatureReader).start()
     except ThroughlineError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 1

@@ -42,7 +42,7 @@ _RETENTION = "tests/contract/test_registry_stores.py: versions are removed from 
 JUDGED_ELSEWHERE = {
     "featurestore/incremental.py": dict.fromkeys(
         (
-            *("plan_builds", "plan_late", "source_versions", "read_origin", "dbt_variables", "describe", "models_of"),
+            *("plan_builds", "plan_late", "source_versions", "read_origin", "dbt_variables", "models_of"),
             *("_changed_days", "to_dbt"),
         ),
         _BUILDS,

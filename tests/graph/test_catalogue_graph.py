@@ -1,4 +1,4 @@
-"""The graph tells what columns come from, and makes the profile when that delays nobody."""
+"""The graph shows the source of each column, and makes the profile at night."""
 
 from __future__ import annotations
 

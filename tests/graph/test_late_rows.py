@@ -80,7 +80,7 @@ def build(settings: Settings, usecase: UseCase) -> None:
             str(settings.table_path(usecase.name, "features", name)),
             pl.DataFrame({"day": [LAST]}).to_arrow(),
             mode="overwrite",
-            commit_properties=CommitProperties(custom_metadata={"userMetadata": one.origin.to_json()}),
+            commit_properties=CommitProperties(custom_metadata={"userMetadata": one.origin.model_dump_json()}),
         )
     assert len(models_of(manifest, usecase)) == 9
 

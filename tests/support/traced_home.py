@@ -112,7 +112,7 @@ def ticks(raw: pl.DataFrame) -> pl.DataFrame:
 def write_ticks(settings: Settings, rows: pl.DataFrame, pins: dict[str, int]) -> TableReference:
     """With the origin that dbt's builds leave in the commit."""
     path = settings.table_path(NAME, "features", "aircraft_ticks")
-    note = Origin(pins, NOW, "code", FIRST).to_json()
+    note = Origin(pins=pins, as_of=NOW, code="code", first=FIRST).model_dump_json()
     write_deltalake(
         str(path), rows.to_arrow(), mode="overwrite", partition_by=["day"],
         commit_properties=CommitProperties(custom_metadata={"userMetadata": note}),

@@ -20,9 +20,9 @@ def push(
     as_json: AsJson = False,
 ) -> None:
     """Push feature values: training and requests both read them from now on, on the data clock."""
-    from throughline.featurestore.push import push as push_rows  # postpones feast (4 s)
+    from throughline.featurestore.push import Pusher  # postpones feast (4 s)
 
-    pushed = push_rows(load_settings(), get_usecase(usecase), view, read_objects(json_body, "rows"))
+    pushed = Pusher(load_settings(), get_usecase(usecase)).push(view, read_objects(json_body, "rows"))
     result = {**asdict(pushed), "table": str(pushed.table), "known_at": pushed.known_at.isoformat()}
     line = f"{pushed.rows} row(s) of {pushed.view}, known at {result['known_at']}, in {pushed.table} and online"
     emit(as_json, {"usecase": usecase, **result}, lambda: out().print(line))

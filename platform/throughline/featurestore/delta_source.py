@@ -1,17 +1,19 @@
 """Feast's data sources, saved datasets and logging destinations as Delta tables at a version.
 
-Owns: the address of a table at a version in Feast's terms, and reading it. Does not own: how rows are chosen and
-joined (`polars_engine.py`, `spark_engine.py`).
+Owns: the address of a table at a version in Feast's terms, reading it, writing a result as one. Does not own: how rows
+are chosen and joined (`polars_engine.py`, `spark_engine.py`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
+from deltalake import write_deltalake
 from feast import FeatureView, RepoConfig
 from feast.data_source import DataSource
 from feast.feature_logging import LoggingDestination
@@ -23,6 +25,7 @@ from feast.type_map import pa_to_feast_value_type
 from feast.value_type import ValueType
 
 from throughline.foundation.errors import ThroughlineError
+from throughline.lakehouse.delta import storage_options
 from throughline.lakehouse.table import open_table, scan
 
 VERSION_TAG = "delta_version"
@@ -187,6 +190,15 @@ class DeltaLoggingDestination(LoggingDestination):
 
 def _options(path: str, version: int | None) -> DataSourceProto.CustomSourceOptions:
     return DataSourceProto.CustomSourceOptions(configuration=json.dumps({"path": path, "version": version}).encode())
+
+
+def write_frames(path: str, frames: Iterator[pl.DataFrame]) -> None:
+    """Write frames of one schema as a Delta table, as its next version where there is one; in one commit."""
+    first = next(frames)
+    schema = to_arrow(first).schema
+    batches = (batch for frame in chain([first], frames) for batch in to_arrow(frame).cast(schema).to_batches())
+    reader = pa.RecordBatchReader.from_batches(schema, batches)
+    write_deltalake(path, reader, mode="overwrite", schema_mode="overwrite", storage_options=storage_options(path))
 
 
 def to_arrow(frame: pl.DataFrame) -> pa.Table:

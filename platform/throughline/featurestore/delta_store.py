@@ -53,8 +53,9 @@ from throughline.featurestore.delta_source import (
     SavedDatasetDeltaStorage,
     source_of,
     to_arrow,
+    write_frames,
 )
-from throughline.featurestore.polars_engine import PolarsEngine, frame_kinds, scan, write_frames
+from throughline.featurestore.polars_engine import PolarsEngine, frame_kinds, scan
 from throughline.featurestore.retrieval import (
     Answer,
     Engine,
@@ -64,7 +65,6 @@ from throughline.featurestore.retrieval import (
     ViewRead,
     WindowSpine,
     check_spine,
-    spine_time,
 )
 from throughline.featurestore.spark_engine import SparkEngine
 from throughline.featurestore.sql_spine import parse_spine
@@ -104,13 +104,11 @@ class DeltaRetrievalJob(RetrievalJob):
         full_feature_names: bool = False,
         on_demand_feature_views: list[OnDemandFeatureView] | None = None,
         metadata: Callable[[], RetrievalMetadata] | None = None,
-        constants: dict[str, str] | None = None,
     ) -> None:
         self._answer = answer
         self._full_feature_names = full_feature_names
         self._on_demand_feature_views = on_demand_feature_views or []
         self._describe = metadata
-        self._constants = constants or {}
 
     @property
     def full_feature_names(self) -> bool:
@@ -121,17 +119,12 @@ class DeltaRetrievalJob(RetrievalJob):
         return self._on_demand_feature_views
 
     @cached_property
-    def _metadata(self) -> RetrievalMetadata | None:
-        return self._describe() if self._describe else None
-
-    @property
     def metadata(self) -> RetrievalMetadata | None:
-        return self._metadata
+        return self._describe() if self._describe else None
 
     def batches(self) -> Iterator[pa.Table]:
         """The result in parts, before on-demand views; for results larger than memory."""
-        for frame in self._answer.batches():
-            yield to_arrow(frame.with_columns(pl.lit(value).alias(name) for name, value in self._constants.items()))
+        return map(to_arrow, self._answer.batches())
 
     def to_polars(self) -> pl.DataFrame:
         return pl.DataFrame(self.to_arrow())
@@ -183,12 +176,12 @@ class DeltaOfflineStore(OfflineStore):
         if entity_df is None:
             spine = WindowSpine(*compute_non_entity_date_range(feature_views, start_date, end_date))
         elif isinstance(entity_df, str):
-            spine = parse_spine(entity_df, config.offline_store.engine, _delta_sources(registry, project))
+            sources = registry.list_data_sources(project, allow_cache=True)
+            known = {source.name: source for source in sources if isinstance(source, DeltaSource)}
+            spine = parse_spine(entity_df, config.offline_store.engine, known)
         else:
             spine = FrameSpine(pl.from_pandas(entity_df))
-            kinds = frame_kinds(spine.frame.schema)
-            spine_time(kinds)
-            check_spine(list(kinds), views)
+            check_spine(frame_kinds(spine.frame.schema), views)
         engine = _engine(config)
 
         def metadata() -> RetrievalMetadata:
@@ -299,9 +292,7 @@ class _FromCode(PandasTransformation):
 
 def _engine(config: RepoConfig) -> Engine:
     settings = config.offline_store
-    if settings.engine == "polars":
-        return PolarsEngine()
-    return SparkEngine(settings.spark_remote)
+    return PolarsEngine() if settings.engine == "polars" else SparkEngine(settings.spark_remote)
 
 
 def _read_of(view: FeatureView, features: list[str], full_names: bool, known_only: bool) -> ViewRead:
@@ -325,12 +316,6 @@ def _read_of(view: FeatureView, features: list[str], full_names: bool, known_onl
         ttl=view.ttl or None,
         known_only=known_only,
     )
-
-
-def _delta_sources(registry: BaseRegistry, project: str) -> dict[str, DeltaSource]:
-    """The project's registered Delta tables, by the names of their sources."""
-    sources = registry.list_data_sources(project, allow_cache=True)
-    return {source.name: source for source in sources if isinstance(source, DeltaSource)}
 
 
 def _on_demand(
@@ -373,4 +358,8 @@ def _pull(
 
 
 def _pull_job(answer: Answer, keys: list[str]) -> DeltaRetrievalJob:
-    return DeltaRetrievalJob(answer, constants={} if keys else {DUMMY_ENTITY_ID: DUMMY_ENTITY_VAL})
+    """Rows without join keys get the one that Feast gives a view without entities."""
+    if keys:
+        return DeltaRetrievalJob(answer)
+    key = pl.lit(DUMMY_ENTITY_VAL).alias(DUMMY_ENTITY_ID)
+    return DeltaRetrievalJob(Answer(lambda: (frame.with_columns(key) for frame in answer.batches())))

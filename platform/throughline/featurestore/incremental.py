@@ -7,11 +7,13 @@ from the tables' commits. Does not own: the SQL (dbt), or the run that executes 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from itertools import chain
 from typing import Any
 
+from throughline.featurestore.layout import LAYER
 from throughline.foundation.days import DAY, spans, through
 from throughline.foundation.fingerprint import combine
 from throughline.foundation.references import TableReference
@@ -21,14 +23,12 @@ from throughline.lakehouse.delta import Location
 from throughline.lakehouse.spark import address, schema_name
 from throughline.lakehouse.table import DAY as PARTITION
 from throughline.lakehouse.table import INPUTS, KEEPS_CONTENT, Commit, current_version, history
+from throughline.records import Record
 from throughline.usecase import UseCase
 
-LAYER = "features"
 
-
-@dataclass(frozen=True)
-class Origin:
-    """What a feature table's content was made from; kept in the Delta commit that wrote it.
+class Origin(Record):
+    """What a feature table's content was made from; kept as JSON in the Delta commit that wrote it.
 
     pins: version per source table; as_of (UTC): rows known later are not read; code: digest of the model and its
     macros; first: the first local day of the data.
@@ -39,27 +39,14 @@ class Origin:
     code: str
     first: date
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), default=lambda value: value.isoformat(), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> Origin:
-        values = json.loads(text)
-        return cls(
-            pins=values["pins"],
-            as_of=datetime.fromisoformat(values["as_of"]),
-            code=values["code"],
-            first=date.fromisoformat(values["first"]),
-        )
-
 
 def inputs_of(table: str, commit: Commit) -> list[TableReference] | None:
-    """What a commit of USECASE/LAYER/TABLE says its content was made from: in its `inputs`, or as an `Origin`."""
+    """The tables that a commit of USECASE/LAYER/TABLE was made from, by its `inputs` or its `Origin`."""
     if INPUTS in commit.notes:
         return [TableReference.parse(text) for text in json.loads(commit.notes[INPUTS])]
     if "userMetadata" in commit.notes:
         raw = f"{table.partition('/')[0]}/raw"
-        pins = Origin.from_json(commit.notes["userMetadata"]).pins
+        pins = Origin.model_validate_json(commit.notes["userMetadata"]).pins
         return [TableReference(f"{raw}/{name}", version) for name, version in sorted(pins.items())]
     return None
 
@@ -76,10 +63,16 @@ class Build:
     def days(self) -> list[date]:
         return [day for first, last in self.ranges for day in through(first, last)]
 
+    def __str__(self) -> str:
+        if not self.ranges:
+            return "nothing changed"
+        days = ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in self.ranges)
+        return f"{'all days' if self.whole else 'days'} {days}"
+
     def to_dbt(self) -> dict[str, Any]:
         ranges = [[first.isoformat(), last.isoformat()] for first, last in self.ranges]
         as_of = self.origin.as_of.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
-        return {"whole": self.whole, "ranges": ranges, "as_of": as_of, "origin": self.origin.to_json()}
+        return {"whole": self.whole, "ranges": ranges, "as_of": as_of, "origin": self.origin.model_dump_json()}
 
 
 def plan_build(
@@ -94,21 +87,19 @@ def plan_build(
 
     changed:     per source table, the days whose rows differ between the two pins; None: unknown, so all.
     seen_within: how long after its knowledge time a source row is read.
-    requested:   days to build even if nothing changed.
+    requested:   days to build also when nothing changed.
     """
-    if built is not None and built.as_of > wanted.as_of:  # what was built ahead of the clock is kept
-        wanted = Origin(wanted.pins, built.as_of, wanted.code, wanted.first)
+    if built is not None and built.as_of > wanted.as_of:  # days built ahead of the clock are kept
+        wanted = wanted.model_copy(update={"as_of": built.as_of})
     last = last_day(usecase, wanted.as_of)
     unknown = any(days is None for days in changed.values())
     if built is None or unknown or (built.code, built.first) != (wanted.code, wanted.first):
         return Build(True, [(wanted.first, last)] if last >= wanted.first else [], wanted)
     days = set(requested)
     if wanted.as_of > built.as_of:
-        unfinished = usecase.local_day(built.as_of)
-        days |= set(through(unfinished, last))
-    for table in changed:
-        for day in changed[table] or ():
-            days |= set(_followed(usecase, day, seen_within))
+        days |= set(through(usecase.local_day(built.as_of), last))  # the last day built was not over
+    for day in chain.from_iterable(changed_days or () for changed_days in changed.values()):
+        days |= set(_followed(usecase, day, seen_within))
     return Build(False, spans(day for day in days if wanted.first <= day <= last), wanted)
 
 
@@ -130,7 +121,7 @@ def read_origin(path: Location) -> Origin | None:
         return None
     for commit in history(path):
         if "userMetadata" in commit.notes:
-            return Origin.from_json(commit.notes["userMetadata"])
+            return Origin.model_validate_json(commit.notes["userMetadata"])
         if commit.operation not in KEEPS_CONTENT:
             return None
     return None
@@ -159,16 +150,16 @@ def plan_builds(
     manifest: Mapping[str, Any],
     pins: Mapping[str, int],
     as_of: datetime,
-    requested: Iterable[date] = (),
+    requested: Collection[date] = (),
 ) -> dict[str, Build]:
     """The build of every model of the use case, by its table's origin and its sources' changes; `pins` by table."""
     builds = {}
-    requested = list(requested)
     for unique_id, node in models_of(manifest, usecase).items():
         path = settings.table_path(usecase.name, LAYER, node["name"])
         sources = [source.rpartition(".")[2] for source in node["depends_on"]["nodes"]]
         code = combine(model_code(manifest, unique_id), str(usecase.prediction.lead), usecase.timezone)
-        wanted = Origin({name: pins[name] for name in sources}, as_of, code, usecase.first_day(settings))
+        wanted_pins = {name: pins[name] for name in sources}
+        wanted = Origin(pins=wanted_pins, as_of=as_of, code=code, first=usecase.first_day(settings))
         built = read_origin(path)
         changed = {
             name: _changed_days(settings, usecase, name, built.pins[name], version)
@@ -204,14 +195,6 @@ def _changed_days(settings: Settings, usecase: UseCase, name: str, after: int, u
         return None if net is None else set()
     # a static table has no days: a change in it may be read on any
     return None if usecase.sources.tables[name].static else set(net[PARTITION].to_list())
-
-
-def describe(build: Build) -> str:
-    """The days of a build, for people."""
-    if not build.ranges:
-        return "nothing changed"
-    spans = ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in build.ranges)
-    return f"{'all days' if build.whole else 'days'} {spans}"
 
 
 def models_of(manifest: Mapping[str, Any], usecase: UseCase) -> dict[str, Any]:

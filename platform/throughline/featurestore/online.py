@@ -6,7 +6,7 @@ store's format (`online_format.py`), what becomes of an unknown entity (the mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -52,9 +52,9 @@ def look_up(
     rows: OnlineRows,
     views: Sequence[OnlineView],
     entities: Mapping[str, Sequence[Any]],
-    at: Callable[[], datetime],
+    at: datetime,
 ) -> StoredFeatures:
-    """Read views for N entities, given by join key; `at` gives the instant (UTC) at which ages are judged."""
+    """Read views for N entities, given by join key; ages are judged at `at` (UTC)."""
     count = len(next(iter(entities.values())))
     keys = [encode_keys(view, {DUMMY_KEY: [""] * count, **entities}) for view in views]
     wanted = [(view, [key for key in dict.fromkeys(mine) if key]) for view, mine in zip(views, keys, strict=True)]
@@ -63,7 +63,7 @@ def look_up(
         held = [found.get(key) if key else None for key in mine]
         stored.there[view.name] = [row is not None for row in held]
         if view.ttl:
-            oldest = at() - view.ttl
+            oldest = at - view.ttl
             stored.expired[view.name] = [row is not None and row[0] < oldest for row in held]
             held = [None if row is None or row[0] < oldest else row for row in held]
         stored.event_times[view.name] = [row and row[0] for row in held]
@@ -73,16 +73,20 @@ def look_up(
 
 
 class FeatureReader:
-    """Reads the online store of one use case. Reading is thread-safe; `reload` replaces the definitions in one step."""
+    """Reads the online store of one use case; raises when nothing was registered or materialised yet.
+
+    Reading is thread-safe; `reload` replaces the definitions in one step.
+    """
 
     def __init__(self, settings: Settings, usecase: UseCase) -> None:
         self._settings = settings
         self._usecase = usecase
+        self._clock = data_clock(settings, usecase.clock_start(settings))
         self._derive = load_object(usecase.features.request_features)
         self.reload()
 
     def reload(self) -> None:
-        """Read by the definitions as they are registered now."""
+        """Take the definitions as they are registered now."""
         name = self._usecase.name
         self._state = open_rows(self._settings, name), load_views(self._settings, name)
 
@@ -93,7 +97,7 @@ class FeatureReader:
         """
         rows, views = self._state
         entities = {name: requests[name].to_list() for name in dict.fromkeys(self._usecase.entities.values())}
-        stored = look_up(rows, views, entities, lambda: at or self._now())
+        stored = look_up(rows, views, entities, at or self._clock.now())
         unknown: list[list[str]] = [[] for _ in range(requests.height)]
         for entity in self._usecase.entities:
             seen = [stored.there[view.name] for view in views if entity in view.entities]
@@ -102,11 +106,3 @@ class FeatureReader:
                     names.append(entity)
         values = self._derive(requests).hstack(pl.DataFrame(stored.values, strict=False))
         return FeatureRead(values, stored.event_times, unknown, stored.expired)
-
-    def _now(self) -> datetime:
-        return data_clock(self._settings, self._usecase.clock_start(self._settings)).now()
-
-
-def open_reader(settings: Settings, usecase: UseCase) -> FeatureReader:
-    """A reader of the use case's online store. Raises when nothing was registered or materialised yet."""
-    return FeatureReader(settings, usecase)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
@@ -70,9 +70,6 @@ class ViewParity:
                 f"{', '.join(map(str, one.entity.values()))}: {one.online} online, {one.offline} offline"
             )
         return f"{self.values} values of {self.entities} entities compared" if self.values else "no value to compare"
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "at": self.at and self.at.isoformat(), "verdict": self.verdict, "reason": self.reason}
 
 
 def compare(
@@ -139,7 +136,7 @@ def _online(writer: OnlineWriter, view: FeatureView, entities: list[Entity], at:
     names = [feature.name for feature in view.features]
     read = online_view(view, names)
     columns = {key: [entity.get(key, "") for entity in entities] for key in read.keys}  # "" for a view without keys
-    stored = look_up(writer.rows, [read], columns, lambda: at)
+    stored = look_up(writer.rows, [read], columns, at)
     return [{name: stored.values[name][n] for name in names} for n in range(len(entities))]
 
 

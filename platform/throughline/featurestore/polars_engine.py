@@ -6,18 +6,15 @@ Owns: how a request becomes frames. Does not own: the join (`asof.py`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
 
 import polars as pl
-import pyarrow as pa
-from deltalake import write_deltalake
 
 from throughline.featurestore.asof import View, join_batches
-from throughline.featurestore.delta_source import DeltaSource, to_arrow
+from throughline.featurestore.delta_source import DeltaSource
 from throughline.featurestore.layout import EVENT_TIME
 from throughline.featurestore.pushed import PushedSource
 from throughline.featurestore.retrieval import (
+    Answer,
     Facts,
     FrameSpine,
     Kind,
@@ -26,9 +23,7 @@ from throughline.featurestore.retrieval import (
     SqlSpine,
     ViewRead,
     check_spine,
-    spine_time,
 )
-from throughline.lakehouse.delta import storage_options
 
 BATCH_ROWS = 4_000_000
 _UTC = pl.Datetime("us", "UTC")
@@ -41,50 +36,20 @@ class PolarsEngine:
     def facts(self, spine: Spine, views: Sequence[ViewRead]) -> Facts:
         return _facts(_rows_of(spine, views), views)
 
-    def historical(self, spine: Spine, views: Sequence[ViewRead]) -> PolarsAnswer:
-        return PolarsAnswer(spine, views)
+    def historical(self, spine: Spine, views: Sequence[ViewRead]) -> Answer:
+        return Answer(lambda: _joined(spine, views))
 
-    def latest(self, pull: Pull, keys: list[str]) -> LazyAnswer:
+    def latest(self, pull: Pull, keys: list[str]) -> Answer:
         rows = _pulled(pull)
         newest = rows.drop_nulls(keys).unique(keys, keep="last", maintain_order=True) if keys else rows.tail(1)
-        return LazyAnswer(newest)
+        return _collected(newest)
 
-    def rows(self, pull: Pull) -> LazyAnswer:
-        return LazyAnswer(_pulled(pull))
-
-
-@dataclass(frozen=True)
-class PolarsAnswer:
-    """A spine joined batch by batch: memory is that of the views and a batch."""
-
-    spine: Spine
-    views: Sequence[ViewRead]
-
-    def batches(self) -> Iterator[pl.DataFrame]:
-        rows = _rows_of(self.spine, self.views)
-        facts = _facts(rows, self.views)
-        batches = join_batches(
-            _in_batches(self.spine, rows),
-            [_as_view(view, f"__{number}") for number, view in enumerate(self.views)],
-            spine_time=facts.time,
-            span=(facts.first, facts.last),
-        )
-        for batch in batches:
-            yield _expired_gone(batch, self.views, facts.time)
-
-    def write(self, path: str) -> None:
-        write_frames(path, self.batches())
+    def rows(self, pull: Pull) -> Answer:
+        return _collected(_pulled(pull))
 
 
-@dataclass(frozen=True)
-class LazyAnswer:
-    lazy: pl.LazyFrame
-
-    def batches(self) -> Iterator[pl.DataFrame]:
-        yield self.lazy.collect()
-
-    def write(self, path: str) -> None:
-        write_frames(path, self.batches())
+def _collected(rows: pl.LazyFrame) -> Answer:
+    return Answer(lambda: iter([rows.collect()]))
 
 
 def scan(source: DeltaSource) -> pl.LazyFrame:
@@ -107,14 +72,18 @@ def frame_kinds(schema: pl.Schema) -> dict[str, Kind]:
     return {name: kind(column) for name, column in schema.items()}
 
 
-def write_frames(path: str, frames: Iterator[pl.DataFrame]) -> None:
-    """Write frames of one schema as a Delta table, as its next version where there is one; in one commit."""
-    first = next(frames)
-    schema = to_arrow(first).schema
-    batches = (batch for frame in chain([first], frames) for batch in to_arrow(frame).cast(schema).to_batches())
-    reader = pa.RecordBatchReader.from_batches(schema, batches)
-    options = storage_options(path)
-    write_deltalake(path, reader, mode="overwrite", schema_mode="overwrite", storage_options=options)
+def _joined(spine: Spine, views: Sequence[ViewRead]) -> Iterator[pl.DataFrame]:
+    """A spine joined batch by batch: memory is that of the views and a batch."""
+    rows = _rows_of(spine, views)
+    facts = _facts(rows, views)
+    batches = join_batches(
+        _in_batches(spine, rows),
+        [_as_view(view, f"__{number}") for number, view in enumerate(views)],
+        spine_time=facts.time,
+        span=(facts.first, facts.last),
+    )
+    for batch in batches:
+        yield _without_expired(batch, views, facts.time)
 
 
 def _rows_of(spine: Spine, views: Sequence[ViewRead]) -> pl.LazyFrame:
@@ -136,8 +105,7 @@ def _rows_of(spine: Spine, views: Sequence[ViewRead]) -> pl.LazyFrame:
 
 def _facts(rows: pl.LazyFrame, views: Sequence[ViewRead]) -> Facts:
     schema = rows.collect_schema()
-    time = spine_time(frame_kinds(schema))
-    check_spine(schema.names(), views)
+    time = check_spine(frame_kinds(schema), views)
     first, last = rows.select(first=pl.col(time).min(), last=pl.col(time).max()).collect().row(0)
     return Facts(schema.names(), time, first, last)
 
@@ -185,7 +153,7 @@ def _as_known(rows: pl.LazyFrame, keys: list[str]) -> pl.LazyFrame:
     return ordered.filter(pl.col(_EVENT) == (newest.over(keys) if keys else newest)).with_row_index(_RANK)
 
 
-def _expired_gone(batch: pl.DataFrame, views: Sequence[ViewRead], time: str) -> pl.DataFrame:
+def _without_expired(batch: pl.DataFrame, views: Sequence[ViewRead], time: str) -> pl.DataFrame:
     """Applies the ttl of rows joined by knowledge time; it counts from the event time."""
     for number, view in enumerate(views):
         event = f"__{number}{_EVENT}"

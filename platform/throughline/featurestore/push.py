@@ -1,9 +1,9 @@
 """Pushes rows of a feature view: to the table of pushed rows, then online, in one call.
 
 After a crash between the two, the next materialisation writes the rows online. A row is known from the instant of its
-push, on the data clock; see `pushed.py`.
+push, on the data clock.
 
-Owns: what a pushed row must be, and both writes. Does not own: how the tables are read, transport.
+Owns: what a pushed row must be, and both writes. Does not own: how the tables are read (`pushed.py`), transport.
 """
 
 from __future__ import annotations
@@ -48,11 +48,6 @@ class Pushed:
     known_at: datetime
 
 
-def push(settings: Settings, usecase: UseCase, view: str, rows: Rows) -> Pushed:
-    """Push once; see `Pusher.push`."""
-    return Pusher(settings, usecase).push(view, rows)
-
-
 class Pusher:
     """Pushes to the views of a use case; reads the registry again when it has changed."""
 
@@ -65,7 +60,7 @@ class Pusher:
         self._tables: dict[str, DeltaTable] = {}
 
     def push(self, view: str, rows: Rows) -> Pushed:
-        """Write rows offline and online; when it returns, both have them.
+        """Write rows offline and online.
 
         view: its name, or that of its source or push source. rows: every join key and feature of the view (a feature
         may be null), and `event_timestamp` with a time zone (now, when left out). Of several rows of one entity and
@@ -105,10 +100,10 @@ class Pusher:
             pl.lit(f"push-{uuid.uuid4()}").alias(RUN_ID),
             pl.lit(self._usecase.local_day(now)).alias(DAY),
         )
-        # while the data clock is still, the same row may have been pushed at this instant before
-        again = last is None or last >= now
+        # a data clock that has not moved since the last push: the same row may have been pushed at this instant before
+        repeated = last is None or last >= now
         keys = [source.column(name) for name in (*join_keys(view), source.timestamp_field, KNOWN)]
-        return self._add(f"{source.path}{PUSHED}", rows, keys if again else None)
+        return self._add(f"{source.path}{PUSHED}", rows, keys if repeated else None)
 
     def _add(self, path: str, rows: pl.DataFrame, keys: list[str] | None) -> int:
         """Append rows in one commit, or with `keys` replace the rows that have the same; returns the new version.
@@ -124,15 +119,13 @@ class Pusher:
                 write_deltalake(table, rows.to_arrow(), mode="append", schema_mode="merge" if new else None)
             else:
                 table.update_incremental()
-                same = " AND ".join(f'held."{key}" = brought."{key}"' for key in (*keys, DAY))
-                merge = table.merge(
-                    rows.to_arrow(), same, source_alias="brought", target_alias="held", merge_schema=True
-                )
+                same = " AND ".join(f'old."{key}" = new."{key}"' for key in (*keys, DAY))
+                merge = table.merge(rows.to_arrow(), same, source_alias="new", target_alias="old", merge_schema=True)
                 merge.when_matched_update_all().when_not_matched_insert_all().execute()
         self._tables[path] = table
         version = table.version()
         if version % COMPACT_EVERY == 0:
-            # a conflict with other maintenance does not concern the rows, which are written
+            # a conflict with other maintenance does not undo the write
             with contextlib.suppress(DeltaError):
                 table.optimize.compact()
         return version
@@ -148,15 +141,13 @@ def typed_rows(view: FeatureView, schema: pl.Schema, rows: Rows, now: datetime) 
         raise ThroughlineError(f"View {view.name} has no entity: rows are pushed for entities only.")
     if given.is_empty():
         raise ThroughlineError(f"No row to push to {view.name}: give at least one.")
-    missing, strange = sorted(set(names) - set(given.columns)), sorted(set(given.columns) - {*names, event})
-    if missing or strange:
-        wrong = [f"lack {', '.join(missing)}"] * bool(missing) + [f"have unknown {', '.join(strange)}"] * bool(strange)
+    missing, unknown = sorted(set(names) - set(given.columns)), sorted(set(given.columns) - {*names, event})
+    if missing or unknown:
+        wrong = [f"lack {', '.join(missing)}"] * bool(missing) + [f"have unknown {', '.join(unknown)}"] * bool(unknown)
         raise ThroughlineError(
             f"Rows for {view.name} {' and '.join(wrong)}: give {', '.join(names)} and, unless it is now, {event}."
         )
-    columns: dict[str, pl.Series | pl.Expr] = {
-        name: _cast(view.name, given[name], schema[source.column(name)]) for name in names
-    }
+    columns: dict[str, Any] = {name: _cast(view.name, given[name], schema[source.column(name)]) for name in names}
     columns[event] = _instants(view.name, given[event]) if event in given.columns else pl.lit(now, _UTC)
     frame = given.select(**columns, **{KNOWN: pl.lit(now, _UTC)})
     if gaps := [name for name in (*keys, event) if frame[name].has_nulls()]:

@@ -6,14 +6,14 @@ Owns: spines (the rows to join features to) and which column is their time. Does
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, Protocol
 
 import polars as pl
 
-from throughline.featurestore.delta_source import DeltaSource
+from throughline.featurestore.delta_source import DeltaSource, write_frames
 from throughline.featurestore.layout import EVENT_TIME
 from throughline.foundation.errors import ThroughlineError
 
@@ -86,14 +86,22 @@ class Facts:
     last: datetime | None
 
 
-class Answer(Protocol):
-    """The rows of a query, which runs each time they are read."""
+@dataclass(frozen=True)
+class Answer:
+    """The rows of a query, which runs each time they are read.
 
-    def batches(self) -> Iterator[pl.DataFrame]:
-        """The rows, in one or more frames of one schema."""
+    batches: the rows, in one or more frames of one schema. on_cluster: writes them to a path where they are computed.
+    """
+
+    batches: Callable[[], Iterator[pl.DataFrame]]
+    on_cluster: Callable[[str], None] | None = None
 
     def write(self, path: str) -> None:
         """Write the rows as a Delta table, as its next version where there is one."""
+        if self.on_cluster is not None:
+            self.on_cluster(path)
+        else:
+            write_frames(path, self.batches())
 
 
 class Engine(Protocol):
@@ -109,28 +117,24 @@ class Engine(Protocol):
         """All rows, the newest last, as Feast's online stores keep the last one they get."""
 
 
-def spine_time(kinds: Mapping[str, Kind]) -> str:
-    """The time column of a spine: `event_timestamp`, or its only column of times. Raises when there is none."""
-    times = [name for name, kind in kinds.items() if kind != "other"]
-    if EVENT_TIME in kinds:
-        times = [EVENT_TIME]
+def check_spine(columns: Mapping[str, Kind], views: Sequence[ViewRead]) -> str:
+    """The time column of a spine: `event_timestamp`, or its only column of times.
+
+    Raises when there is none or it has no time zone, a join key is missing, or two columns of the result would have one
+    name.
+    """
+    times = [EVENT_TIME] if EVENT_TIME in columns else [name for name, kind in columns.items() if kind != "other"]
     if len(times) != 1:
         raise ThroughlineError(
             f"The entity rows have {'no time' if not times else 'the times ' + ', '.join(times)}: "
             f"name the time of the join {EVENT_TIME}."
         )
-    if kinds[times[0]] != "instant":
+    if columns[times[0]] != "instant":
         raise ThroughlineError(
             f"Column {times[0]} of the entity rows holds no instants: give timestamps with a time zone, "
             "such as pd.to_datetime(..., utc=True)."
         )
-    return times[0]
-
-
-def check_spine(columns: Sequence[str], views: Sequence[ViewRead]) -> None:
-    """Raises when a join key is missing, or two columns of the result would have one name."""
-    needed = {key for view in views for key in view.keys}
-    if missing := sorted(needed - set(columns)):
+    if missing := sorted({key for view in views for key in view.keys} - set(columns)):
         raise ThroughlineError(
             f"The entity rows lack the join key{'s' * (len(missing) > 1)} {', '.join(missing)}: add them as columns."
         )
@@ -139,3 +143,4 @@ def check_spine(columns: Sequence[str], views: Sequence[ViewRead]) -> None:
         raise ThroughlineError(
             f"The entity rows already have {', '.join(taken)}: drop or rename, or use full_feature_names=True."
         )
+    return times[0]

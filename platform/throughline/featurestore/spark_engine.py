@@ -21,7 +21,7 @@ import polars.selectors as cs
 
 from throughline.featurestore.delta_source import DeltaSource, to_arrow
 from throughline.featurestore.layout import EVENT_TIME
-from throughline.featurestore.polars_engine import PolarsEngine, scan, write_frames
+from throughline.featurestore.polars_engine import PolarsEngine, scan
 from throughline.featurestore.pushed import PushedSource
 from throughline.featurestore.retrieval import (
     Answer,
@@ -33,14 +33,13 @@ from throughline.featurestore.retrieval import (
     SqlSpine,
     ViewRead,
     check_spine,
-    spine_time,
 )
 from throughline.lakehouse.spark import address, session
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
 
-_PLACE, _AT, _ASKED, _EVENT, _RANK, _VALUES = "__place", "__at", "__asked", "__event", "__rank", "__values"
+_PLACE, _AT, _IN_SPINE, _EVENT, _RANK, _VALUES = "__place", "__at", "__in_spine", "__event", "__rank", "__values"
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,10 @@ class SparkEngine:
     def historical(self, spine: Spine, views: Sequence[ViewRead]) -> Answer:
         tables = _tables(spine, views)
         if isinstance(spine, FrameSpine):
-            return SparkFrameAnswer(self.remote, tables, spine.frame, views)
-        return SparkAnswer(self.remote, tables, lambda spark: _answered(spark, spine, views))
+            return Answer(lambda: _frame_joined(self.remote, tables, spine.frame, views))
+        return _planned(self.remote, tables, lambda spark: _in_order(spark, spine, views))
 
-    def latest(self, pull: Pull, keys: list[str]) -> SparkAnswer:
+    def latest(self, pull: Pull, keys: list[str]) -> Answer:
         def newest(spark: SparkSession) -> DataFrame:
             from pyspark.sql import functions as F  # postpones pyspark (2 s)
 
@@ -70,54 +69,42 @@ class SparkEngine:
             found = rows.groupBy(*map(_column, keys)).agg(whole)
             return found.where(F.col(_VALUES).isNotNull()).select(f"{_VALUES}.*")
 
-        return SparkAnswer(self.remote, [pull.source], newest)
+        return _planned(self.remote, [pull.source], newest)
 
-    def rows(self, pull: Pull) -> SparkAnswer:
-        return SparkAnswer(self.remote, [pull.source], lambda spark: _pulled(spark, pull).orderBy(*_order(pull)))
+    def rows(self, pull: Pull) -> Answer:
+        return _planned(self.remote, [pull.source], lambda spark: _pulled(spark, pull).orderBy(*_order(pull)))
 
 
-@dataclass(frozen=True)
-class SparkAnswer:
-    """The result of a plan; `write` keeps it on the cluster."""
+def _planned(remote: str, tables: Sequence[DeltaSource], plan: Callable[[SparkSession], DataFrame]) -> Answer:
+    """The result of a plan; a write stays on the cluster."""
 
-    remote: str
-    tables: Sequence[DeltaSource]
-    plan: Callable[[SparkSession], DataFrame]
+    def batches() -> Iterator[pl.DataFrame]:
+        with _spark(remote, tables) as spark:
+            yield pl.DataFrame(plan(spark).toArrow())
 
-    def batches(self) -> Iterator[pl.DataFrame]:
-        with _spark(self.remote, self.tables) as spark:
-            yield pl.DataFrame(self.plan(spark).toArrow())
-
-    def write(self, path: str) -> None:
-        with _spark(self.remote, self.tables) as spark:
-            writer = self.plan(spark).write.format("delta").mode("overwrite")
+    def write(path: str) -> None:
+        with _spark(remote, tables) as spark:
+            writer = plan(spark).write.format("delta").mode("overwrite")
             writer.option("overwriteSchema", "true").save(address(path))
 
+    return Answer(batches, write)
 
-@dataclass(frozen=True)
-class SparkFrameAnswer:
+
+def _frame_joined(
+    remote: str, tables: Sequence[DeltaSource], frame: pl.DataFrame, views: Sequence[ViewRead]
+) -> Iterator[pl.DataFrame]:
     """A spine in this process' memory: its keys and times are sent, the features are fetched."""
-
-    remote: str
-    tables: Sequence[DeltaSource]
-    frame: pl.DataFrame
-    views: Sequence[ViewRead]
-
-    def batches(self) -> Iterator[pl.DataFrame]:
-        keys = list(dict.fromkeys(key for view in self.views for key in view.keys))
-        facts = PolarsEngine().facts(FrameSpine(self.frame), self.views)
-        at = pl.col(facts.time).dt.convert_time_zone("UTC").cast(pl.Datetime("us", "UTC"))
-        # keys in types that Spark has; they are compared in the table's type
-        plain = self.frame.select(keys).cast({cs.categorical() | cs.enum(): pl.String, cs.unsigned_integer(): pl.Int64})
-        asked = plain.with_columns(self.frame.select(at).to_series().alias(_AT)).with_row_index(_PLACE)
-        names = [name for view in self.views for name in view.features.values()]
-        with _spark(self.remote, self.tables) as spark:
-            spine = spark.createDataFrame(to_arrow(asked.cast({_PLACE: pl.Int64})))
-            found = _joined(spine, self.views, _AT).select(_column(_PLACE), *map(_column, names)).toArrow()
-        yield self.frame.hstack(pl.DataFrame(found).sort(_PLACE).drop(_PLACE))
-
-    def write(self, path: str) -> None:
-        write_frames(path, self.batches())
+    keys = list(dict.fromkeys(key for view in views for key in view.keys))
+    facts = PolarsEngine().facts(FrameSpine(frame), views)
+    at = pl.col(facts.time).dt.convert_time_zone("UTC").cast(pl.Datetime("us", "UTC"))
+    # keys in types that Spark has; they are compared in the table's type
+    plain = frame.select(keys).cast({cs.categorical() | cs.enum(): pl.String, cs.unsigned_integer(): pl.Int64})
+    sent = plain.with_columns(frame.select(at).to_series().alias(_AT)).with_row_index(_PLACE)
+    names = [name for view in views for name in view.features.values()]
+    with _spark(remote, tables) as spark:
+        spine = spark.createDataFrame(to_arrow(sent.cast({_PLACE: pl.Int64})))
+        found = _joined(spine, views, _AT).select(_column(_PLACE), *map(_column, names)).toArrow()
+    yield frame.hstack(pl.DataFrame(found).sort(_PLACE).drop(_PLACE))
 
 
 def _tables(spine: Spine, views: Sequence[ViewRead]) -> list[DeltaSource]:
@@ -186,7 +173,7 @@ def _spine_of(spark: SparkSession, spine: Spine, views: Sequence[ViewRead]) -> D
     return together.select(*map(_column, keys), _column(EVENT_TIME))
 
 
-def _answered(spark: SparkSession, spine: Spine, views: Sequence[ViewRead]) -> DataFrame:
+def _in_order(spark: SparkSession, spine: Spine, views: Sequence[ViewRead]) -> DataFrame:
     rows = _spine_of(spark, spine, views)
     keys = [name for name in rows.columns if name != EVENT_TIME]
     joined = _joined(rows, views)
@@ -205,9 +192,7 @@ def _time_of(spine: DataFrame, views: Sequence[ViewRead]) -> str:
     from pyspark.sql import types as T  # postpones pyspark (2 s)
 
     kinds: dict[type, Kind] = {T.TimestampType: "instant", T.TimestampNTZType: "naive", T.DateType: "naive"}
-    time = spine_time({field.name: kinds.get(type(field.dataType), "other") for field in spine.schema})
-    check_spine(spine.columns, views)
-    return time
+    return check_spine({field.name: kinds.get(type(field.dataType), "other") for field in spine.schema}, views)
 
 
 def _joined(spine: DataFrame, views: Sequence[ViewRead], time: str | None = None) -> DataFrame:
@@ -224,38 +209,35 @@ def _with_view(spine: DataFrame, view: ViewRead, time: str) -> DataFrame:
     key_columns = list(view.keys.values())
     event = _column(view.event_time)
     created = _column(view.created) if view.created else None
-    known_only = view.known_only and created is not None
-    needed = [*key_columns, view.event_time]
-    if known_only and view.created:
-        needed.append(view.created)
-    rows = table.dropna(subset=needed).select(
+    known_from = [view.created] if view.known_only and view.created else []
+    rows = table.dropna(subset=[*key_columns, view.event_time, *known_from]).select(
         *(_column(column).alias(key) for key, column in zip(keys, key_columns, strict=True)),
-        (F.greatest(event, created) if known_only else event).alias(_AT),
-        F.lit(False).alias(_ASKED),
+        (F.greatest(event, *map(_column, known_from)) if known_from else event).alias(_AT),
+        F.lit(False).alias(_IN_SPINE),
         F.struct(*[event] if created is None else [event, created]).alias(_RANK),
         F.struct(event.alias(_EVENT), *(_column(c).alias(n) for c, n in view.features.items())).alias(_VALUES),
     )
     types = {field.name: field.dataType for field in table.schema}
-    asked = spine.select(
+    wanted = spine.select(
         *(
             _column(key).try_cast(types[column]).alias(name)
             for name, (key, column) in zip(keys, view.keys.items(), strict=True)
         ),
         _column(time).alias(_AT),
-        F.lit(True).alias(_ASKED),
+        F.lit(True).alias(_IN_SPINE),
         F.struct(*map(_column, spine.columns)).alias("__spine"),
     )
     # a constant where there are no keys: Spark warns of a window without partitions
     so_far = (
         Window.partitionBy(*(keys or [F.lit(0)]))
-        .orderBy(_AT, _ASKED)
+        .orderBy(_AT, _IN_SPINE)
         .rowsBetween(Window.unboundedPreceding, Window.currentRow)
     )
-    newest = rows.unionByName(asked, allowMissingColumns=True).withColumn(
+    newest = rows.unionByName(wanted, allowMissingColumns=True).withColumn(
         _VALUES, F.max_by(_VALUES, _RANK).over(so_far)
     )
     values = F.col(_VALUES)
     if view.ttl:
         age = F.unix_micros(F.col("__spine").getField(time)) - F.unix_micros(values.getField(_EVENT))
         values = F.when(age <= view.ttl // timedelta(microseconds=1), values)
-    return newest.where(_ASKED).select("__spine.*", *(values.getField(n).alias(n) for n in view.features.values()))
+    return newest.where(_IN_SPINE).select("__spine.*", *(values.getField(n).alias(n) for n in view.features.values()))

@@ -59,7 +59,7 @@ def as_source() -> Callable[..., DeltaSource]:
     def write(path: Path, frame: pl.DataFrame, **more: Any) -> DeltaSource:
         write_deltalake(str(path), frame.to_arrow(), mode="overwrite", schema_mode="overwrite")
         version = DeltaTable(str(path)).version()
-        told = {"name": path.name, "timestamp_field": "event_timestamp", **more}
-        return DeltaSource(path=str(path), version=version, **told)
+        options = {"name": path.name, "timestamp_field": "event_timestamp", **more}
+        return DeltaSource(path=str(path), version=version, **options)
 
     return write

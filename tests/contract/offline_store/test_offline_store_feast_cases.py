@@ -144,7 +144,7 @@ def world(
             name="plus_100",
             sources=[
                 driver[["conv_rate"]],
-                RequestSource(name="asked", schema=[Field(name="val_to_add", dtype=Int32)]),
+                RequestSource(name="request", schema=[Field(name="val_to_add", dtype=Int32)]),
             ],
             schema=[Field(name=f"conv_rate_plus_{what}", dtype=Float64) for what in ("100", "val")],
             feature_transformation=from_code("offline_cases_code:plus_100"),
@@ -169,20 +169,20 @@ def world(
         yield SimpleNamespace(store=store, home=home, engine=engine)
 
 
-def latest(rows: pl.DataFrame, feature: str, asked: dict[str, Any], ttl: timedelta | None = None, **keys: str) -> Any:
+def latest(rows: pl.DataFrame, feature: str, entity: dict[str, Any], ttl: timedelta | None = None, **keys: str) -> Any:
     """Feast's own oracle: the newest record with these keys in [time - ttl, time]."""
     time = "event_timestamp" if "event_timestamp" in rows.columns else "ts"
     found = [
         row
         for row in rows.to_dicts()
-        if all(row[key] == asked[name] for key, name in keys.items())
-        and (not ttl or asked["event_timestamp"] - ttl <= row[time])
-        and row[time] <= asked["event_timestamp"]
+        if all(row[key] == entity[name] for key, name in keys.items())
+        and (not ttl or entity["event_timestamp"] - ttl <= row[time])
+        and row[time] <= entity["event_timestamp"]
     ]
     return max(found, key=lambda row: row[time])[feature] if found else None
 
 
-ASKED = ORDERS.select("customer_id", "driver_id", "order_id", "origin_id", "destination_id", "event_timestamp")
+SPINE = ORDERS.select("customer_id", "driver_id", "order_id", "origin_id", "destination_id", "event_timestamp")
 STORED = [
     "driver:conv_rate",
     "customer:current_balance",
@@ -192,15 +192,15 @@ STORED = [
 ]
 
 
-def expected(asked: dict[str, Any]) -> dict[str, Any]:
+def expected(entity: dict[str, Any]) -> dict[str, Any]:
     return {
-        "driver:conv_rate": latest(DRIVERS, "conv_rate", asked, 5 * HOUR, driver_id="driver_id"),
-        "customer:current_balance": latest(CUSTOMERS, "current_balance", asked, 2 * DAY, customer_id="customer_id"),
+        "driver:conv_rate": latest(DRIVERS, "conv_rate", entity, 5 * HOUR, driver_id="driver_id"),
+        "customer:current_balance": latest(CUSTOMERS, "current_balance", entity, 2 * DAY, customer_id="customer_id"),
         "order:order_is_success": latest(
-            ORDERS, "order_is_success", asked, driver_id="driver_id", customer_id="customer_id"
+            ORDERS, "order_is_success", entity, driver_id="driver_id", customer_id="customer_id"
         ),
-        "global:num_rides": latest(GLOBAL, "num_rides", asked),
-        "mapped:feature_name": latest(MAPPED, "column_name", asked),
+        "global:num_rides": latest(GLOBAL, "num_rides", entity),
+        "mapped:feature_name": latest(MAPPED, "column_name", entity),
     }
 
 
@@ -214,12 +214,12 @@ def named(reference: str, full: bool) -> str:
 
 @pytest.mark.parametrize("full", [True, False])
 def test_features_of_every_kind_of_view_with_what_is_computed_on_demand(world: SimpleNamespace, full: bool) -> None:
-    asked = ASKED.to_pandas().assign(val_to_add=range(ASKED.height))
+    spine = SPINE.to_pandas().assign(val_to_add=range(SPINE.height))
     computed = ["plus_100:conv_rate_plus_100", "plus_100:conv_rate_plus_val"]
-    got = world.store.get_historical_features(asked, [*STORED, *computed], full_feature_names=full).to_df()
-    assert sorted(got.columns) == sorted([*asked.columns, *(named(ref, full) for ref in [*STORED, *computed])])
-    pd.testing.assert_frame_equal(got[list(asked.columns)], asked, check_dtype=False)
-    for place, row in enumerate(ASKED.to_dicts()):
+    got = world.store.get_historical_features(spine, [*STORED, *computed], full_feature_names=full).to_df()
+    assert sorted(got.columns) == sorted([*spine.columns, *(named(ref, full) for ref in [*STORED, *computed])])
+    pd.testing.assert_frame_equal(got[list(spine.columns)], spine, check_dtype=False)
+    for place, row in enumerate(SPINE.to_dicts()):
         wanted = expected(row)
         assert nulls(got.loc[place, [named(ref, full) for ref in STORED]]) == list(wanted.values()), row
         rate = wanted["driver:conv_rate"]
@@ -230,22 +230,22 @@ def test_features_of_every_kind_of_view_with_what_is_computed_on_demand(world: S
 
 def test_one_view_under_two_names_with_a_key_of_its_own_each(world: SimpleNamespace) -> None:
     service = world.store.get_feature_service("ends")
-    got = world.store.get_historical_features(ASKED.to_pandas(), service, full_feature_names=True).to_df()
+    got = world.store.get_historical_features(SPINE.to_pandas(), service, full_feature_names=True).to_df()
     for end in ("origin", "destination"):
-        wanted = [latest(LOCATIONS, "temperature", row, location_id=f"{end}_id") for row in ASKED.to_dicts()]
+        wanted = [latest(LOCATIONS, "temperature", row, location_id=f"{end}_id") for row in SPINE.to_dicts()]
         assert nulls(got[f"{end}__temperature"]) == wanted
 
 
 def test_only_the_requested_outputs_of_an_on_demand_view_come_back(world: SimpleNamespace) -> None:
-    asked = ASKED.to_pandas().assign(val_to_add=1)
-    got = world.store.get_historical_features(asked, ["plus_100:conv_rate_plus_100"]).to_df()
+    spine = SPINE.to_pandas().assign(val_to_add=1)
+    got = world.store.get_historical_features(spine, ["plus_100:conv_rate_plus_100"]).to_df()
     assert "conv_rate_plus_100" in got
     assert "conv_rate_plus_val" not in got
 
 
 def test_missing_request_data_is_named(world: SimpleNamespace) -> None:
     with pytest.raises(RequestDataNotFoundInEntityDfException, match="val_to_add"):
-        world.store.get_historical_features(ASKED.to_pandas(), ["plus_100:conv_rate_plus_val"])
+        world.store.get_historical_features(SPINE.to_pandas(), ["plus_100:conv_rate_plus_val"])
 
 
 def test_entity_rows_from_a_query_saved_and_read_back(world: SimpleNamespace) -> None:
@@ -256,7 +256,7 @@ def test_entity_rows_from_a_query_saved_and_read_back(world: SimpleNamespace) ->
     saved = world.store.create_saved_dataset(job, "from_query", storage)
     again = world.store.get_saved_dataset("from_query")
     assert again.storage.version == storage.version == 0
-    rows = [row for row in ASKED.to_dicts() if row["order_id"] < 9]
+    rows = [row for row in SPINE.to_dicts() if row["order_id"] < 9]
     for got in (saved.to_df(), again.to_df()):
         found = {row["event_timestamp"]: row for row in got.to_dict("records")}
         assert len(got) == len(rows)
@@ -303,14 +303,14 @@ def trips(
     """Per view what drivers 1 to 4 have two days after NOW, for all rows and for those created by then."""
     home = tmp_path_factory.mktemp("trips")
     store = make_store(home, **engine)
-    told = {"created_timestamp_column": "created", "field_mapping": {"id": "driver_id"}}
-    source = as_source(home / "trips", TRIPS, **told)
+    options = {"created_timestamp_column": "created", "field_mapping": {"id": "driver_id"}}
+    source = as_source(home / "trips", TRIPS, **options)
     ttls = {"unlimited": None, "zero": timedelta(0), "two_days": 2 * DAY, "less": 2 * DAY - timedelta(microseconds=1)}
     store.apply([DRIVER, *(view(name, [DRIVER], source, ttl, trips=Int64) for name, ttl in ttls.items())])
-    asked = pd.DataFrame({"driver_id": [1, 2, 3, 4], "event_timestamp": [NOW + 2 * DAY] * 4})
+    spine = pd.DataFrame({"driver_id": [1, 2, 3, 4], "event_timestamp": [NOW + 2 * DAY] * 4})
     return {
         known_only: store.get_historical_features(
-            asked, [f"{name}:trips" for name in ttls], full_feature_names=True, filter_by_created_timestamp=known_only
+            spine, [f"{name}:trips" for name in ttls], full_feature_names=True, filter_by_created_timestamp=known_only
         ).to_df()
         for known_only in (False, True)
     }
@@ -320,7 +320,7 @@ def test_a_backfill_replaces_its_time_and_no_later_one(trips: dict[bool, pd.Data
     assert nulls(trips[False]["unlimited__trips"]) == [20, 40, 50, 60]
 
 
-def test_values_created_after_the_entity_row_do_not_count_when_that_is_asked(trips: dict[bool, pd.DataFrame]) -> None:
+def test_values_created_after_the_entity_row_do_not_count_with_the_filter(trips: dict[bool, pd.DataFrame]) -> None:
     assert nulls(trips[True]["unlimited__trips"]) == [10, 40, 50, None]
 
 
@@ -334,7 +334,7 @@ def test_without_a_ttl_old_values_count_and_with_one_they_do_not(trips: dict[boo
 
 def test_a_feature_of_another_view_on_the_same_table_is_unknown(world: SimpleNamespace) -> None:
     with pytest.raises(KeyError, match="Feature current_balance not found in projection driver"):
-        world.store.get_historical_features(ASKED.to_pandas(), ["driver:current_balance"])
+        world.store.get_historical_features(SPINE.to_pandas(), ["driver:current_balance"])
 
 
 @pytest.mark.parametrize("pull_latest", [True, False])
@@ -390,8 +390,8 @@ def test_types_are_inferred_and_come_back_as_they_were(
     inferred = store.get_feature_view("v")
     assert {field.name: field.dtype for field in inferred.features} == {n: kind for n, (kind, *_) in TYPES.items()}
     assert {field.name: field.dtype for field in inferred.entity_columns} == {"driver_id": String}
-    asked = pd.DataFrame({"driver_id": ["x", "y"], "event_timestamp": [NOW, NOW]})
-    got = store.get_historical_features(asked, [f"v:{name}" for name in TYPES]).to_arrow()
+    spine = pd.DataFrame({"driver_id": ["x", "y"], "event_timestamp": [NOW, NOW]})
+    got = store.get_historical_features(spine, [f"v:{name}" for name in TYPES]).to_arrow()
     for name, (_, _, values, arrow) in TYPES.items():
         assert got[name].to_pylist() == values, name
         kind = got.schema.field(name).type
@@ -429,8 +429,8 @@ def written(make_store: Callable[..., FeatureStore], as_source: Source, tmp_path
 
 
 def temperatures(store: FeatureStore, *times: datetime) -> list[Any]:
-    asked = pd.DataFrame({"location_id": [1] * len(times), "event_timestamp": list(times)})
-    return nulls(store.get_historical_features(asked, ["pushed:temperature"]).to_df()["temperature"])
+    spine = pd.DataFrame({"location_id": [1] * len(times), "event_timestamp": list(times)})
+    return nulls(store.get_historical_features(spine, ["pushed:temperature"]).to_df()["temperature"])
 
 
 def rows(*values: tuple[datetime, int]) -> pd.DataFrame:
@@ -481,12 +481,12 @@ def test_columns_of_other_names_are_written_under_the_tables_own(
     assert pl.read_delta(held.path).sort("RAW").select("id", "RAW").rows() == [(1, 7), (1, 8)]
 
 
-def test_a_saved_dataset_is_not_overwritten_unasked_and_stays_at_its_version(
+def test_a_saved_dataset_is_overwritten_only_with_the_option_and_stays_at_its_version(
     written: SimpleNamespace, tmp_path: Path
 ) -> None:
     def job(count: int) -> Any:
-        asked = pd.DataFrame({"location_id": [1] * count, "event_timestamp": [NOW] * count})
-        return written.store.get_historical_features(asked, ["pushed:temperature"])
+        spine = pd.DataFrame({"location_id": [1] * count, "event_timestamp": [NOW] * count})
+        return written.store.get_historical_features(spine, ["pushed:temperature"])
 
     path = str(tmp_path / "kept")
     written.store.create_saved_dataset(job(3), "kept", SavedDatasetDeltaStorage(path))

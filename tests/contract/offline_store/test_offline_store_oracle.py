@@ -1,6 +1,6 @@
 """Both engines give, through Feast, what looking at every row gives.
 
-Hypothesis draws small worlds (a spine and a table); all worlds of a run stand in one table and are asked for in one
+Hypothesis draws small worlds (a spine and a table); all worlds of a run are in one table and joined in one
 query, as a query on Spark costs seconds however small. What a world shows when it fails is in the message.
 """
 
@@ -37,7 +37,7 @@ VIEWS: dict[str, tuple[list[str], bool, timedelta | None]] = {
     "both": (["world", "k1", "k2"], True, None),
     "first": (["world", "k1"], True, 30 * MINUTE),
     "second": (["world", "k2"], True, timedelta(0)),
-    "untold": (["world", "k1"], False, 90 * MINUTE),
+    "uncreated": (["world", "k1"], False, 90 * MINUTE),
     "all_of_a_world": (["world"], True, 60 * MINUTE),
     "everybody": ([], True, None),
 }
@@ -49,7 +49,7 @@ after = st.tuples(st.integers(0, 10), st.sampled_from([0, 0, 0, 1])).map(
 )
 instants = st.builds(lambda start, late: start + late, starts, after)
 keyed = {"k1": st.sampled_from(["a", "b", None]), "k2": st.sampled_from([1, 2, None])}
-asked_rows = st.fixed_dictionaries({**keyed, "event_timestamp": st.none() | instants})
+spine_rows = st.fixed_dictionaries({**keyed, "event_timestamp": st.none() | instants})
 held_rows = st.fixed_dictionaries(
     {
         **keyed,
@@ -58,17 +58,17 @@ held_rows = st.fixed_dictionaries(
         "value": st.none() | st.integers(0, 999),
     }
 )
-worlds = st.tuples(st.lists(asked_rows, max_size=6), st.lists(held_rows, max_size=10))
+worlds = st.tuples(st.lists(spine_rows, max_size=6), st.lists(held_rows, max_size=10))
 
 
-def oracle(asked: dict[str, Any], rows: list[dict[str, Any]], view: str, known_only: bool) -> set[int | None]:
+def oracle(entity: dict[str, Any], rows: list[dict[str, Any]], view: str, known_only: bool) -> set[int | None]:
     """The values that a spine row may get: of one row, or of several that nothing tells apart."""
     keys, created, ttl = VIEWS[view]
-    at, best = asked["event_timestamp"], None
+    at, best = entity["event_timestamp"], None
     allowed: set[int | None] = {None}
     for row in rows:
         happened = row["event_timestamp"]
-        if any(row[key] is None or asked[key] is None or row[key] != asked[key] for key in keys):
+        if any(row[key] is None or entity[key] is None or row[key] != entity[key] for key in keys):
             continue
         if at is None or happened is None or happened > at or (ttl and at - happened > ttl):
             continue
@@ -98,9 +98,9 @@ def draw(count: int) -> list[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
 def drawn() -> tuple[pl.DataFrame, pl.DataFrame]:
     """Spine and table of all worlds, each in an order that says nothing."""
     together = draw(WORLDS)
-    asked = [{"world": n, **row} for n, (spine, _) in enumerate(together) for row in spine]
+    spine = [{"world": n, **row} for n, (rows, _) in enumerate(together) for row in rows]
     held = [{"world": n, **row} for n, (_, rows) in enumerate(together) for row in rows]
-    return pl.DataFrame(asked, schema=SPINE), pl.DataFrame(held, schema=ROWS)
+    return pl.DataFrame(spine, schema=SPINE), pl.DataFrame(held, schema=ROWS)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_every_value_is_one_that_looking_at_every_row_gives(
     unit: Any,
     known_only: bool,
 ) -> None:
-    asked, held = drawn
+    spine, held = drawn
     store = make_store(tmp_path, **engine)
     sources = {
         created: as_source(tmp_path / "held", held, name=f"created_{created}", **more)
@@ -134,16 +134,16 @@ def test_every_value_is_one_that_looking_at_every_row_gives(
         for name, (keys, created, ttl) in VIEWS.items()
     ]
     store.apply([*ENTITIES.values(), *views])
-    entity_df = asked.to_pandas()
+    entity_df = spine.to_pandas()
     entity_df["event_timestamp"] = entity_df["event_timestamp"].dt.tz_convert(zone).dt.as_unit(unit)
     got = store.get_historical_features(
         entity_df, [f"{name}:value" for name in VIEWS], full_feature_names=True, filter_by_created_timestamp=known_only
     ).to_df()
 
-    pd.testing.assert_series_equal(got["k1"], asked.to_pandas()["k1"])
+    pd.testing.assert_series_equal(got["k1"], spine.to_pandas()["k1"])
     rows = held.to_dicts()
     of_world = {n: [row for row in rows if row["world"] == n] for n in range(WORLDS)}
-    for place, row in enumerate(asked.to_dicts()):
+    for place, row in enumerate(spine.to_dicts()):
         for name in VIEWS:
             value = got.at[place, f"{name}__value"]
             seen = rows if name == "everybody" else of_world[row["world"]]

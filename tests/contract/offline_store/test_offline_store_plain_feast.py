@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     times = [NOW - timedelta(hours=hours) for hours in (30, 2, 1)]
     rates = pd.DataFrame({"driver": ["a", "a", "b"], "event_timestamp": times, "rate": [0.1, 0.2, 0.3]})
     write_deltalake(str(made / "rates"), rates)
-    write_deltalake(str(made / "rates"), rates.assign(rate=9.9), mode="overwrite")  # nobody asked for version 1
+    write_deltalake(str(made / "rates"), rates.assign(rate=9.9), mode="overwrite")  # version 1, which no source pins
     (made / "feature_store.yaml").write_text(SETTINGS)
     (made / "definitions.py").write_text(DEFINITIONS)
     feast = Path(sys.executable).with_name("feast")
@@ -61,8 +61,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rates(folder: Path) -> list[float | None]:
-    asked = pd.DataFrame({"driver": ["b", "a", "c", "a"], "event_timestamp": [NOW, NOW, NOW, NOW - timedelta(hours=3)]})
-    got = FeatureStore(repo_path=folder).get_historical_features(asked, ["stats:rate"]).to_df()["rate"]
+    spine = pd.DataFrame({"driver": ["b", "a", "c", "a"], "event_timestamp": [NOW, NOW, NOW, NOW - timedelta(hours=3)]})
+    got = FeatureStore(repo_path=folder).get_historical_features(spine, ["stats:rate"]).to_df()["rate"]
     return [None if pd.isna(rate) else rate for rate in got]
 
 
@@ -70,7 +70,7 @@ def test_a_folder_with_a_feature_store_yaml_is_all_it_needs(folder: Path) -> Non
     assert rates(folder) == [0.3, 0.2, None, None]
 
 
-def test_one_line_of_settings_takes_the_same_store_to_spark(folder: Path, spark_remote: str) -> None:
+def test_one_setting_moves_the_same_store_to_spark(folder: Path, spark_remote: str) -> None:
     (folder / "feature_store.yaml").write_text(f"{SETTINGS}  engine: spark\n  spark_remote: {spark_remote}\n")
     try:
         assert rates(folder) == [0.3, 0.2, None, None]

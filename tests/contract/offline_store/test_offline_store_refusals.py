@@ -28,7 +28,7 @@ from throughline.foundation.errors import ThroughlineError
 
 NOW = datetime(2024, 3, 31, 12, tzinfo=UTC)
 PLACE = Entity(name="place", join_keys=["place"], value_type=ValueType.STRING)
-ASKED = pd.DataFrame({"place": ["a"], "event_timestamp": [NOW + timedelta(hours=1)]})
+SPINE = pd.DataFrame({"place": ["a"], "event_timestamp": [NOW + timedelta(hours=1)]})
 
 
 def frame(value: int = 1, **more: Any) -> pl.DataFrame:
@@ -47,8 +47,8 @@ def refused(match: str, kind: type[Exception] = ThroughlineError) -> Iterator[No
     assert "\n" not in str(caught.value).strip()
 
 
-def get(store: FeatureStore, asked: Any = ASKED, feature: str = "v:value") -> list[Any]:
-    return store.get_historical_features(asked, [feature]).to_df()[feature.partition(":")[2]].to_list()
+def get(store: FeatureStore, spine: Any = SPINE, feature: str = "v:value") -> list[Any]:
+    return store.get_historical_features(spine, [feature]).to_df()[feature.partition(":")[2]].to_list()
 
 
 @pytest.fixture
@@ -76,22 +76,22 @@ def test_unknown_views_and_features_are_named(store: FeatureStore, tmp_path: Pat
 
 def test_entity_rows_without_a_key_or_a_time_are_refused(store: FeatureStore) -> None:
     with refused("lack the join key place: add"):
-        get(store, ASKED.drop(columns="place"))
+        get(store, SPINE.drop(columns="place"))
     with refused("lack the join key place: add"):
         get(store, "SELECT event_timestamp FROM t")
     with refused("have no time: name the time of the join event_timestamp"):
-        get(store, ASKED.drop(columns="event_timestamp"))
-    two = ASKED.rename(columns={"event_timestamp": "one"}).assign(two=NOW)
+        get(store, SPINE.drop(columns="event_timestamp"))
+    two = SPINE.rename(columns={"event_timestamp": "one"}).assign(two=NOW)
     with refused("have the times one, two: name"):
         get(store, two)
     with refused("already have value: drop or rename"):
-        get(store, ASKED.assign(value=1))
+        get(store, SPINE.assign(value=1))
 
 
 def test_times_without_a_zone_are_utc_to_feast_and_refused_where_feast_leaves_them_alone(
     store: FeatureStore, make_store: Callable[..., FeatureStore], engine: dict[str, str], tmp_path: Path
 ) -> None:
-    naive = ASKED.assign(event_timestamp=NOW.replace(tzinfo=None))
+    naive = SPINE.assign(event_timestamp=NOW.replace(tzinfo=None))
     assert get(store, naive) == [1]
     strict = make_store(tmp_path, coerce_tz_aware=False, **engine)
     with refused("event_timestamp of the entity rows holds no instants: give timestamps with a time zone"):
@@ -120,7 +120,7 @@ def test_a_table_whose_times_have_no_zone_is_refused(
         store.materialize(NOW, NOW)
 
 
-def test_a_vacuumed_version_is_told_as_that(store: FeatureStore, tmp_path: Path) -> None:
+def test_a_vacuumed_version_is_reported_as_vacuumed(store: FeatureStore, tmp_path: Path) -> None:
     write_deltalake(str(tmp_path / "t"), frame(2).to_arrow(), mode="overwrite")
     DeltaTable(str(tmp_path / "t")).vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
     with refused(r"/t@0 cannot be read: .* it was vacuumed. Pin another version \(the newest is \d\)"):
@@ -129,7 +129,7 @@ def test_a_vacuumed_version_is_told_as_that(store: FeatureStore, tmp_path: Path)
         get(store, "SELECT place, event_timestamp FROM t")
 
 
-def test_what_is_no_table_and_what_is_no_version_are_refused(store: FeatureStore, tmp_path: Path) -> None:
+def test_a_missing_table_and_a_missing_version_are_refused(store: FeatureStore, tmp_path: Path) -> None:
     def pinned(path: Path, version: int) -> FeatureStore:
         store.apply([view(DeltaSource(name="t", path=str(path), version=version, timestamp_field="event_timestamp"))])
         return store
@@ -237,8 +237,8 @@ def test_code_that_the_registry_holds_is_neither_run_nor_unpickled(
     make_store: Callable[..., FeatureStore], as_source: Callable[..., DeltaSource], code: None, tmp_path: Path
 ) -> None:
     store = make_store(tmp_path, on_demand={"twice": "refusals_code:doubled"})
-    told = view(as_source(tmp_path / "t", frame(4)))
-    store.apply([PLACE, told, on_demand(told, from_code("refusals_code:doubled"))])
+    pinned = view(as_source(tmp_path / "t", frame(4)))
+    store.apply([PLACE, pinned, on_demand(pinned, from_code("refusals_code:doubled"))])
     registry = Registry.FromString((tmp_path / "registry.db").read_bytes())
     held = registry.on_demand_feature_views[0].spec.feature_transformation.user_defined_function
     ran, unpickled = tmp_path / "ran", tmp_path / "unpickled"
@@ -248,12 +248,12 @@ def test_code_that_the_registry_holds_is_neither_run_nor_unpickled(
 
     store = make_store(tmp_path, on_demand={"twice": "refusals_code:doubled"})
     job = DeltaOfflineStore.get_historical_features(
-        store.config, [store.get_feature_view("v")], ["twice:twice", "v:value"], ASKED, store.registry, "p"
+        store.config, [store.get_feature_view("v")], ["twice:twice", "v:value"], SPINE, store.registry, "p"
     )
     assert job.to_df()["twice"].to_list() == [8.0]
     assert not ran.exists()
     assert not unpickled.exists()
-    # which Feast does itself as soon as it is asked for the view
+    # which Feast does itself as soon as it reads the view
     with pytest.raises(ValueError, match="udf"):
         store.get_on_demand_feature_view("twice")
     assert ran.exists()
@@ -266,12 +266,12 @@ def test_what_runs_is_the_function_that_the_settings_name(
     """Also when Feast was given another one, and for functions on lists of values."""
     from feast.transformation.python_transformation import PythonTransformation
 
-    told = view(as_source(tmp_path / "t", frame(4)))
+    pinned = view(as_source(tmp_path / "t", frame(4)))
     halved = PandasTransformation(udf=lambda rows: pd.DataFrame({"twice": rows["value"] / 2}), udf_string="halved")
     listed = PythonTransformation(udf=lambda columns: {"twice": [0.5]}, udf_string="listed")
     for mode, given, name in (("pandas", halved, "doubled"), ("python", listed, "doubled_lists")):
         store = make_store(tmp_path, on_demand={"twice": f"refusals_code:{name}"})
-        store.apply([PLACE, told, on_demand(told, given, mode)])
+        store.apply([PLACE, pinned, on_demand(pinned, given, mode)])
         assert get(store, feature="twice:twice") == [8.0]
     store = make_store(tmp_path)
     with refused("On-demand view twice .* has no code here: name a function for it under offline_store.on_demand"):
@@ -282,8 +282,8 @@ def test_a_transformation_from_code_leaves_only_an_import_in_the_registry(
     make_store: Callable[..., FeatureStore], as_source: Callable[..., DeltaSource], code: None, tmp_path: Path
 ) -> None:
     store = make_store(tmp_path)
-    told = view(as_source(tmp_path / "t", frame(4)))
-    store.apply([PLACE, told, on_demand(told, from_code("refusals_code:doubled"))])
+    pinned = view(as_source(tmp_path / "t", frame(4)))
+    store.apply([PLACE, pinned, on_demand(pinned, from_code("refusals_code:doubled"))])
     registry = Registry.FromString((tmp_path / "registry.db").read_bytes())
     held = registry.on_demand_feature_views[0].spec.feature_transformation.user_defined_function
     assert (held.body, held.body_text) == (b"", "from refusals_code import doubled")

@@ -25,7 +25,7 @@ TTL = 3 * HOUR
 
 
 def rows(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Ticks, and pushed rows of which some are late and some stand on a tick's instant; told apart by their value."""
+    """Ticks, and pushed rows of which some are late and some have a tick's event time; their values differ."""
     chance = random.Random(seed)
     made: tuple[dict[Any, Any], dict[Any, Any]] = ({}, {})
     for number in range(60):
@@ -73,13 +73,13 @@ def test_training_rows_see_the_newest_row_that_was_known(
     schema = [Field(name="value", dtype=Float64)]
     view = FeatureView(name="v", entities=[place], schema=schema, source=source(tmp_path, 0), ttl=TTL)
     store.apply([place, view])
-    asked = [
+    wanted = [
         (each, START + half * HOUR / 2 + late) for each in "abz" for half in range(24) for late in (0 * HOUR, HOUR / 9)
     ]
-    spine = pd.DataFrame(asked, columns=["place", "event_timestamp"])
+    spine = pd.DataFrame(wanted, columns=["place", "event_timestamp"])
     got = store.get_historical_features(spine, ["v:value"], filter_by_created_timestamp=True).to_df()
     found = [None if pd.isna(value) else value for value in got["value"]]
-    assert found == [expected(ticks, pushed, *each) for each in asked]
+    assert found == [expected(ticks, pushed, *each) for each in wanted]
 
 
 def test_a_source_with_pushed_rows_comes_back_from_the_registry_and_its_versions_are_seen(tmp_path: Path) -> None:

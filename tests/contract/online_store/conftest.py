@@ -22,7 +22,8 @@ from tests.conftest import needs
 from throughline.featurestore import store
 from throughline.featurestore.layout import pin_sources
 from throughline.featurestore.materialise import materialise_until, online_writer
-from throughline.featurestore.online import open_reader
+from throughline.featurestore.online import FeatureReader
+from throughline.featurestore.push import Pushed, Pusher
 from throughline.featurestore.windows import Window
 from throughline.foundation.clock import data_clock
 from throughline.foundation.settings import Settings, load_settings
@@ -98,7 +99,7 @@ def build(source: Any, renamed: bool = False) -> list[Any]:
 
 @dataclass
 class World:
-    """A home with two feature tables, what stands in them, and the oracle of what must be online."""
+    """A home with two feature tables, their rows, and the oracle of what must be online."""
 
     settings: Settings
     usecase: UseCase
@@ -124,7 +125,7 @@ class World:
             self.rows[view][key] = {**row, **own}
 
     def write(self, days: set[date] | None = None, rewrite: bool = False) -> None:
-        """Write what stands in the tables, by the days whose rows differ; all of them with `rewrite`."""
+        """Write the tables by the days whose rows differ; all days with `rewrite`."""
         for view, rows in self.rows.items():
             path = self.settings.table_path(self.usecase.name, "features", view)
             frame = self._frame(view, list(rows.values()))
@@ -167,24 +168,27 @@ class World:
         return {entity: (rank[0], {name: row[name] for name in names}) for entity, (rank, row) in best.items()}
 
     def online(self, view: str) -> dict[Any, tuple[datetime, dict[str, Any]]]:
-        """By entity what the online store holds."""
+        """By entity the row that the online store holds."""
         with online_writer(self.settings, self.usecase) as writer:
             table = next(each for each in writer.views if each.name == view)
             keys = writer.online.entity_keys(writer.config, table)
             read = writer.online.online_read(writer.config, table, keys) if keys else []
         found = {}
         for key, (event, values) in zip(keys, read, strict=True):
-            asked = dict(zip(key.join_keys, key.entity_values, strict=True))
-            entity = (asked["place"].string_val, asked["gate"].int64_val if "gate" in asked else None)
+            keyed = dict(zip(key.join_keys, key.entity_values, strict=True))
+            entity = (keyed["place"].string_val, keyed["gate"].int64_val if "gate" in keyed else None)
             plain = {n: getattr(v, v.WhichOneof("val")) if v.WhichOneof("val") else None for n, v in values.items()}
             found[entity] = (event, {n: v for n, v in plain.items() if not n.startswith("_ts:")})
         return found
 
-    def asked(self, *entities: tuple[str, int]) -> pl.DataFrame:
+    def push(self, view: str, rows: Any) -> Pushed:
+        return Pusher(self.settings, self.usecase).push(view, rows)
+
+    def requests(self, *entities: tuple[str, int]) -> pl.DataFrame:
         return pl.DataFrame([{"place": place, "gate": gate} for place, gate in entities])
 
     def read(self, *entities: tuple[str, int], at: datetime | None = None) -> Any:
-        return open_reader(self.settings, self.usecase).read(self.asked(*entities), at)
+        return FeatureReader(self.settings, self.usecase).read(self.requests(*entities), at)
 
 
 @pytest.fixture

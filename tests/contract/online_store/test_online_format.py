@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from throughline.featurestore import store
 from throughline.featurestore.materialise import materialise_until, online_writer
-from throughline.featurestore.online import StoredFeatures, look_up, open_reader
+from throughline.featurestore.online import FeatureReader, StoredFeatures, look_up
 from throughline.featurestore.online_format import DUMMY_KEY, VALUE_TYPES, load_views, open_rows
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings, load_settings
@@ -168,7 +168,7 @@ def by_feast(settings: Settings, usecase: UseCase, entities: dict[str, list[Any]
 def by_us(settings: Settings, usecase: UseCase, entities: dict[str, list[Any]], ttl: bool) -> StoredFeatures:
     views = load_views(settings, usecase.name)
     read = [view if ttl else view.model_copy(update={"ttl": None}) for view in views]
-    return look_up(open_rows(settings, usecase.name), read, entities, lambda: NOW)
+    return look_up(open_rows(settings, usecase.name), read, entities, NOW)
 
 
 @settings(max_examples=40, deadline=None, phases=[Phase.generate])
@@ -177,9 +177,9 @@ def test_every_value_time_and_missing_entity_is_as_feast_reads_it(
     home: Home, rows: dict[str, list[Any]], others: list[tuple[str, int, int]]
 ) -> None:
     write(*home, rows)
-    asked = [*others, *((keys["place"], keys["gate"], keys["slot"]) for keys, _, _ in rows["keyed"]), ("a", 0, 0)]
-    asked += [(keys["place"], 0, 0) for keys, _, _ in rows["typed"]]
-    entities = dict(zip(("place", "gate", "slot"), map(list, zip(*asked, strict=True)), strict=True))
+    wanted = [*others, *((keys["place"], keys["gate"], keys["slot"]) for keys, _, _ in rows["keyed"]), ("a", 0, 0)]
+    wanted += [(keys["place"], 0, 0) for keys, _, _ in rows["typed"]]
+    entities = dict(zip(("place", "gate", "slot"), map(list, zip(*wanted, strict=True)), strict=True))
     feast, ours = by_feast(*home, entities), by_us(*home, entities, ttl=False)
     views = {view.name: view for view in load_views(*(home[0], home[1].name))}
     assert [name for view in views.values() for name in view.features] == [*TYPES, "taken", "all"]
@@ -200,13 +200,13 @@ def test_every_value_time_and_missing_entity_is_as_feast_reads_it(
 def test_a_missing_or_impossible_key_has_no_row(home: Home) -> None:
     row = ({"slot": 1, "place": "a", "gate": 1}, {"taken": 5, "left_out": 6}, NOW)
     write(*home, {"typed": [], "keyed": [row], "common": []})
-    asked = {"place": ["a", None, "a", "a", "a"], "gate": [1, 1, None, 1, 1], "slot": [1, 1, 1, None, 2**40]}
-    read = open_reader(*home).read(pl.DataFrame(asked), NOW)
+    wanted = {"place": ["a", None, "a", "a", "a"], "gate": [1, 1, None, 1, 1], "slot": [1, 1, 1, None, 2**40]}
+    read = FeatureReader(*home).read(pl.DataFrame(wanted), NOW)
     assert read.values["taken"].to_list() == [5, None, None, None, None]
     assert read.unknown == [[], *[["where", "gate", "slot"]] * 4]
 
 
-def test_the_row_of_a_view_without_entities_is_brought_online_for_everybody(home: Home) -> None:
+def test_the_row_of_a_view_without_entities_is_online_for_every_request(home: Home) -> None:
     materialise_until(*home, NOW)
     entities = {"place": ["a", "b"], "gate": [1, 2], "slot": [1, 1]}
     assert by_feast(*home, entities)["all"] == ([1, 1], [NOW, NOW])

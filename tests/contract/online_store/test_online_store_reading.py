@@ -1,4 +1,4 @@
-"""Reading online: the ttl as offline, which store by setting, and what is said when it does not answer."""
+"""Reading online: the ttl as offline, which store by setting, and the error when it does not answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 from tests.contract.online_store.conftest import DAY, HOUR, START, TTL, World, make_world
 from throughline.featurestore import store
 from throughline.featurestore.materialise import materialise_until
-from throughline.featurestore.push import push
 from throughline.foundation.errors import ThroughlineError
 
 MOMENT = timedelta(microseconds=1)
@@ -23,8 +22,8 @@ def test_a_value_expires_online_at_the_instant_it_does_offline(world: World, age
     world.set("kept", "a", 3, 4.0)
     at = START + 3 * HOUR + age
     world.at(at).bring()
-    asked = pl.DataFrame({"place": ["a"], "gate": [0], "at": [at]})
-    offline = store.historical_features(world.settings, world.usecase, asked, "at")
+    spine = pl.DataFrame({"place": ["a"], "gate": [0], "at": [at]})
+    offline = store.historical_features(world.settings, world.usecase, spine, "at")
     read = world.read(("a", 0))
     assert read.values["count"].to_list() == offline["count"].to_list() == [4 if age <= TTL else None]
     assert read.expired == {"expiring": [age > TTL]}
@@ -34,16 +33,16 @@ def test_a_value_expires_online_at_the_instant_it_does_offline(world: World, age
     assert read.unknown == [[]]
 
 
-def test_the_age_of_a_pushed_row_is_told_from_when_it_happened(world: World) -> None:
+def test_the_age_of_a_pushed_row_counts_from_its_event_time(world: World) -> None:
     world.set("expiring", "a", 0, 1)
     world.set("kept", "a", 0, 1.0)
     world.at(START + DAY).bring()
     event = START + DAY - 2 * HOUR
-    push(world.settings, world.usecase, "expiring", [{"place": "a", "gate": 0, "count": 2, "event_timestamp": event}])
+    world.push("expiring", [{"place": "a", "gate": 0, "count": 2, "event_timestamp": event}])
     world.register()
     for at in (event + TTL, event + TTL + MOMENT):
-        asked = pl.DataFrame({"place": ["a"], "gate": [0], "at": [at]})
-        offline = store.historical_features(world.settings, world.usecase, asked, "at")["count"].to_list()
+        spine = pl.DataFrame({"place": ["a"], "gate": [0], "at": [at]})
+        offline = store.historical_features(world.settings, world.usecase, spine, "at")["count"].to_list()
         assert world.read(("a", 0), at=at).values["count"].to_list() == offline == [2 if at == event + TTL else None]
 
 
@@ -58,7 +57,7 @@ def test_instants_are_kept_to_the_microsecond_in_any_time_zone(world: World, mon
         world.set("kept", "a", 0, 1.0)
         world.set("expiring", "a", 0, 1)
         world.at(event).bring()
-        push(world.settings, world.usecase, "kept", [{"place": "a", "text": None, "value": 2.0}])
+        world.push("kept", [{"place": "a", "text": None, "value": 2.0}])
         assert world.read(("a", 0)).event_times["kept"] == [event]
     finally:
         monkeypatch.undo()
@@ -71,9 +70,9 @@ def test_the_password_is_in_no_text(redis_url: str, tmp_path: Path, monkeypatch:
     world.set("expiring", "a", 1, 1)
     world.at(START + DAY).bring()
     opened = store.open_store(world.settings, world.usecase)
-    said = [repr(world.settings), str(world.settings), world.settings.model_dump_json(), repr(opened.config)]
-    said += [repr(opened.config.online_store), opened.config.model_dump_json(), repr(world.usecase)]
-    assert not [text for text in said if "s3cret" in text]
+    texts = [repr(world.settings), str(world.settings), world.settings.model_dump_json(), repr(opened.config)]
+    texts += [repr(opened.config.online_store), opened.config.model_dump_json(), repr(world.usecase)]
+    assert not [text for text in texts if "s3cret" in text]
     written = [file for file in world.settings.home.rglob("*") if file.is_file() and b"s3cret" in file.read_bytes()]
     assert not written
 
@@ -89,12 +88,12 @@ def test_a_redis_that_does_not_answer_or_refuses_is_one_line(
         world.register()
         with pytest.raises(
             ThroughlineError, match=r"The online store does not answer .*THROUGHLINE_ONLINE_STORE"
-        ) as told:
+        ) as refused:
             materialise_until(world.settings, world.usecase, world.now)
-        assert not {"\n", "s3cret", "wr0ng"} & set(str(told.value).replace(".", " ").split(" "))
+        assert not {"\n", "s3cret", "wr0ng"} & set(str(refused.value).replace(".", " ").split(" "))
 
 
-def test_two_projects_and_two_databases_do_not_meet(
+def test_two_projects_and_two_databases_are_separate(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import redis

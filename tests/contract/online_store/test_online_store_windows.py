@@ -1,4 +1,4 @@
-"""Whatever windows are written, the online store stands as if it had been written whole."""
+"""Whatever windows are written, the online store is as if it had been written whole."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from tests.contract.online_store.conftest import DAY, HOUR, PLACES, START, World, make_world
 from throughline.featurestore import online_stores
 from throughline.featurestore.materialise import EPOCH, materialise, materialise_until
-from throughline.featurestore.push import push
 from throughline.lakehouse.table import replace_all, replace_days
 
 VIEWS = ("kept", "expiring")
@@ -68,7 +67,7 @@ def test_late_corrected_and_removed_rows(world: World, hours: float, value: floa
     agrees(world)
 
 
-def test_the_newest_rows_of_an_entity_are_gone_and_so_are_they_online(world: World) -> None:
+def test_removed_newest_rows_of_an_entity_are_removed_online(world: World) -> None:
     filled(world)
     for hour in range(0, 72, 2):
         world.set("kept", "c", hour, None)
@@ -93,7 +92,7 @@ def test_rows_written_again_as_they_were_are_no_change(world: World) -> None:
     agrees(world)
 
 
-def test_a_table_written_anew_is_not_looked_through(world: World) -> None:
+def test_a_rewritten_table_is_written_whole_without_a_comparison(world: World) -> None:
     """To compare all of it costs more than to write what it holds."""
     filled(world).write(rewrite=True)
     windows = world.at(START + 3 * DAY + HOUR).bring()
@@ -171,7 +170,7 @@ def test_explicit_windows_hour_by_hour_are_followed_by_a_window(world: World) ->
     agrees(world)
 
 
-def test_a_window_with_a_gap_before_it_leaves_no_record(world: World) -> None:
+def test_a_window_with_a_gap_before_it_leaves_no_state(world: World) -> None:
     world.set("kept", "a", 90, 1.0)
     filled(world)
     world.at(START + 5 * DAY)
@@ -180,14 +179,14 @@ def test_a_window_with_a_gap_before_it_leaves_no_record(world: World) -> None:
     agrees(world)
 
 
-def test_a_row_of_the_very_last_instant_that_is_taken_back(world: World) -> None:
+def test_a_removed_row_of_the_last_instant_is_removed_online(world: World) -> None:
     world.set("kept", "a", 72, 1.0)
     filled(world).set("kept", "a", 72, None)
     assert world.at(START + 3 * DAY + HOUR).bring()["kept"].reason == "whole: a row was removed"
     agrees(world)
 
 
-def test_from_the_epoch_on_what_was_there_is_replaced(world: World) -> None:
+def test_a_window_from_the_epoch_replaces_the_view(world: World) -> None:
     filled(world)
     for hour in range(0, 72, 2):
         world.set("kept", "c", hour, None)
@@ -242,5 +241,5 @@ def pushed(world: World, chance: random.Random) -> None:
     view = chance.choice(VIEWS)
     own = {"text": None, "value": value} if view == "kept" else {"gate": gate, "count": int(value)}
     row = {"place": place, "event_timestamp": event, **own}
-    push(world.settings, world.usecase, view, [{**row, "event_timestamp": event.isoformat()}])
+    world.push(view, [{**row, "event_timestamp": event.isoformat()}])
     world.pushed[view].append({**row, "available_at": world.now})

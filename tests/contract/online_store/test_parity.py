@@ -1,4 +1,4 @@
-"""The parity of online and offline values: equal when nothing went wrong, and told when something did."""
+"""The parity of online and offline values: equal when nothing went wrong, and a mismatch when something did."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from assets.resources import RecordIOManager
 from tests.contract.online_store.conftest import DAY, HOUR, START, World
 from throughline.featurestore import materialise
 from throughline.featurestore.parity import ViewParity, check_parity
-from throughline.featurestore.push import push
 from throughline.featurestore.windows import Changes
 from throughline.foundation.references import TableReference
 from throughline.lakehouse.table import replace_all
@@ -43,15 +42,15 @@ def verdicts(world: World) -> dict[str, str]:
 EQUAL = {"kept": "equal", "expiring": "equal"}
 
 
-def test_what_was_brought_online_is_what_training_sees(filled: World) -> None:
+def test_online_values_are_those_of_training_rows(filled: World) -> None:
     views = parity(filled)
     assert {name: view.verdict for name, view in views.items()} == EQUAL
     assert (views["kept"].entities, views["kept"].values) == (8, 16)
     assert (views["expiring"].entities, views["expiring"].values) == (8, 8)
 
 
-def test_a_row_that_came_late_and_was_left_out_is_told(filled: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The injected lateness: history is said to be as it was, so that a window is written which does not see it."""
+def test_a_late_row_that_was_left_out_is_a_mismatch(filled: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The history is faked as unchanged, so that the window that is written does not contain the late row."""
     for hour in range(50, 72, 2):
         filled.set("kept", "c", hour, None)
     filled.bring()
@@ -68,7 +67,7 @@ def test_a_row_that_came_late_and_was_left_out_is_told(filled: World, monkeypatc
     ]
 
 
-def test_training_on_newer_versions_than_are_online_is_told(filled: World) -> None:
+def test_training_on_newer_versions_than_online_is_a_mismatch(filled: World) -> None:
     filled.set("kept", "a", 71, 4.5)
     filled.write()
     filled.register()
@@ -77,7 +76,7 @@ def test_training_on_newer_versions_than_are_online_is_told(filled: World) -> No
     assert verdicts(filled) == EQUAL
 
 
-def test_a_dropped_write_is_told(filled: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dropped_write_is_a_mismatch(filled: World, monkeypatch: pytest.MonkeyPatch) -> None:
     filled.set("kept", "b", 73, 9.0)
     filled.set("expiring", "b", 73, 9)
     filled.at(START + 3 * DAY + 2 * HOUR)
@@ -90,7 +89,7 @@ def test_a_dropped_write_is_told(filled: World, monkeypatch: pytest.MonkeyPatch)
     assert [(one.entity, one.online, one.offline) for one in only] == [({"place": "b", "gate": 0}, 70, 9)]
 
 
-def test_a_changed_transformation_is_told_and_mended(filled: World) -> None:
+def test_a_changed_transformation_is_a_mismatch_until_materialised(filled: World) -> None:
     path = filled.settings.table_path("u", "features", "kept")
     replace_all(path, pl.read_delta(str(path)).with_columns(pl.col("value") * 60))
     filled.register()
@@ -101,7 +100,7 @@ def test_a_changed_transformation_is_told_and_mended(filled: World) -> None:
     assert verdicts(filled) == EQUAL
 
 
-def test_a_row_online_that_no_table_has_is_told(filled: World) -> None:
+def test_an_online_row_that_no_table_has_is_a_mismatch(filled: World) -> None:
     for hour in range(0, 72, 2):
         filled.set("kept", "h", hour, None)
     filled.write()
@@ -112,12 +111,12 @@ def test_a_row_online_that_no_table_has_is_told(filled: World) -> None:
 def test_pushed_rows_are_on_both_sides_at_once(filled: World) -> None:
     row = {"place": "a", "text": None, "value": 5.0}
     filled.at(START + 3 * DAY + HOUR / 2)
-    push(filled.settings, filled.usecase, "kept", [row])
+    filled.push("kept", [row])
     assert verdicts(filled) == EQUAL
     assert parity(filled)["kept"].at == filled.now
 
 
-def test_with_nothing_on_record_there_is_no_verdict(world: World) -> None:
+def test_without_a_recorded_state_there_is_no_verdict(world: World) -> None:
     world.set("kept", "a", 1, 1.0)
     world.write()
     world.register()
@@ -155,7 +154,7 @@ def run(world: World, **online: Any) -> tuple[Any, dict[str, Any]]:
     return done, checks
 
 
-def test_the_check_is_green_and_says_what_was_compared(filled: World) -> None:
+def test_the_check_passes_and_reports_what_was_compared(filled: World) -> None:
     done, checks = run(filled, freshness={"kept": "3h", "expiring": "1h"})
     assert done.success
     equal = checks["online_equals_offline"]
@@ -170,7 +169,7 @@ def test_the_check_is_green_and_says_what_was_compared(filled: World) -> None:
     assert set(written) == {"kept", "expiring"}
 
 
-def test_the_check_is_red_with_a_table_of_what_differs(filled: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_fails_with_a_table_of_the_differences(filled: World, monkeypatch: pytest.MonkeyPatch) -> None:
     filled.set("kept", "b", 73, 9.0)
     filled.at(START + 3 * DAY + 2 * HOUR)
     filled.write()
@@ -186,7 +185,7 @@ def test_the_check_is_red_with_a_table_of_what_differs(filled: World, monkeypatc
     assert {"view": "kept", "entity": "b", "feature": "value", "online": "70.0", "offline": "9.0"} in records
 
 
-def test_a_view_that_was_never_brought_is_not_fresh(world: World) -> None:
+def test_a_view_never_materialised_is_not_fresh(world: World) -> None:
     world.set("kept", "a", 1, 1.0)
     world.write()
     world.register()

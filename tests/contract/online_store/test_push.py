@@ -16,7 +16,7 @@ from throughline.cli import push as command
 from throughline.cli.main import app
 from throughline.featurestore import materialise, store
 from throughline.featurestore import push as pushing
-from throughline.featurestore.push import Pusher, push
+from throughline.featurestore.push import Pusher
 from throughline.foundation.errors import ThroughlineError
 from throughline.lakehouse.table import current_version
 
@@ -44,12 +44,12 @@ def online(world: World, place: str = "a") -> float | None:
 def offline(world: World, at: datetime, place: str = "a") -> float | None:
     """What a training row of that instant gets, once what was pushed is pinned."""
     world.register()
-    asked = pl.DataFrame({"place": [place], "gate": [0], "at": [at]})
-    return store.historical_features(world.settings, world.usecase, asked, "at")["value"][0]
+    spine = pl.DataFrame({"place": [place], "gate": [0], "at": [at]})
+    return store.historical_features(world.settings, world.usecase, spine, "at")["value"][0]
 
 
 def test_a_pushed_row_is_read_at_once_and_by_training_rows_from_then_on(filled: World) -> None:
-    done = push(filled.settings, filled.usecase, "kept", [kept(value=5.0)])
+    done = filled.push("kept", [kept(value=5.0)])
     assert (done.view, done.rows, str(done.table), done.known_at) == ("kept", 1, "u/features/kept_pushed@0", NOON)
     assert (online(filled, "a"), online(filled, "b")) == (5.0, 23.0)
     assert filled.read(("a", 0)).event_times["kept"] == [NOON]
@@ -60,21 +60,21 @@ def test_a_pushed_row_is_read_at_once_and_by_training_rows_from_then_on(filled: 
 
 def test_a_row_pushed_late_is_not_known_before(filled: World) -> None:
     event = START + DAY + HOUR / 4
-    push(filled.settings, filled.usecase, "kept", [kept(event_timestamp=event.isoformat())])
+    filled.push("kept", [kept(event_timestamp=event.isoformat())])
     assert online(filled) == 5.0
     assert filled.read(("a", 0)).event_times["kept"] == [event]
     assert [offline(filled, at) for at in (event, NOON - timedelta(seconds=1), NOON)] == [23.0, 23.0, 5.0]
 
 
-def test_a_row_that_happened_before_what_is_online_is_kept_and_hides_nothing(filled: World) -> None:
-    push(filled.settings, filled.usecase, "kept", [kept(event_timestamp=(START + 2.5 * HOUR).isoformat())])
+def test_a_row_older_than_the_online_one_is_written_offline_only(filled: World) -> None:
+    filled.push("kept", [kept(event_timestamp=(START + 2.5 * HOUR).isoformat())])
     assert online(filled) == 23.0
     assert offline(filled, NOON) == 23.0
     assert pl.read_delta(str(filled.settings.table_path("u", "features", "kept_pushed")))["value"].to_list() == [5.0]
 
 
 def test_an_older_tick_does_not_overwrite_a_pushed_row_and_a_newer_one_does(filled: World) -> None:
-    push(filled.settings, filled.usecase, "kept", [kept()])
+    filled.push("kept", [kept()])
     filled.bring()
     assert online(filled) == 5.0
     materialise.materialise(filled.settings, filled.usecase, materialise.EPOCH, filled.now)
@@ -86,29 +86,29 @@ def test_an_older_tick_does_not_overwrite_a_pushed_row_and_a_newer_one_does(fill
 
 def test_of_a_tick_and_a_pushed_row_of_one_instant_the_pushed_one_counts(filled: World) -> None:
     filled.at(START + 25 * HOUR)
-    push(filled.settings, filled.usecase, "kept", [kept()])
+    filled.push("kept", [kept()])
     filled.set("kept", "a", 25, 7.0)
     filled.bring()
     assert (online(filled), offline(filled, filled.now)) == (5.0, 5.0)
 
 
-def test_the_last_push_counts_also_while_the_data_clock_stands(filled: World) -> None:
+def test_the_last_push_counts_also_when_the_data_clock_has_not_moved(filled: World) -> None:
     for value in (5.0, 9.0, 6.0, 6.0):
-        push(filled.settings, filled.usecase, "kept", [kept(value=value), kept("b", value)])
+        filled.push("kept", [kept(value=value), kept("b", value)])
         assert online(filled) == value
     assert (offline(filled, NOON), online(filled)) == (6.0, 6.0)
     assert pl.read_delta(str(filled.settings.table_path("u", "features", "kept_pushed"))).height == 2
-    push(filled.settings, filled.usecase, "kept", [kept(value=1.0), kept(value=2.0)])
+    filled.push("kept", [kept(value=1.0), kept(value=2.0)])
     assert (online(filled), offline(filled, NOON)) == (2.0, 2.0)
 
 
-def test_what_a_crash_kept_from_going_online_goes_there_with_the_next_materialisation(
+def test_rows_that_a_crash_kept_offline_are_online_after_the_next_materialisation(
     filled: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
         broken.setattr(pushing, "to_rows", lambda *_: (_ for _ in ()).throw(OSError("the power went")))
         with pytest.raises(OSError, match="the power went"):
-            push(filled.settings, filled.usecase, "kept", [kept()])
+            filled.push("kept", [kept()])
     assert online(filled) == 23.0
     filled.bring()
     assert online(filled) == 5.0
@@ -150,7 +150,7 @@ def test_writers_at_once_lose_nothing(filled: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("view", "rows", "said"),
+    ("view", "rows", "message"),
     [
         ("nowhere", [kept()], "No feature view or source nowhere: there are expiring, kept"),
         ("kept", [], "No row to push to kept"),
@@ -166,22 +166,22 @@ def test_writers_at_once_lose_nothing(filled: World) -> None:
     ],
 )
 def test_a_row_that_does_not_fit_is_refused_and_nothing_is_written(
-    filled: World, view: str, rows: list[dict[str, Any]], said: str
+    filled: World, view: str, rows: list[dict[str, Any]], message: str
 ) -> None:
-    with pytest.raises(ThroughlineError, match=said) as refused:
-        push(filled.settings, filled.usecase, view, rows)
+    with pytest.raises(ThroughlineError, match=message) as refused:
+        filled.push(view, rows)
     assert "\n" not in str(refused.value)
     assert online(filled) == 23.0
     assert current_version(filled.settings.table_path("u", "features", f"{view}_pushed")) is None
 
 
-def test_before_anything_is_registered_it_is_said_what_to_do(world: World) -> None:
+def test_before_anything_is_registered_the_error_names_the_command(world: World) -> None:
     with pytest.raises(ThroughlineError, match="run `throughline run` first"):
-        push(world.settings, world.usecase, "kept", [kept()])
+        world.push("kept", [kept()])
 
 
-def test_pushed_rows_carry_what_every_table_carries(filled: World) -> None:
-    push(filled.settings, filled.usecase, "kept", [kept()])
+def test_pushed_rows_have_the_columns_of_every_table(filled: World) -> None:
+    filled.push("kept", [kept()])
     (row,) = pl.read_delta(str(filled.settings.table_path("u", "features", "kept_pushed"))).to_dicts()
     assert (row["event_timestamp"], row["available_at"], str(row["day"])) == (NOON, NOON, "2013-03-10")
     assert row["ingestion_run_id"].startswith("push-")

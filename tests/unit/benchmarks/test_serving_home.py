@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.serving_home import ENTITIES, make_home
-from throughline.featurestore.online import open_reader
+from throughline.featurestore.online import FeatureReader
 from throughline.models.served_model import ServedModel
 from throughline.rollout.revision import read_revision
 from throughline.usecase import load_usecases
@@ -16,7 +16,7 @@ from throughline.usecase.requests import parse_instances
 def test_every_request_finds_its_features_and_is_scored_by_them(settings, usecase):
     instances = make_home(settings, usecase)
     assert len(instances) == ENTITIES
-    read = open_reader(settings, usecase).read(parse_instances(usecase, instances))
+    read = FeatureReader(settings, usecase).read(parse_instances(usecase, instances))
     assert not any(read.unknown)
     stored = [name for name in read.values.columns if name not in usecase.request]
     assert read.values.select(stored).null_count().sum_horizontal().item() == 0

@@ -40,7 +40,7 @@ def test_every_feature_says_what_it_is_and_its_unit(objects: list) -> None:
         assert feature.description.endswith("."), f"{feature.name} says nothing"
         assert 20 <= len(feature.description) <= 90, f"{feature.name}: one short sentence"
         assert feature.tags["unit"], f"{feature.name} has no unit"
-    assert len({feature.description for feature in features}) == len(features), "two features say the same"
+    assert len({feature.description for feature in features}) == len(features), "two features have one description"
 
 
 def test_a_window_is_named_as_long_as_it_is_described(objects: list) -> None:

@@ -49,10 +49,10 @@ def test_the_scheduled_time_in_the_air_is_elapsed_time() -> None:
 
 
 def test_rows_columns_and_order_stay_and_only_numbers_are_added() -> None:
-    asked = requests(*(datetime(2013, 6, 30 - n, 12, tzinfo=UTC) for n in range(20)))
-    derived = derive(asked)
-    assert derived.select(asked.columns).equals(asked)
-    added = derived.drop(asked.columns)
+    given = requests(*(datetime(2013, 6, 30 - n, 12, tzinfo=UTC) for n in range(20)))
+    derived = derive(given)
+    assert derived.select(given.columns).equals(given)
+    added = derived.drop(given.columns)
     assert added.columns == ["departure_hour", "departure_weekday", "block_minutes"]
     assert set(added.dtypes) == {pl.Float64}
     assert sum(added.null_count().row(0)) == 0

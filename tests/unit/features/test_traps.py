@@ -151,7 +151,7 @@ def test_the_model_is_not_shown_the_tailnum(usecase: UseCase) -> None:
     assert usecase.request["tailnum"].nullable
 
 
-def asked(tailnums: list[str | None]) -> pl.DataFrame:
+def requests_of(tailnums: list[str | None]) -> pl.DataFrame:
     """Requests that differ in nothing but the aircraft."""
     departure = datetime(2013, 4, 1, 13, tzinfo=UTC)
     same = {"origin": "JFK", "carrier": "B6", "dest": "BOS", "flight": 1018}
@@ -173,7 +173,7 @@ def test_in_training_rows_no_aircraft_and_an_unknown_one_look_the_same() -> None
         schema_overrides={"event_timestamp": _TIME},
     )
     rows = join_asof(
-        derive(asked(["N1", None, "N0"])),
+        derive(requests_of(["N1", None, "N0"])),
         ticks.lazy(),
         keys=["tailnum"],
         spine_time="scheduled_departure",
@@ -204,7 +204,7 @@ def test_in_served_features_no_aircraft_and_an_unknown_one_look_the_same(tmp_pat
     frame = pd.DataFrame({**known, **{name: [33.0] for name in names}})
     store.open_store(settings, usecase).write_to_online_store("aircraft_ticks", frame)
 
-    read = FeatureReader(settings, usecase).read(asked(["N1", None, "N0"]))
+    read = FeatureReader(settings, usecase).read(requests_of(["N1", None, "N0"]))
     rows = read.values.drop("tailnum")
     assert rows["aircraft_delay_12h"].to_list() == [33.0, None, None]
     assert rows[1].equals(rows[2])

@@ -1,4 +1,4 @@
-"""The catalogue says what is registered, and only what can be told: who uses a feature is unknown without MLflow."""
+"""The catalogue holds what is registered; without MLflow the models that use a feature are unknown."""
 
 from __future__ import annotations
 

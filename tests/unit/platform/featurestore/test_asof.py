@@ -29,14 +29,14 @@ def oracle(
     """For each spine row the value it may use, by looking at every row."""
     long_ago = datetime(1, 1, 1, tzinfo=UTC)
     values: list[int | None] = []
-    for asked in spine:
+    for wanted in spine:
         best: tuple[Any, ...] | None = None
         for place, row in enumerate(rows):
-            if any(row[key] is None or asked[key] is None or row[key] != asked[key] for key in keys):
+            if any(row[key] is None or wanted[key] is None or row[key] != wanted[key] for key in keys):
                 continue
-            if row["happened"] is None or asked["at"] is None or row["happened"] > asked["at"]:
+            if row["happened"] is None or wanted["at"] is None or row["happened"] > wanted["at"]:
                 continue
-            if ttl and asked["at"] - row["happened"] > ttl:
+            if ttl and wanted["at"] - row["happened"] > ttl:
                 continue
             rank = (row["happened"], (row["created"] or long_ago) if created else 0, place)
             if best is None or rank > best[0]:
@@ -125,9 +125,9 @@ def rows_of(*values: tuple[datetime, int]) -> pl.LazyFrame:
     )
 
 
-def ask(spine: pl.DataFrame, rows: pl.LazyFrame, **more: Any) -> pl.DataFrame:
-    told = {"keys": ["k"], "spine_time": "at", "row_time": "happened", "columns": {"value": "value"}, **more}
-    return join_asof(spine, rows, **told)
+def joined_with(spine: pl.DataFrame, rows: pl.LazyFrame, **more: Any) -> pl.DataFrame:
+    options = {"keys": ["k"], "spine_time": "at", "row_time": "happened", "columns": {"value": "value"}, **more}
+    return join_asof(spine, rows, **options)
 
 
 def test_an_hour_that_the_clock_shows_twice_is_two_hours() -> None:
@@ -139,21 +139,21 @@ def test_an_hour_that_the_clock_shows_twice_is_two_hours() -> None:
         pl.col("at").dt.convert_time_zone("America/New_York")
     )
     assert spine["at"].dt.hour().to_list() == [1, 1]
-    assert ask(spine, rows)["value"].to_list() == [1, 2]
+    assert joined_with(spine, rows)["value"].to_list() == [1, 2]
 
 
 def test_a_null_value_that_is_newer_is_not_replaced_by_an_older_one() -> None:
     rows = rows_of((STARTS[0], 1), (STARTS[0] + HALF_HOUR, None))  # type: ignore[arg-type]
     spine = pl.DataFrame({"k": ["a"], "at": [STARTS[0] + HALF_HOUR]})
-    assert ask(spine, rows)["value"].to_list() == [None]
+    assert joined_with(spine, rows)["value"].to_list() == [None]
 
 
 def test_no_rows_and_no_spine_are_no_error() -> None:
     spine = pl.DataFrame({"k": ["a"], "at": [STARTS[0]]})
     rows = rows_of((STARTS[0], 1))
-    assert ask(spine, rows.head(0))["value"].to_list() == [None]
-    assert ask(spine.clear(), rows).schema == ask(spine, rows).schema
-    assert ask(spine.clear(), rows).height == 0
+    assert joined_with(spine, rows.head(0))["value"].to_list() == [None]
+    assert joined_with(spine.clear(), rows).schema == joined_with(spine, rows).schema
+    assert joined_with(spine.clear(), rows).height == 0
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_keys_match_by_value_whatever_type_the_caller_has(key: pl.Series, held: 
     """A spine whose aircraft are all unknown has a key of no type at all; pandas widens integers."""
     spine = pl.DataFrame({"k": key, "at": [STARTS[0], STARTS[0]]})
     rows = rows_of((STARTS[0], 7)).with_columns(pl.lit("1").cast(held).alias("k"))
-    joined = ask(spine, rows)
+    joined = joined_with(spine, rows)
     assert joined["value"].to_list() == [7 if key[0] else None, None]
     assert joined["k"].dtype == key.dtype
 
@@ -172,13 +172,13 @@ def test_keys_match_by_value_whatever_type_the_caller_has(key: pl.Series, held: 
 def test_a_name_that_the_spine_already_has_is_refused() -> None:
     spine = pl.DataFrame({"k": ["a"], "at": [STARTS[0]], "value": [9]})
     with pytest.raises(ThroughlineError, match="already has value"):
-        ask(spine, rows_of((STARTS[0], 1)))
+        joined_with(spine, rows_of((STARTS[0], 1)))
 
 
 def test_several_columns_come_from_the_same_row_under_their_new_names() -> None:
     rows = rows_of((STARTS[0], 1), (STARTS[0] + HALF_HOUR, 2))
     spine = pl.DataFrame({"k": ["a"], "at": [STARTS[0] + HALF_HOUR]})
-    joined = ask(spine, rows, columns={"value": "v", "happened": "seen"})
+    joined = joined_with(spine, rows, columns={"value": "v", "happened": "seen"})
     assert joined.drop("at").to_dicts() == [{"k": "a", "v": 2, "seen": STARTS[0] + HALF_HOUR}]
 
 
@@ -195,11 +195,11 @@ def test_many_rows_are_joined_as_few_are() -> None:
         k=pl.format("{}", pl.col("n") % 41),
         at=pl.lit(STARTS[0]).cast(TIME) + pl.duration(minutes=pl.col("n") * 31 % 6000),
     )
-    joined = ask(spine, rows, created="created", ttl=timedelta(days=2))
+    joined = joined_with(spine, rows, created="created", ttl=timedelta(days=2))
     held = rows.collect()
-    for asked, value in zip(spine.to_dicts(), joined["value"], strict=True):
+    for wanted, value in zip(spine.to_dicts(), joined["value"], strict=True):
         eligible = held.filter(
-            pl.col("k") == asked["k"],
-            pl.col("happened").is_between(asked["at"] - timedelta(days=2), asked["at"]),
+            pl.col("k") == wanted["k"],
+            pl.col("happened").is_between(wanted["at"] - timedelta(days=2), wanted["at"]),
         ).sort("happened", "created", "value")
         assert value == (eligible["value"][-1] if eligible.height else None)

@@ -1,4 +1,4 @@
-"""A training dataset holds what was known as of its instant, each label on its own row, and keeps its identity."""
+"""A training dataset holds what was known as of its instant, each label on its own row, and keeps its fingerprint."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def write(settings: Settings, table: str, frame: pl.DataFrame) -> None:
 
 @pytest.fixture
 def home(tmp_path: Path, usecase: UseCase) -> Settings:
-    """Every tick's values are the hour of the tick, so that a joined value says which tick was used."""
+    """Every tick's values are the hour of the tick, so that a joined value identifies its tick."""
     settings = Settings(home=tmp_path)
     for one in build(lambda table: DeltaSource(name=table, path="", version=0, timestamp_field="event_timestamp")):
         if isinstance(one, FeatureView):
@@ -97,7 +97,7 @@ def test_no_label_known_after_as_of_is_in_it(usecase: UseCase) -> None:
     assert labelled_rows(usecase, spine, known_at - TICK)["flight"].to_list() == [0, 1, 2]
 
 
-def test_rows_stand_in_order_of_prediction_time_with_a_key_each(usecase: UseCase) -> None:
+def test_rows_are_in_order_of_prediction_time_with_a_key_each(usecase: UseCase) -> None:
     rows = labelled_rows(usecase, flights().reverse().lazy(), START + 99 * DAY)
     assert rows["prediction_time"].is_sorted()
     assert rows["row_key"].n_unique() == rows.height == COUNT - COUNT // 7
@@ -119,7 +119,7 @@ def test_each_row_has_its_own_label_and_the_newest_tick_before_its_prediction(ho
         assert row["aircraft_seats"] == (None if origin["tailnum"] is None else expected)
 
 
-def test_the_record_says_what_the_table_holds(home: Settings, usecase: UseCase) -> None:
+def test_the_record_describes_the_table(home: Settings, usecase: UseCase) -> None:
     as_of = START + 20 * DAY
     record, dataset = built(home, usecase, as_of)
     assert record.rows == dataset.height
@@ -136,7 +136,7 @@ def test_the_record_says_what_the_table_holds(home: Settings, usecase: UseCase) 
     assert Path(record.path) == home.lakehouse / record.table.table
 
 
-def test_built_again_it_has_another_address_and_the_same_identity(home: Settings, usecase: UseCase) -> None:
+def test_built_again_it_has_another_version_and_the_same_fingerprint(home: Settings, usecase: UseCase) -> None:
     first, _ = built(home, usecase, START + 20 * DAY)
     # rewritten in another order: new versions of the same content
     write(home, f"{usecase.name}/features/labelled_flights", flights().reverse())
@@ -148,7 +148,7 @@ def test_built_again_it_has_another_address_and_the_same_identity(home: Settings
     assert [commit["fingerprint"] for commit in history] == [first.fingerprint] * 2
 
 
-def test_other_rows_other_values_or_another_holdout_are_another_identity(home: Settings, usecase: UseCase) -> None:
+def test_other_rows_other_values_or_another_holdout_are_another_fingerprint(home: Settings, usecase: UseCase) -> None:
     fingerprints = [built(home, usecase, START + 20 * DAY)[0].fingerprint]
     fingerprints.append(built(home, usecase, START + 21 * DAY)[0].fingerprint)
     shorter = usecase.model_copy(update={"evaluation": usecase.evaluation.model_copy(update={"holdout": DAY})})
@@ -192,7 +192,7 @@ def test_built_in_parts_it_is_the_same_dataset_in_the_same_order(
 def test_no_part_divides_a_prediction_time_or_changes_which_row_counts(
     usecase: UseCase, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    """Three flights leave at each time; a label that was corrected stands twice in the spine."""
+    """Three flights leave at each time; a corrected label is in the spine twice."""
     once = flights().with_columns(pl.col("label").fill_null(0), pl.col("label_available_at", "available_at"))
     thrice = pl.concat([once.with_columns(pl.col("flight") * 10 + n) for n in range(3)])
     corrected = thrice.with_columns((1 - pl.col("label")).alias("label"), pl.col("available_at") + HOUR).gather_every(4)

@@ -1,4 +1,4 @@
-"""Through a real Feast store, offline and online give what the oracle gives, at the versions that were pinned."""
+"""Through a real Feast store, offline and online features are the oracle's, at the pinned versions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from feast.value_type import ValueType
 from throughline.featurestore import store as feature_store
 from throughline.featurestore.delta_store import DeltaSource
 from throughline.featurestore.materialise import EPOCH, materialise
-from throughline.featurestore.online import FeatureReader, open_reader
+from throughline.featurestore.online import FeatureReader
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
@@ -60,11 +60,11 @@ def quietly(work: Callable[[], Any]) -> Any:
         return work()
 
 
-def newest(rows: pl.DataFrame, asked: dict[str, Any], at: datetime, ttl: timedelta | None = None) -> float | None:
+def newest(rows: pl.DataFrame, entity: dict[str, Any], at: datetime, ttl: timedelta | None = None) -> float | None:
     """The oracle: value of the row that may be used, by looking at every row."""
     best: tuple[Any, ...] | None = None
     for place, row in enumerate(rows.to_dicts()):
-        matches = all(asked[key] is not None and row[key] == asked[key] for key in asked)
+        matches = all(entity[key] is not None and row[key] == entity[key] for key in entity)
         if matches and row["at"] <= at and not (ttl and at - row["at"] > ttl):
             rank = (row["at"], row["created"] or datetime(1, 1, 1, tzinfo=UTC), place)
             best = max(best or (rank, row["value"]), (rank, row["value"]), key=lambda b: b[0])
@@ -72,7 +72,7 @@ def newest(rows: pl.DataFrame, asked: dict[str, Any], at: datetime, ttl: timedel
 
 
 def random_rows(seed: int, count: int, places: str = "abc") -> pl.DataFrame:
-    """Few instants, so that there are ties; half of the instants stand on ttl edges of each other."""
+    """Few instants, so that there are ties; half of the instants are on ttl edges of each other."""
     chance = random.Random(seed)
     return pl.DataFrame(
         [
@@ -146,16 +146,16 @@ def spine(count: int = 40) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York", None])
-def test_history_is_what_the_oracle_says_in_the_callers_order(
+def test_historical_features_are_those_of_the_oracle_in_the_callers_order(
     several: FeatureStore, rows: dict[str, pl.DataFrame], zone: str | None
 ) -> None:
-    asked = spine()
-    at = asked["event_timestamp"]
-    asked["event_timestamp"] = at.dt.tz_convert(zone) if zone else at.dt.tz_localize(None)  # naive counts as UTC
+    wanted = spine()
+    at = wanted["event_timestamp"]
+    wanted["event_timestamp"] = at.dt.tz_convert(zone) if zone else at.dt.tz_localize(None)  # naive counts as UTC
     got = several.get_historical_features(
-        asked, ["one:value", "two:second", "none:value"], full_feature_names=True
+        wanted, ["one:value", "two:second", "none:value"], full_feature_names=True
     ).to_df()
-    assert got["place"].to_list() == asked["place"].to_list()
+    assert got["place"].to_list() == wanted["place"].to_list()
     assert got["event_timestamp"].to_list() == spine()["event_timestamp"].to_list()
     for number, row in enumerate(spine().to_dict("records")):
         at = row["event_timestamp"].to_pydatetime()
@@ -168,18 +168,18 @@ def test_history_is_what_the_oracle_says_in_the_callers_order(
         assert [None if pd.isna(value) else value for value in found] == list(expected.values()), row
 
 
-def test_online_is_what_the_oracle_says_at_the_end_of_the_window(
+def test_online_features_are_those_of_the_oracle_at_the_end_of_the_window(
     several: FeatureStore, rows: dict[str, pl.DataFrame]
 ) -> None:
     end = START + 7 * HOUR
     features = ["one:value", "two:second", "none:value"]
     quietly(lambda: several.materialize(START - HOUR, end))
-    asked = [{"place": place, "number": number} for place in "abcz" for number in (0, 1, 2)]
-    got = several.get_online_features(features, asked, full_feature_names=True).to_dict()
-    for number, row in enumerate(asked):
+    wanted = [{"place": place, "number": number} for place in "abcz" for number in (0, 1, 2)]
+    got = several.get_online_features(features, wanted, full_feature_names=True).to_dict()
+    for number, row in enumerate(wanted):
         assert got["two__second"][number] == newest(rows["two"], row, end)
         assert got["none__value"][number] == newest(rows["none"], {}, end)
-        # Feast knows no ttl when it reads online: a view with one is served older values than it is trained on
+        # Feast ignores the ttl when it reads online: a view with one is served older values than it is trained on
         assert got["one__value"][number] == newest(rows["one"], {"place": row["place"]}, end)
 
 
@@ -193,11 +193,11 @@ def test_a_taken_name_is_not_overwritten(several: FeatureStore) -> None:
         several.get_historical_features(spine().assign(value=1.0), ["one:value"]).to_df()
 
 
-def test_a_view_may_be_asked_for_under_other_keys(several: FeatureStore, rows: dict[str, pl.DataFrame]) -> None:
+def test_a_view_may_be_joined_under_other_keys(several: FeatureStore, rows: dict[str, pl.DataFrame]) -> None:
     elsewhere = several.get_feature_view("one").with_name("elsewhere").with_join_key_map({"place": "target"})
     several.apply([FeatureService(name="aliased", features=[elsewhere])])
-    asked = pd.DataFrame({"place": ["a"], "target": ["b"], "event_timestamp": [START + 5 * HOUR]})
-    got = several.get_historical_features(asked, several.get_feature_service("aliased")).to_df()
+    wanted = pd.DataFrame({"place": ["a"], "target": ["b"], "event_timestamp": [START + 5 * HOUR]})
+    got = several.get_historical_features(wanted, several.get_feature_service("aliased")).to_df()
     expected = newest(rows["one"], {"place": "b"}, START + 5 * HOUR, 2 * HOUR)
     assert [None if pd.isna(v) else v for v in got["value"]] == [expected]
 
@@ -215,9 +215,9 @@ def pinned(home: Path, version: int) -> FeatureView:
     return view("v", source, [PLACE], "value")
 
 
-def ask(store: FeatureStore) -> float:
-    asked = pd.DataFrame({"place": ["a"], "event_timestamp": [START + HOUR]})
-    return store.get_historical_features(asked, ["v:value"]).to_df()["value"][0]
+def value_of(store: FeatureStore) -> float:
+    wanted = pd.DataFrame({"place": ["a"], "event_timestamp": [START + HOUR]})
+    return store.get_historical_features(wanted, ["v:value"]).to_df()["value"][0]
 
 
 def test_a_newer_version_is_seen_when_it_is_registered_and_not_before(tmp_path: Path) -> None:
@@ -225,16 +225,16 @@ def test_a_newer_version_is_seen_when_it_is_registered_and_not_before(tmp_path: 
     write(tmp_path / "t", values(1.0))
     store.apply([PLACE, pinned(tmp_path, 0)])
     write(tmp_path / "t", values(2.0))
-    assert ask(store) == 1.0
+    assert value_of(store) == 1.0
     # nothing but the version changes, which Feast must notice
     store.apply([PLACE, pinned(tmp_path, 1)])
-    assert ask(store) == 2.0
+    assert value_of(store) == 2.0
     assert repository(tmp_path).get_feature_view("v").batch_source.version == 1
     quietly(lambda: store.materialize(START, START + HOUR))
     assert store.get_online_features(["v:value"], [{"place": "a"}]).to_dict()["value"] == [2.0]
     # and back
     store.apply([PLACE, pinned(tmp_path, 0)])
-    assert ask(store) == 1.0
+    assert value_of(store) == 1.0
 
 
 def test_a_source_comes_back_from_the_registry_as_it_was() -> None:
@@ -254,8 +254,8 @@ def test_a_source_comes_back_from_the_registry_as_it_was() -> None:
     assert (again.path, again.version, again.tags) == ("/somewhere/t", 7, {"team": "x", "delta_version": "7"})
     assert "VERSION AS OF 7" in again.get_table_query_string()
     for changed in ({"version": 8}, {"path": "/elsewhere/t"}):
-        told = {"name": "t", "path": "/somewhere/t", "version": 7, "timestamp_field": "at", **changed}
-        assert DeltaSource(**told) != DeltaSource(**{**told, "path": "/somewhere/t", "version": 7})
+        options = {"name": "t", "path": "/somewhere/t", "version": 7, "timestamp_field": "at", **changed}
+        assert DeltaSource(**options) != DeltaSource(**{**options, "path": "/somewhere/t", "version": 7})
 
 
 def test_a_source_without_its_time_column_is_refused(tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, usecase: UseCase) -> Settings
 
 
 def requests(*changes: dict[str, Any]) -> pl.DataFrame:
-    asked = {
+    wanted = {
         "origin": "JFK",
         "carrier": "B6",
         "dest": "BOS",
@@ -337,7 +337,7 @@ def requests(*changes: dict[str, Any]) -> pl.DataFrame:
         "scheduled_arrival": START + 11 * HOUR,
     }
     times = {"scheduled_departure": TIME, "scheduled_arrival": TIME, "tailnum": pl.String}
-    return pl.DataFrame([{**asked, **change} for change in changes], schema_overrides=times)
+    return pl.DataFrame([{**wanted, **change} for change in changes], schema_overrides=times)
 
 
 EVERYBODY = [
@@ -348,20 +348,22 @@ EVERYBODY = [
 ]
 
 
-def offline(home: Settings, usecase: UseCase, asked: pl.DataFrame, at: datetime) -> pl.DataFrame:
-    joined = feature_store.historical_features(home, usecase, asked.with_columns(prediction_time=at), "prediction_time")
-    return joined.select([name for name in joined.columns if name not in (*asked.columns, "prediction_time")])
+def offline(home: Settings, usecase: UseCase, wanted: pl.DataFrame, at: datetime) -> pl.DataFrame:
+    joined = feature_store.historical_features(
+        home, usecase, wanted.with_columns(prediction_time=at), "prediction_time"
+    )
+    return joined.select([name for name in joined.columns if name not in (*wanted.columns, "prediction_time")])
 
 
 def test_online_equals_offline_at_every_tick_and_between_ticks(home: Settings, usecase: UseCase) -> None:
-    asked = requests(*EVERYBODY)
+    wanted = requests(*EVERYBODY)
     compared = 0
     before = START - HOUR
     for at in (START + hours * HOUR for hours in (0, 0.5, 1, 3, 4, 7.25, 11, 15)):
         materialise(home, usecase, before - 2 * HOUR, at)
         before = at
-        expected = offline(home, usecase, asked, at)
-        got = open_reader(home, usecase).read(asked).values.select(expected.columns)
+        expected = offline(home, usecase, wanted, at)
+        got = FeatureReader(home, usecase).read(wanted).values.select(expected.columns)
         assert got.cast(pl.Float64).equals(expected.cast(pl.Float64)), at
         compared += expected.height * expected.width - sum(expected.null_count().row(0))
     assert compared > 200
@@ -370,12 +372,12 @@ def test_online_equals_offline_at_every_tick_and_between_ticks(home: Settings, u
 def test_a_window_written_twice_or_overlapping_leaves_the_same(tmp_path: Path, usecase: UseCase) -> None:
     settings = Settings(home=tmp_path)
     feature_store.register(settings, usecase, tick_tables(settings, usecase, 2))
-    asked = requests(*EVERYBODY)
+    wanted = requests(*EVERYBODY)
     materialise(settings, usecase, EPOCH, START + 6 * HOUR)
-    once = open_reader(settings, usecase).read(asked)
+    once = FeatureReader(settings, usecase).read(wanted)
     for start in (START + 6 * HOUR, START + 2 * HOUR, EPOCH):
         materialise(settings, usecase, start, START + 6 * HOUR)
-        again = open_reader(settings, usecase).read(asked)
+        again = FeatureReader(settings, usecase).read(wanted)
         assert again.values.equals(once.values)
         assert again.event_times == once.event_times
 
@@ -386,10 +388,10 @@ def test_materialising_prints_nothing(home: Settings, usecase: UseCase, capsys: 
 
 
 def test_history_keeps_the_callers_rows_columns_and_instants(home: Settings, usecase: UseCase) -> None:
-    asked = requests(*EVERYBODY).with_columns(prediction_time=START + 5 * HOUR)
-    joined = feature_store.historical_features(home, usecase, asked, "prediction_time")
-    assert joined.select(asked.columns).equals(asked)
-    shuffled = feature_store.historical_features(home, usecase, asked.reverse(), "prediction_time")
+    wanted = requests(*EVERYBODY).with_columns(prediction_time=START + 5 * HOUR)
+    joined = feature_store.historical_features(home, usecase, wanted, "prediction_time")
+    assert joined.select(wanted.columns).equals(wanted)
+    shuffled = feature_store.historical_features(home, usecase, wanted.reverse(), "prediction_time")
     assert shuffled.reverse().equals(joined)
 
 
@@ -399,10 +401,10 @@ def test_a_time_without_a_zone_is_refused_and_not_taken_for_utc(home: Settings, 
         offline(home, usecase, requests({}), naive)
 
 
-def test_a_setting_takes_the_join_to_spark(home: Settings, usecase: UseCase) -> None:
+def test_a_setting_moves_the_join_to_spark(home: Settings, usecase: UseCase) -> None:
     on_spark = home.model_copy(update={"offline_engine": "spark", "spark_remote": "sc://somewhere:15002"})
-    told = feature_store.open_store(on_spark, usecase).config.offline_store
-    assert (told.engine, told.spark_remote) == ("spark", "sc://somewhere:15002")
+    offline_store = feature_store.open_store(on_spark, usecase).config.offline_store
+    assert (offline_store.engine, offline_store.spark_remote) == ("spark", "sc://somewhere:15002")
     assert feature_store.open_store(home, usecase).config.offline_store.engine == "polars"
 
 
@@ -425,18 +427,18 @@ def test_a_source_without_a_pin_is_refused(tmp_path: Path, usecase: UseCase) -> 
 @pytest.fixture(scope="module")
 def reader(home: Settings, usecase: UseCase) -> FeatureReader:
     materialise(home, usecase, EPOCH, START + 11 * HOUR)
-    return open_reader(home, usecase)
+    return FeatureReader(home, usecase)
 
 
 def test_a_batch_is_answered_in_its_order_as_one_by_one(reader: FeatureReader) -> None:
-    asked = requests(*EVERYBODY, *EVERYBODY[::-1])
-    whole = reader.read(asked)
-    for n in range(asked.height):
-        alone = reader.read(asked[n])
-        assert alone.values.to_dicts() == whole.values[n].to_dicts()
-        assert alone.unknown == [whole.unknown[n]]
+    wanted = requests(*EVERYBODY, *EVERYBODY[::-1])
+    whole = reader.read(wanted)
+    for n in range(wanted.height):
+        single = reader.read(wanted[n])
+        assert single.values.to_dicts() == whole.values[n].to_dicts()
+        assert single.unknown == [whole.unknown[n]]
         assert {view: times[n] for view, times in whole.event_times.items()} == {
-            view: times[0] for view, times in alone.event_times.items()
+            view: times[0] for view, times in single.event_times.items()
         }
 
 
@@ -458,7 +460,7 @@ def test_a_known_entity_whose_values_are_all_missing_is_not_unknown(tmp_path: Pa
     pins.append(TableReference(f"{usecase.name}/features/aircraft_ticks", write(path, empty)))
     feature_store.register(settings, usecase, pins)
     materialise(settings, usecase, EPOCH, START + 12 * HOUR)
-    read = open_reader(settings, usecase).read(requests({"tailnum": empty["tailnum"][0]}))
+    read = FeatureReader(settings, usecase).read(requests({"tailnum": empty["tailnum"][0]}))
     assert "aircraft" not in read.unknown[0]
     assert read.event_times["aircraft_ticks"] == [empty["event_timestamp"][0]]
     assert read.values["aircraft_seats"].to_list() == [None]
@@ -470,28 +472,28 @@ def test_values_come_with_the_instant_of_the_row_they_were_read_from(
     read = reader.read(requests({}))
     for name, known in VIEWS.items():
         rows = pl.read_delta(str(home.lakehouse / usecase.name / "features" / name), version=0)
-        asked = requests({}).row(0, named=True)
-        mine = [pl.col(key) == asked[key] for key in known]
+        wanted = requests({}).row(0, named=True)
+        mine = [pl.col(key) == wanted[key] for key in known]
         used = rows.filter(*mine, pl.col("event_timestamp") <= START + 11 * HOUR)
         assert read.event_times[name] == [used["event_timestamp"].max()]
 
 
 def test_request_time_features_come_along_and_the_request_stays(reader: FeatureReader) -> None:
-    asked = requests({}, {"flight": 2})
-    values = reader.read(asked).values
-    assert values.select(asked.columns).equals(asked)
+    wanted = requests({}, {"flight": 2})
+    values = reader.read(wanted).values
+    assert values.select(wanted.columns).equals(wanted)
     assert values["block_minutes"].to_list() == [120.0, 120.0]
 
 
-def test_definitions_registered_since_are_taken_up_by_a_reload(tmp_path: Path, usecase: UseCase) -> None:
+def test_a_reload_reads_the_definitions_registered_since(tmp_path: Path, usecase: UseCase) -> None:
     settings = Settings(home=tmp_path)
     feature_store.register(settings, usecase, tick_tables(settings, usecase, 5))
     materialise(settings, usecase, EPOCH, START + 11 * HOUR)
-    reader = open_reader(settings, usecase)
+    reader = FeatureReader(settings, usecase)
     before = reader.read(requests({})).values
     feature_store.register(settings, usecase, tick_tables(settings, usecase, 6))
     materialise(settings, usecase, EPOCH, START + 11 * HOUR)
     reader.reload()
     after = reader.read(requests({})).values
     assert not after.equals(before)
-    assert after.equals(open_reader(settings, usecase).read(requests({})).values)
+    assert after.equals(FeatureReader(settings, usecase).read(requests({})).values)

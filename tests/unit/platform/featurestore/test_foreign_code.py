@@ -1,4 +1,4 @@
-"""A Feast registry is data: code that stands in it is refused before Feast could bring it to life."""
+"""Code in a Feast registry is refused before Feast could run it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from throughline.usecase import get_usecase
 
 
 class Payload:
-    """Leaves a file behind where it is unpickled."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self._trace = trace
@@ -56,14 +56,14 @@ def test_a_store_whose_registry_holds_a_pickle_does_not_open_and_does_not_run_it
         "from featuresque import b",
     ],
 )
-def test_code_as_text_is_refused_unless_it_is_an_import_of_ours(tmp_path: Path, text: str) -> None:
+def test_code_as_text_is_refused_unless_it_imports_our_package(tmp_path: Path, text: str) -> None:
     file = tmp_path / "registry.db"
     file.write_bytes(registry_with("on_demand_feature_views", text=text).SerializeToString())
     with pytest.raises(ThroughlineError, match="holds code"):
         refuse_foreign_code(file, "features")
 
 
-def test_an_import_of_ours_and_no_registry_at_all_are_welcome(tmp_path: Path) -> None:
+def test_an_import_of_our_package_and_a_missing_registry_are_accepted(tmp_path: Path) -> None:
     file = tmp_path / "registry.db"
     refuse_foreign_code(file, "features")
     file.write_bytes(
@@ -72,7 +72,7 @@ def test_an_import_of_ours_and_no_registry_at_all_are_welcome(tmp_path: Path) ->
     refuse_foreign_code(file, "features")
 
 
-def test_a_registry_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_an_unreadable_registry_is_refused_in_one_line(tmp_path: Path) -> None:
     file = tmp_path / "registry.db"
     file.write_bytes(b"\xff\xff\xff")
     with pytest.raises(ThroughlineError, match="cannot be read: remove it"):

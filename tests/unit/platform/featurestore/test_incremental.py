@@ -1,4 +1,4 @@
-"""After each build a feature table is what a build of all its days would have made, whatever came in what order."""
+"""After each build a feature table equals a build of all its days, in whatever order rows arrived."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ steps = st.lists(
 def test_a_table_built_in_any_steps_is_what_one_build_makes(
     steps: list[tuple[list[Row], datetime, bool]], usecase: UseCase
 ) -> None:
-    """Each step replaces all source rows: some appear late, some go, some change; the clock may stand still."""
+    """Each step replaces all source rows: some appear late, some go, some change; the clock may not move."""
     table: Ticks = {}
     built: Origin | None = None
     before: list[Row] = []
-    for version, (now, as_of, ask) in enumerate(steps):
+    for version, (now, as_of, request) in enumerate(steps):
         changed = {raw_day(usecase, row) for row in set(now) ^ set(before)}
-        wanted = Origin({"events": version}, as_of, "code", FIRST)
-        requested = [usecase.local_day(as_of - HOUR)] if ask else []
+        wanted = origin(version, as_of)
+        requested = [usecase.local_day(as_of - HOUR)] if request else []
         build = plan_build(usecase, built, wanted, {"events": changed}, timedelta(hours=max(WINDOWS)), requested)
         whole = ticks(usecase, now, build.origin.as_of)
         days = set(build.days)
@@ -91,11 +91,14 @@ def test_a_table_built_in_any_steps_is_what_one_build_makes(
         built, before = build.origin, now
 
 
+def origin(version: int, as_of: datetime, code: str = "code") -> Origin:
+    return Origin(pins={"events": version}, as_of=as_of, code=code, first=FIRST)
+
+
 def plan(usecase: UseCase, changed: dict[str, Any], **more: Any) -> Build:
     until = START + 20 * DAY
-    origin = Origin({"events": 1}, until, "code", FIRST)
-    wanted = Origin({"events": 2}, more.pop("as_of", until), more.pop("code", "code"), FIRST)
-    return plan_build(usecase, origin, wanted, changed, timedelta(hours=24), **more)
+    wanted = origin(2, more.pop("as_of", until), more.pop("code", "code"))
+    return plan_build(usecase, origin(1, until), wanted, changed, timedelta(hours=24), **more)
 
 
 def test_nothing_changed_builds_nothing(usecase: UseCase) -> None:
@@ -108,7 +111,7 @@ def test_a_late_row_touches_its_day_and_those_that_see_it(usecase: UseCase) -> N
     assert build.ranges == [(date(2013, 3, 5), date(2013, 3, 6))]
 
 
-def test_the_next_day_is_built_alone(usecase: UseCase) -> None:
+def test_of_a_new_day_only_that_day_is_built(usecase: UseCase) -> None:
     # the clocks went forward on the 10th: midnight is an hour earlier by then
     build = plan(usecase, {"events": {date(2013, 3, 20)}}, as_of=START + 20 * DAY - HOUR)
     assert build.origin.as_of == START + 20 * DAY  # never back
@@ -116,13 +119,13 @@ def test_the_next_day_is_built_alone(usecase: UseCase) -> None:
 
 
 @pytest.mark.parametrize("reason", [{"changed": {"events": None}}, {"changed": {"events": set()}, "code": "other"}])
-def test_what_cannot_be_told_or_another_code_builds_all_days(usecase: UseCase, reason: dict[str, Any]) -> None:
+def test_unknown_changes_or_another_code_build_all_days(usecase: UseCase, reason: dict[str, Any]) -> None:
     build = plan(usecase, **reason)
     assert build.whole
     assert build.ranges == [(FIRST, date(2013, 3, 21))]
 
 
-def test_a_day_asked_for_is_built_again_and_one_to_come_is_not(usecase: UseCase) -> None:
+def test_a_requested_day_is_built_again_and_a_future_one_is_not(usecase: UseCase) -> None:
     build = plan(usecase, {"events": set()}, requested=[date(2013, 3, 4), date(2013, 5, 1)])
     assert build.ranges == [(date(2013, 3, 4),) * 2]
 
@@ -130,13 +133,13 @@ def test_a_day_asked_for_is_built_again_and_one_to_come_is_not(usecase: UseCase)
 @given(days=st.sets(st.integers(0, 60)))
 def test_ranges_are_the_days_and_do_not_touch(days: set[int]) -> None:
     ranges = spans(FIRST + n * DAY for n in days)
-    assert Build(False, ranges, Origin({}, START, "", FIRST)).days == sorted(FIRST + n * DAY for n in days)
+    assert Build(False, ranges, origin(1, START)).days == sorted(FIRST + n * DAY for n in days)
     assert all(later[0] - earlier[1] > DAY for earlier, later in pairwise(ranges))
 
 
-def test_an_origin_survives_the_commit_it_stands_in() -> None:
-    origin = Origin({"b": 2, "a": 1}, START + HOUR / 7, "c0de", FIRST)
-    assert Origin.from_json(origin.to_json()) == origin
+def test_an_origin_is_read_from_its_commit_as_it_was_written() -> None:
+    written = Origin(pins={"b": 2, "a": 1}, as_of=START + HOUR / 7, code="c0de", first=FIRST)
+    assert Origin.model_validate_json(written.model_dump_json()) == written
 
 
 def test_the_code_of_a_model_is_its_sql_its_meta_and_every_macro_behind_it() -> None:

@@ -105,7 +105,7 @@ def test_rows_that_a_known_span_leaves_out_would_not_have_been_used(
 
 
 def test_files_that_hold_nothing_for_a_known_span_are_not_opened(tmp_path: Path) -> None:
-    """Two of three files are gone; whoever needs them gets an error."""
+    """Two of three files are gone; reading them is an error."""
     days = [START + timedelta(days=n) for n in range(3)]
     for day in days:
         row = pl.DataFrame({"k": ["a"], "happened": [day], "value": [day.day]})
@@ -122,11 +122,11 @@ def test_files_that_hold_nothing_for_a_known_span_are_not_opened(tmp_path: Path)
 
 
 def test_a_text_key_that_no_row_has_is_no_error_and_no_match() -> None:
-    spine = pl.DataFrame({"k": ["a", "strange", None, "b"], "at": [START] * 4})
+    spine = pl.DataFrame({"k": ["a", "unknown", None, "b"], "at": [START] * 4})
     rows = pl.LazyFrame({"k": ["b", "a"], "happened": [START] * 2, "value": [2, 1]})
     joined = join_asof(spine, rows, keys=["k"], spine_time="at", row_time="happened", columns={"value": "value"})
     assert joined["value"].to_list() == [1, None, None, 2]
-    assert joined["k"].to_list() == ["a", "strange", None, "b"]
+    assert joined["k"].to_list() == ["a", "unknown", None, "b"]
 
 
 def test_two_views_must_not_give_one_name() -> None:

@@ -1,4 +1,4 @@
-"""Every column of the SQL is traced to the raw columns that decide its value, or it is told that it cannot be."""
+"""Every column of the SQL is traced to the raw columns that decide its value, or the reason is given in one line."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_both_sides_of_a_union_count() -> None:
         ("create table t as select 1 as a", "no SELECT"),
     ],
 )
-def test_what_cannot_be_read_is_told_in_one_line(sql: str, why: str) -> None:
+def test_sql_that_cannot_be_traced_is_one_line(sql: str, why: str) -> None:
     with pytest.raises(ThroughlineError, match=why) as refusal:
         lineage(sql)
     assert "\n" not in str(refusal.value)
@@ -99,8 +99,8 @@ def test_what_cannot_be_read_is_told_in_one_line(sql: str, why: str) -> None:
 
 @settings(max_examples=40)
 @given(st.lists(st.permutations(["tailnum", "available_at", "delay"]), min_size=1, max_size=5))
-def test_renamed_any_number_of_times_a_column_is_traced_to_where_it_began(renames: list[list[str]]) -> None:
-    """Each step hands the columns on under each other's names; the oracle follows the permutations by hand."""
+def test_a_column_renamed_any_number_of_times_is_traced_to_its_source(renames: list[list[str]]) -> None:
+    """Each step renames the columns to each other's names; the oracle follows the permutations by hand."""
     began = {name: name for name in ("tailnum", "available_at", "delay")}
     steps, source = [], "u_raw.departures VERSION AS OF 3"
     for n, names in enumerate(renames):

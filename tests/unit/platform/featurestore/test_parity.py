@@ -1,8 +1,7 @@
-"""A difference is told with both its values; nothing compared is no verdict; the sample is the seed's."""
+"""A mismatch has both values; without a comparison there is no verdict; the sample depends on the seed."""
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -42,7 +41,6 @@ def test_a_difference_names_view_entity_feature_and_both_values() -> None:
     found = compared([1.0, 2.0], [1.0, 3.0])
     assert found.mismatches == [Mismatch("v", {"place": "b"}, "f", 2.0, 3.0)]
     assert found.reason == "1 of 2 values differ, first f of b: 2.0 online, 3.0 offline"
-    assert json.loads(json.dumps(found.to_dict()))["mismatches"][0]["entity"] == {"place": "b"}
 
 
 def test_without_a_record_or_a_value_there_is_no_verdict() -> None:
@@ -51,13 +49,13 @@ def test_without_a_record_or_a_value_there_is_no_verdict() -> None:
     assert compare("v", AT, [], [], []).reason == "no value to compare"
 
 
-def test_sides_of_different_length_are_a_fault() -> None:
+def test_sides_of_different_length_are_an_error() -> None:
     with pytest.raises(ValueError, match="zip"):
         compare("v", AT, ENTITIES, [{"f": 1}], [{"f": 1}, {"f": 1}])
 
 
 @given(st.sets(st.integers(), max_size=30), st.integers(1, 40), st.integers())
-def test_a_sample_is_the_seeds_whatever_the_order(numbers: set[int], size: int, seed: int) -> None:
+def test_a_sample_depends_on_the_seed_and_not_on_the_order(numbers: set[int], size: int, seed: int) -> None:
     entities = [{"n": number} for number in numbers]
     drawn = draw(entities, size, seed)
     assert len(drawn) == min(size, len(numbers))

@@ -1,4 +1,4 @@
-"""A profile is drawn from figures that a count by hand gives, on a page that needs nothing else."""
+"""A profile has the figures of a count by hand, and its page loads nothing."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_texts_are_counted_the_commonest_first() -> None:
     assert (column.distinct, column.nulls) == (3, 1)
 
 
-def test_days_tell_their_marks_and_what_is_missing() -> None:
+def test_a_day_has_its_quantiles_and_its_share_of_missing_values() -> None:
     rows = [(date(2013, 3, n), float(v)) for n, values in ((1, range(11)), (3, range(100, 111))) for v in values]
     frame = pl.DataFrame([*rows, (date(2013, 3, 3), None)], schema={"day": pl.Date, "x": pl.Float64}, orient="row")
     first, last = profile(frame)[0].days
@@ -75,7 +75,7 @@ def test_days_tell_their_marks_and_what_is_missing() -> None:
     assert last.null_share == pytest.approx(1 / 12)
 
 
-def test_of_a_label_a_day_tells_the_mean() -> None:
+def test_of_a_label_a_day_has_the_mean() -> None:
     frame = pl.DataFrame({"day": [date(2013, 3, 1)] * 4, "label": [0, 1, 1, 1]})
     assert [(day.low, day.middle, day.high) for day in profile(frame)[0].days] == [(None, 0.75, None)]
 
@@ -140,8 +140,8 @@ def test_a_page_loads_nothing_and_shows_each_column_with_its_description() -> No
     assert {tag: parser.tags[tag] for tag in ("section", "svg", "main", "figure", "table")} == dict.fromkeys(
         ("section", "svg", "main", "figure", "table"), 0
     )
-    for said in ("Mean delay, &amp; more.", "minutes", "deprecated: too slow", "from departures.delay", "ops"):
-        assert said in page
+    for text in ("Mean delay, &amp; more.", "minutes", "deprecated: too slow", "from departures.delay", "ops"):
+        assert text in page
     assert "<b>happened" not in page
     assert "k0<" not in page
     assert page.index("<h2>delay") < page.index("<h2>origin"), "features come before keys"
@@ -170,7 +170,7 @@ def test_each_pinned_version_has_a_page_that_later_ones_leave_alone(settings: Se
     assert not list(old.parent.glob("*.tmp"))
 
 
-def test_pages_of_other_versions_go_with_the_retention(settings: Settings) -> None:
+def test_pages_of_other_versions_are_removed_after_the_retention(settings: Settings) -> None:
     first = written(settings, ticks(3))
     write_pages(settings, first)
     old, spine = page_of(settings, first.views[0].table), page_of(settings, first.spine)
@@ -182,7 +182,7 @@ def test_pages_of_other_versions_go_with_the_retention(settings: Settings) -> No
     assert spine.exists(), "it is pinned still"
 
 
-def test_a_large_table_is_looked_at_in_part_and_the_page_says_so(settings: Settings) -> None:
+def test_a_large_table_is_sampled_and_its_page_names_the_sampling(settings: Settings) -> None:
     record = written(settings, ticks(20))
     rows, every = sample(settings, record.views[0].table, rows=100)
     assert (every, rows.height) == (12, 100)

@@ -1,4 +1,4 @@
-"""The window that is enough, by the record of last time; and how two versions of the same rows differ."""
+"""The window to write, by the state of the last write; and how two versions of the same rows differ."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def state(until: datetime = LAST, definition: str = "d", version: int = 1) -> Vi
 WANTED = state(LAST + HOUR, version=2)
 
 
-def test_what_came_since_is_enough_with_the_overlap() -> None:
+def test_new_rows_and_the_overlap_are_written() -> None:
     assert plan_window(state(), WANTED, Changes(), OVERLAP).start == LAST - OVERLAP
 
 
 @pytest.mark.parametrize(
-    ("held", "wanted", "changes", "said"),
+    ("held", "wanted", "changes", "reason"),
     [
         (None, WANTED, None, "no state is recorded"),
         (state(definition="other"), WANTED, Changes(), "the definition changed"),
@@ -37,13 +37,13 @@ def test_what_came_since_is_enough_with_the_overlap() -> None:
         (state(), WANTED, Changes(LAST - OVERLAP - timedelta(microseconds=1)), "history changed at"),
     ],
 )
-def test_what_a_window_cannot_see_is_written_whole(
-    held: ViewState | None, wanted: ViewState, changes: Changes | None, said: str
+def test_after_a_change_outside_the_window_the_view_is_written_whole(
+    held: ViewState | None, wanted: ViewState, changes: Changes | None, reason: str
 ) -> None:
     window = plan_window(held, wanted, changes, OVERLAP)
     assert window.start is None
     assert window.reason.startswith("whole: ")
-    assert said in str(window)
+    assert reason in str(window)
 
 
 def test_a_change_at_the_first_instant_of_the_window_is_seen() -> None:
@@ -86,7 +86,7 @@ def test_changes_of_several_tables_are_those_of_each() -> None:
     assert Changes() | early == early
 
 
-def test_the_newest_row_is_remembered_and_none_is_none() -> None:
+def test_the_state_holds_the_newest_row_or_none() -> None:
     assert state().age == (EPOCH, EPOCH)
     assert state().with_newest((EPOCH, EPOCH)) == state()
     seen = state().with_newest((LAST, LAST + HOUR))

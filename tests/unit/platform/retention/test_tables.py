@@ -218,7 +218,7 @@ def test_a_pinned_version_keeps_what_it_was_made_from(settings: Settings) -> Non
     raw, ticks, dataset = (settings.lakehouse / f"u/{name}" for name in ("raw/r", "features/f", "training/dataset"))
     for number in range(4):
         replace_all(raw, rows(number))
-        note = Origin(pins={"r": number}, as_of=NOW, code="c", first=DAYS[0]).to_json()
+        note = Origin(pins={"r": number}, as_of=NOW, code="c", first=DAYS[0]).model_dump_json()
         origin = CommitProperties(custom_metadata={"userMetadata": note})
         write_deltalake(str(ticks), rows(number).to_arrow(), mode="overwrite", commit_properties=origin)
         replace_all(dataset, rows(number), {"fingerprint": "f"}, inputs=[pin(settings, "u/features/f")])
