@@ -1,4 +1,4 @@
-"""The scenario: users who ask the local endpoint for predictions of real requests, at a steady rate, with Locust.
+"""The scenario: users send real requests to the local endpoint at a steady rate, with Locust.
 
 Owns: where requests come from, what a user does, when it ends. Does not own: the levels (`levels`).
 """
@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
-import random
-from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,7 +17,8 @@ from throughline.events.client import drain, snapshot
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.security.tokens import auth_headers
 from throughline.foundation.settings import Settings, is_loopback
-from throughline.lakehouse.table import current_version, scan
+from throughline.lakehouse.table import find_pin, read
+from throughline.rollout.endpoint import as_instances
 from throughline.usecase import UseCase
 from throughline.usecase.requests import example_instance
 
@@ -39,13 +36,11 @@ def require_loopback(url: str) -> None:
 
 def instances(settings: Settings, usecase: UseCase) -> list[dict[str, Any]]:
     """Real requests from the use case's spine table, or the declaration's example before that table exists."""
-    path = settings.table_path(usecase.name, "features", usecase.features.spine)
-    version = current_version(path)
-    if version is None:
+    table = find_pin(settings, f"{usecase.name}/features/{usecase.features.spine}")
+    if table is None:
         return [example_instance(usecase)]
-    rows = scan(path, version).select(list(usecase.request)).collect()
-    sample = rows.sample(min(SAMPLE, rows.height), seed=SEED)
-    return [{name: _json(value) for name, value in row.items()} for row in sample.iter_rows(named=True)]
+    rows = read(settings, table).select(list(usecase.request)).collect()
+    return as_instances(usecase, rows.sample(min(SAMPLE, rows.height), shuffle=True, seed=SEED))
 
 
 def served(settings: Settings, url: str) -> list[str]:
@@ -63,10 +58,10 @@ def served(settings: Settings, url: str) -> list[str]:
 def drive(settings: Settings, usecase: UseCase, url: str, users: int, seconds: float) -> Measured:
     """Run the load for `seconds` and measure. Importing Locust patches the standard library: nothing runs after this
     in the process but the report."""
-    require_loopback(url)
-    bodies = _bodies(instances(settings, usecase))
+    bodies = itertools.cycle([json.dumps({"instances": [each]}) for each in instances(settings, usecase)])
     lost_before = _events_lost(settings, usecase, url)
 
+    # postpones locust, which patches the standard library
     import gevent
     from locust import FastHttpUser, constant_throughput, task
     from locust.env import Environment
@@ -89,29 +84,20 @@ def drive(settings: Settings, usecase: UseCase, url: str, users: int, seconds: f
     gevent.spawn_later(seconds, runner.quit)
     runner.greenlet.join(timeout=seconds + 30)
     total = environment.stats.total
-
-    def percentile(share: float) -> float:
-        return float(total.get_response_time_percentile(share)) if total.num_requests else math.nan
-
+    p50, p95, p99 = (float(total.get_response_time_percentile(share)) for share in (0.5, 0.95, 0.99))
     return Measured(
         requests=total.num_requests,
-        seconds=(total.last_request_timestamp or 0) - total.start_time if total.num_requests else 0.0,
+        seconds=(total.last_request_timestamp or total.start_time) - total.start_time,
         failed_share=total.fail_ratio,
-        p50_ms=percentile(0.5),
-        p95_ms=percentile(0.95),
-        p99_ms=percentile(0.99),
+        p50_ms=p50,
+        p95_ms=p95,
+        p99_ms=p99,
         events_lost=_events_lost(settings, usecase, url) - lost_before,
     )
 
 
-def _bodies(rows: list[dict[str, Any]]) -> Iterator[str]:
-    encoded = [json.dumps({"instances": [row]}) for row in rows]
-    random.Random(SEED).shuffle(encoded)
-    return itertools.cycle(encoded)
-
-
 def _events_lost(settings: Settings, usecase: UseCase, url: str) -> int:
-    """Gaps the collector knows of once everything is there that was on its way."""
+    """Lost events by the collector's count, after all that were sent have arrived."""
     drain(settings, url)
     return snapshot(settings, usecase).lost
 
@@ -122,7 +108,3 @@ def _is_prediction(text: str | None) -> bool:
         return 0 <= prediction["score"] <= 1 and bool(prediction["prediction_id"])
     except (ValueError, KeyError, TypeError):
         return False
-
-
-def _json(value: Any) -> Any:
-    return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from serving.protocol import Prediction
 from throughline.events.publisher import Publisher
 from throughline.records import Revision
 
@@ -35,20 +34,14 @@ class Metrics:
         )
         self._registry.register(_Outbox(publisher))
 
-    def observe(
-        self,
-        revision: Revision,
-        predictions: list[Prediction],
-        flags: list[list[str]],
-        ages: list[dict[str, float | None]],
-    ) -> None:
-        for prediction, raised, seconds in zip(predictions, flags, ages, strict=True):
-            self._predictions.labels(revision.name, revision.version, revision.role, prediction.decision).inc()
-            for flag in raised:
-                self._flags.labels(revision.name, flag).inc()
-            for view, age in seconds.items():
-                if age is not None:
-                    self._ages.labels(revision.name, view).observe(age)
+    def observe(self, revision: Revision, decision: str, flags: list[str], ages: dict[str, float | None]) -> None:
+        """Count one prediction. `ages`: of the feature rows used, in seconds by view; None for a view without one."""
+        self._predictions.labels(revision.name, revision.version, revision.role, decision).inc()
+        for flag in flags:
+            self._flags.labels(revision.name, flag).inc()
+        for view, age in ages.items():
+            if age is not None:
+                self._ages.labels(revision.name, view).observe(age)
 
     def render(self) -> bytes:
         """KServe's metrics and ours in the text format."""

@@ -1,4 +1,4 @@
-"""What stands between the network and KServe's endpoints, in REST and gRPC: tokens, body size, error responses.
+"""Middleware of KServe's endpoints, REST and gRPC: tokens, body size, error responses.
 
 Owns: the one table from exceptions to statuses. KServe answers 500 to some bad requests and shows internals in others;
 here a fault of the caller is 4xx with {"error": "field: problem"}, and a fault of ours is 500 without details.
@@ -89,8 +89,8 @@ def install(app: FastAPI) -> None:
 class BodyMiddleware:
     """ASGI middleware: limits the size of a body, and reads a body of any content type as JSON.
 
-    curl -d sends a form's content type, for which KServe hands the raw bytes to the model (V1) or wants the length of a
-    binary header (V2).
+    `curl -d` sends a form's content type, for which KServe hands the raw bytes to the model (V1) or requires the length
+    of a binary header (V2).
     """
 
     def __init__(self, app: ASGIApp, limit: int = MAX_BODY) -> None:
@@ -101,16 +101,17 @@ class BodyMiddleware:
             await self._app(scope, receive, send)
             return
         headers = MutableHeaders(scope=scope)
+        length, too_large = headers.get("content-length", "0"), f"body: send at most {self._limit} bytes"
+        refusal = None
         if headers.get("content-type", "").startswith("application/cloudevents"):
             refusal = JSONResponse({"error": "content-type: send a CloudEvent in binary mode, or plain JSON"}, 415)
+        elif not length.isdigit() or int(length) > self._limit:
+            refusal = JSONResponse({"error": too_large}, 413)
+        if refusal:
             await refusal(scope, receive, send)
             return
         if "inference-header-content-length" not in headers:
             headers["content-type"] = "application/json"
-        length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > self._limit:
-            await self._too_large(scope, receive, send)
-            return
         taken = 0
 
         async def bounded() -> Message:
@@ -118,13 +119,10 @@ class BodyMiddleware:
             message = await receive()
             taken += len(message.get("body", b""))
             if taken > self._limit:
-                raise HTTPException(413, f"body: send at most {self._limit} bytes")
+                raise HTTPException(413, too_large)
             return message
 
         await self._app(scope, bounded, send)
-
-    async def _too_large(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await JSONResponse({"error": f"body: send at most {self._limit} bytes"}, 413)(scope, receive, send)
 
 
 class GrpcInterceptor(grpc.aio.ServerInterceptor):

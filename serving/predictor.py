@@ -1,7 +1,7 @@
-"""From typed requests to predictions (features, score, decision, event) or to explanations of a score.
+"""Predictions and explanations of one revision: features, score, decision, event.
 
-Owns: that path for one revision of one use case. Does not own: protocols, where features come from, what is stored,
-how a score is explained (`throughline.evaluation.explain`).
+Owns: the path from typed requests to answers. Does not own: protocols, the feature store, the inference log, how a
+score is explained (`throughline.evaluation.explain`).
 """
 
 from __future__ import annotations
@@ -59,28 +59,22 @@ class PendingRequest:
     arrived: float = field(default_factory=time.perf_counter)
 
 
+@dataclass(frozen=True, eq=False)
 class Predictor:
-    """One loaded revision; immutable, so that replacing it is one assignment."""
+    """One loaded revision; immutable, so that replacing it is one assignment.
 
-    def __init__(
-        self,
-        usecase: UseCase,
-        revision: Revision,
-        served: ServedModel,
-        reader: Reader,
-        clock: Clock,
-        publish: Callable[[Callable[[str, int], InferenceEvent]], None],
-        observe: Callable[[Revision, list[Prediction], list[list[str]], list[dict[str, float | None]]], None],
-    ) -> None:
-        self.usecase = usecase
-        self.revision = revision
-        self.loaded_at = datetime.now(UTC)
-        self._served = served
-        self._columns = [*served.numeric, *served.categorical]
-        self._reader = reader
-        self._clock = clock
-        self._publish = publish
-        self._observe = observe
+    `publish` logs the event that its argument builds from source and sequence number; `observe` counts a prediction, by
+    its revision, decision, flags and the ages of its features in seconds.
+    """
+
+    usecase: UseCase
+    revision: Revision
+    served: ServedModel
+    reader: Reader
+    clock: Clock
+    publish: Callable[[Callable[[str, int], InferenceEvent]], None]
+    observe: Callable[[Revision, str, list[str], dict[str, float | None]], None]
+    loaded_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def warm_up(self) -> None:
         """Score the declaration's own example without logging it: a model and features that do not fit are refused."""
@@ -89,7 +83,7 @@ class Predictor:
         except BadRequest:
             return  # the declaration gives no complete example
         try:
-            score = self._served.score(self._reader.read(example).values)
+            score = self.served.score(self.reader.read(example).values)
         except Exception as error:
             raise ThroughlineError(f"the example request cannot be answered: {_one_line(error)}") from error
         if not _is_probability(score[0]):
@@ -113,9 +107,9 @@ class Predictor:
         Raises `Unavailable` after the deadline, and when the background is another model's.
         """
         try:
-            against = frame_of(background, self._served, self.revision.sha256)
-            values = self._reader.read(frame).values
-            explanations = [explain(self._served, values[row], against, until=until) for row in range(frame.height)]
+            against = frame_of(background, self.served, self.revision.sha256)
+            values = self.reader.read(frame).values
+            explanations = [explain(self.served, values[row], against, until=until) for row in range(frame.height)]
         except ThroughlineError as error:
             raise Unavailable(str(error)) from error
         except Exception as error:
@@ -134,20 +128,20 @@ class Predictor:
     def _predict(self, pending: Sequence[PendingRequest]) -> list[list[Prediction]]:
         """Read the features of all requests at once, score each by itself: a score must not depend on the batch."""
         frame = pending[0].frame if len(pending) == 1 else pl.concat([each.frame for each in pending])
-        read = self._reader.read(frame)
-        outside = self._served.outside_domain(read.values)
+        read = self.reader.read(frame)
+        outside = self.served.outside_domain(read.values)
         starts = np.cumsum([0, *(each.frame.height for each in pending)])
-        scores = [self._served.score(read.values[start:end]) for start, end in itertools.pairwise(starts)]
+        scores = [self.served.score(read.values[start:end]) for start, end in itertools.pairwise(starts)]
         if not all(map(_is_probability, np.concatenate(scores))):
             raise Unavailable(f"The model {self.revision.revision} of {self.usecase.name} gave no probability.")
         keys = row_keys(self.usecase, frame)
-        features = read.values.select(self._columns).to_dicts()
+        features = read.values.select([*self.served.numeric, *self.served.categorical]).to_dicts()
         requests = frame.to_dicts()
-        now, wall = self._clock.now(), datetime.now(UTC)
+        now, wall = self.clock.now(), datetime.now(UTC)
         results, row = [], 0
         for each, own_scores in zip(pending, scores, strict=True):
             latency_ms = (time.perf_counter() - each.arrived) * 1000
-            predictions, all_flags, ages = [], [], []
+            predictions = []
             for score in own_scores:
                 prediction = self._prediction(float(score))
                 flags = [
@@ -157,12 +151,10 @@ class Predictor:
                 ]
                 times = {view: instants[row] for view, instants in read.event_times.items()}
                 data: dict[str, Any] = {
-                    "id": prediction.prediction_id,
+                    **asdict(prediction),
                     "subject": self.usecase.name,
                     "time": now,
                     "wall_time": wall,
-                    "model_name": prediction.model_name,
-                    "model_version": prediction.model_version,
                     "revision": self.revision.revision,
                     "role": self.revision.role,
                     "row_key": keys[row],
@@ -170,16 +162,14 @@ class Predictor:
                     "features": _plain(features[row]),
                     "feature_times": times,
                     "flags": flags,
-                    "score": prediction.score,
-                    "decision": prediction.decision,
                     "latency_ms": latency_ms,
                 }
-                self._publish(lambda source, number, data=data: InferenceEvent(source=source, sequence=number, **data))
+                data["id"] = data.pop("prediction_id")
+                self.publish(lambda source, number, data=data: InferenceEvent(source=source, sequence=number, **data))
+                ages = {view: (now - at).total_seconds() if at else None for view, at in times.items()}
+                self.observe(self.revision, prediction.decision, flags, ages)
                 predictions.append(prediction)
-                all_flags.append(flags)
-                ages.append({view: (now - at).total_seconds() if at else None for view, at in times.items()})
                 row += 1
-            self._observe(self.revision, predictions, all_flags, ages)
             results.append(predictions)
         return results
 
@@ -201,10 +191,9 @@ class Predictor:
 def load_served(settings: Settings, folder: Path, revision: Revision) -> ServedModel:
     """The model of a revision: its folder's signature verified, its digest checked on the bytes that are run.
 
-    Raises `ThroughlineError`; a signature that does not hold is recorded in the history, too.
+    Raises `ThroughlineError`; the refusal of a signature is recorded in the history, too.
     """
-    place = (folder / revision.file).parent
-    return ServedModel.load(verified(settings, revision, place), revision.sha256)
+    return ServedModel.load(verified(settings, revision, (folder / revision.file).parent), revision.sha256)
 
 
 def _is_probability(score: Any) -> bool:
@@ -213,12 +202,8 @@ def _is_probability(score: Any) -> bool:
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
     """JSON has neither instants nor NaN."""
-    return {
-        name: iso(value)
-        if isinstance(value, datetime)
-        else (None if isinstance(value, float) and not math.isfinite(value) else value)
-        for name, value in row.items()
-    }
+    unset = {name: None for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
+    return {name: iso(value) if isinstance(value, datetime) else value for name, value in row.items()} | unset
 
 
 def _one_line(error: Exception) -> str:

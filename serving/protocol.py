@@ -70,9 +70,8 @@ def instances_of_v2(usecase: UseCase, request: InferRequest) -> list[dict[str, A
     tensors: dict[str, InferInput] = {}
     for tensor in request.inputs:
         if tensor.name not in usecase.request:
-            raise BadRequest(
-                f"inputs.{ascii(tensor.name)[1:61]}", f"is not a field: known are {', '.join(usecase.request)}"
-            )
+            known = ", ".join(usecase.request)
+            raise BadRequest(f"inputs.{ascii(tensor.name)[1:61]}", f"is not a field: known are {known}")
         if tensor.name in tensors:
             raise BadRequest(f"inputs.{tensor.name}", "is there twice")
         tensors[tensor.name] = tensor
@@ -97,12 +96,11 @@ def response_v1(predictions: Sequence[Prediction]) -> dict[str, Any]:
 
 
 def response_v2(request: InferRequest, predictions: Sequence[Prediction]) -> InferResponse:
-    """Output tensors of shape [N], binary where the caller asked for it."""
+    """Output tensors of shape [N], binary where the request demands it."""
     for wanted in request.request_outputs or []:
         if wanted.name not in _OUTPUTS:
-            raise BadRequest(
-                f"outputs.{ascii(wanted.name)[1:61]}", f"is not an output: known are {', '.join(_OUTPUTS)}"
-            )
+            known = ", ".join(_OUTPUTS)
+            raise BadRequest(f"outputs.{ascii(wanted.name)[1:61]}", f"is not an output: known are {known}")
     return InferResponse(
         response_id=request.id or str(uuid.uuid4()),
         model_name=request.model_name,

@@ -101,16 +101,8 @@ class Repository(ModelRepository):
         """What serves now, one entry per revision."""
         predictors = [model.predictor for model in list(self.models.values()) if isinstance(model, UseCaseModel)]
         return [
-            {
-                "usecase": predictor.usecase.name,
-                "name": predictor.revision.name,
-                "version": predictor.revision.version,
-                "alias": predictor.revision.alias,
-                "share": predictor.revision.share,
-                "role": predictor.revision.role,
-                "revision": predictor.revision.revision,
-                "loaded_at": predictor.loaded_at.isoformat(),
-            }
+            predictor.revision.model_dump(exclude={"sha256", "file", "deployed_at"})
+            | {"loaded_at": predictor.loaded_at.isoformat()}
             for predictor in predictors
         ]
 

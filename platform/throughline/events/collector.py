@@ -123,14 +123,9 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.post("/", status_code=202)
     async def receive(request: Request) -> Response:
-        collector: Collector = request.app.state.collector
-        try:
-            if int(request.headers.get("content-length") or MAX_BODY + 1) > MAX_BODY:
-                raise BadEvent(f"body: send a Content-Length of at most {MAX_BODY}")
-            await collector.receive(from_binary(request.headers, await request.body()))
-        except BadEvent as error:
-            collector.rejected += 1
-            return JSONResponse({"error": str(error)}, 422)
+        if int(request.headers.get("content-length") or MAX_BODY + 1) > MAX_BODY:
+            raise BadEvent(f"body: send a Content-Length of at most {MAX_BODY}")
+        await request.app.state.collector.receive(from_binary(request.headers, await request.body()))
         return Response(status_code=202)
 
     @app.post("/flush")
@@ -138,28 +133,18 @@ def create_app(settings: Settings) -> FastAPI:
         return {"version": await run_in_threadpool(request.app.state.collector.write)}
 
     @app.post("/v1/sources/{usecase}/{table}", status_code=202)
-    async def push(request: Request, usecase: str, table: str) -> Response:
+    async def push(request: Request, usecase: str, table: str) -> dict[str, int]:
         """Rows of a declared table, JSON lines or an array: all of them are kept, or none."""
         intake: PushIntake = request.app.state.pushed
-        try:
-            if int(request.headers.get("content-length") or MAX_ROWS_BODY + 1) > MAX_ROWS_BODY:
-                raise BadRow(f"body: send a Content-Length of at most {MAX_ROWS_BODY}")
-            rows = await run_in_threadpool(intake.check, usecase, table, await request.body())
-        except NoSuchTable as error:
-            return JSONResponse({"error": str(error)}, 404)
-        except BadRow as error:
-            intake.rejected += 1
-            return JSONResponse({"error": str(error)}, 422)
+        if int(request.headers.get("content-length") or MAX_ROWS_BODY + 1) > MAX_ROWS_BODY:
+            raise BadRow(f"body: send a Content-Length of at most {MAX_ROWS_BODY}")
+        rows = await run_in_threadpool(intake.check, usecase, table, await request.body())
         await intake.confirm(rows)
-        return JSONResponse({"accepted": len(rows)}, 202)
+        return {"accepted": len(rows)}
 
     @app.post("/v1/sources/{usecase}/{table}/flush")
-    async def flush_rows(request: Request, usecase: str, table: str) -> Response:
-        intake: PushIntake = request.app.state.pushed
-        try:
-            return JSONResponse({"version": await run_in_threadpool(intake.write, usecase, table)})
-        except NoSuchTable as error:
-            return JSONResponse({"error": str(error)}, 404)
+    async def flush_rows(request: Request, usecase: str, table: str) -> dict[str, Any]:
+        return {"version": await run_in_threadpool(request.app.state.pushed.write, usecase, table)}
 
     @app.get("/status")
     async def status(request: Request) -> dict[str, Any]:
@@ -179,19 +164,22 @@ def create_app(settings: Settings) -> FastAPI:
         return JSONResponse({"error": error.detail}, error.status_code)
 
     @app.exception_handler(ThroughlineError)
-    async def known_error(_: Request, error: ThroughlineError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, 503)
+    async def known_error(request: Request, error: ThroughlineError) -> JSONResponse:
+        if isinstance(error, BadEvent | BadRow):
+            intake = request.app.state.collector if isinstance(error, BadEvent) else request.app.state.pushed
+            intake.rejected += 1
+            return JSONResponse({"error": str(error)}, 422)
+        return JSONResponse({"error": str(error)}, 404 if isinstance(error, NoSuchTable) else 503)
 
     return app
 
 
 def _metrics(counted: dict[str, dict[str, Any]]) -> str:
-    kinds = {"pending": "gauge", "lost": "gauge"}
     lines = []
     for what, status in counted.items():
         for name in ("received", "written", "duplicates", "rejected", "lost", "pending"):
             if name in status:
-                kind = kinds.get(name, "counter")
+                kind = "gauge" if name in ("lost", "pending") else "counter"
                 full = f"throughline_collector_{what}_{name}" + ("_total" if kind == "counter" else "")
                 lines += [f"# TYPE {full} {kind}", f"{full} {status[name]}"]
     return "\n".join(lines) + "\n"

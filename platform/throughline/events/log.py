@@ -127,11 +127,8 @@ class PredictionLog:
     def _take(self, files: list[str]) -> None:
         if not files:
             return
-        rows = (
-            self._scan(files, include_file_paths="file")
-            .select("id", "source", "sequence", "time", "wall_time", *_MADE_BY, "file")
-            .collect()
-        )
+        columns = ("id", "source", "sequence", "time", "wall_time", *_MADE_BY, "file")
+        rows = self._scan(files, include_file_paths="file").select(columns).collect()
         places = {file: number for number, file in enumerate(files, len(self._files))}
         rows = rows.with_columns(
             place=pl.col("file").replace_strict(places, return_dtype=pl.UInt32),
@@ -164,10 +161,8 @@ class PredictionLog:
 
     def _scan(self, files: list[str], **how: Any) -> pl.LazyFrame:
         if in_bucket(self._location):
-            how |= {
-                "storage_options": storage_options(self._location),
-                "credential_provider": pl.CredentialProviderAWS(),
-            }
+            how["storage_options"] = storage_options(self._location)
+            how["credential_provider"] = pl.CredentialProviderAWS()
         return pl.scan_parquet(files, hive_partitioning=False, **how)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from typing import Any, Literal, get_origin
 from uuid import UUID
 
@@ -65,13 +65,9 @@ class InferenceEvent(Record):
     decision: str
     latency_ms: float = Field(ge=0)
 
-    @property
-    def day(self) -> date:
-        """The partition: the UTC date of `time`."""
-        return self.time.astimezone(UTC).date()
 
-
-# A column per field and the partition. What is a mapping is JSON text: its keys differ between use cases and versions.
+# A column per field, and the partition `day`: the UTC date of `time`. Mappings are JSON text, as their keys differ
+# between use cases and versions.
 _FIELD_TYPES = {
     name: get_origin(field.annotation) or field.annotation
     for name, field in InferenceEvent.model_fields.items()
@@ -88,7 +84,7 @@ def log_table(usecase: str, version: int) -> TableReference:
 
 def to_binary(event: InferenceEvent) -> tuple[dict[str, str], bytes]:
     """Headers and body of the HTTP request that carries the event."""
-    # postpones cloudevents: who only reads the log has no use for it
+    # postpones cloudevents, which readers of the log do not use
     from cloudevents.conversion import to_binary as cloudevents_to_binary
     from cloudevents.http import CloudEvent
 
@@ -101,7 +97,6 @@ def to_binary(event: InferenceEvent) -> tuple[dict[str, str], bytes]:
 
 def from_binary(headers: Mapping[str, str], body: bytes) -> InferenceEvent:
     """The inverse of `to_binary`. Raises `BadEvent` naming what is wrong."""
-    # postpones cloudevents
     from cloudevents.exceptions import GenericException
     from cloudevents.http import from_http
 
@@ -116,36 +111,24 @@ def from_binary(headers: Mapping[str, str], body: bytes) -> InferenceEvent:
     data = event.get_data()
     if not isinstance(data, dict):
         raise BadEvent("data: must be a JSON object")
-    attributes = event.get_attributes()
+    attributes = {name: value for name, value in event.get_attributes().items() if name in _ATTRIBUTES}
     try:
-        return InferenceEvent.model_validate(
-            {**data, **{name: attributes[name] for name in _ATTRIBUTES if name in attributes}}
-        )
+        return InferenceEvent.model_validate({**data, **attributes})
     except ValidationError as error:
         raise BadEvent(": ".join(first_problem(error))) from None
 
 
 def to_rows(events: Iterable[InferenceEvent]) -> pl.DataFrame:
     """Rows of the table, in the given order."""
-    rows = [
-        {
-            **event.model_dump(exclude={"id", "subject", *JSON_COLUMNS}),
-            "id": str(event.id),
-            **{
-                name: _compact(value)
-                for name, value in event.model_dump(mode="json", include=set(JSON_COLUMNS)).items()
-            },
-            "day": event.day,
-        }
-        for event in events
-    ]
+    rows = []
+    for event in events:
+        mappings = event.model_dump(mode="json", include=set(JSON_COLUMNS))
+        texts = {name: json.dumps(value, separators=(",", ":"), ensure_ascii=False) for name, value in mappings.items()}
+        plain = event.model_dump(exclude={"id", "subject", *JSON_COLUMNS})
+        rows.append({**plain, **texts, "id": str(event.id), "day": event.time.astimezone(UTC).date()})
     return pl.DataFrame(rows, schema=LOG_SCHEMA)
 
 
 def iso(instant: datetime | None) -> str | None:
     """UTC with `Z`, as all instants inside the JSON columns are written."""
     return None if instant is None else instant.astimezone(UTC).isoformat().replace("+00:00", "Z")
-
-
-def _compact(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

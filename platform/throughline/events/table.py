@@ -47,10 +47,6 @@ class LogTable:
         """None before the first event."""
         return self._table.version
 
-    @property
-    def written(self) -> int:
-        return sum(source.events for source in self.sources.values())
-
     def append(self, events: Sequence[InferenceEvent]) -> int:
         """Write those not in the table yet as one commit; returns how many these were."""
         fresh = self._table.append(to_rows(events))

@@ -1,4 +1,4 @@
-"""A load test stays on this machine, sends real requests, and says which level was missed."""
+"""A load test stays on this machine, sends real requests, and names the levels that were missed."""
 
 from __future__ import annotations
 

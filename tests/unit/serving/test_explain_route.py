@@ -1,10 +1,11 @@
-"""`:explain` says why, as KServe's V1 route, without being a prediction, and never at the cost of predictions."""
+"""`:explain`, KServe's V1 route: explains a score, logs no prediction, and does not hold up predictions."""
 
 from __future__ import annotations
 
 import runpy
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,14 @@ from throughline.evaluation.explain import AT_ONCE
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import PROJECT_ROOT, Settings, load_settings
 from throughline.records import Revision
-from throughline.rollout.endpoint import explain as ask_explain
+from throughline.rollout import endpoint
 from throughline.services.ports import take_ports
 from throughline.usecase import get_usecase
 from throughline.usecase.requests import example_instance
 
 USECASE = get_usecase("flight_delay")
 DOUBLES = runpy.run_path(str(PROJECT_ROOT / "tests" / "support" / "serving_bench_server.py"))
-TOKEN = "a-token-that-must-not-come-back"
+TOKEN = "a-token-that-must-not-be-returned"
 AGAINST = pl.DataFrame(
     {
         "departure_hour": [6.0, 9.0, 14.0, 21.0],
@@ -57,9 +58,9 @@ class Place:
     def give_background(self) -> None:
         path = served_path(self.folder, self.revision.sha256)
         path.parent.mkdir(exist_ok=True)
-        path.write_text(background_of(self.model.predictor._served, AGAINST).model_dump_json())
+        path.write_text(background_of(self.model.predictor.served, AGAINST).model_dump_json())
 
-    def ask(self, *instances: dict[str, Any], verb: str = "explain", **headers: str) -> tuple[int, Any]:
+    def send(self, *instances: dict[str, Any], verb: str = "explain", **headers: str) -> tuple[int, Any]:
         answer = self.client.post(
             f"/v1/models/{USECASE.name}:{verb}", json={"instances": list(instances)}, headers=headers
         )
@@ -79,10 +80,10 @@ INSTANCE = example_instance(USECASE)
 
 
 def test_an_explanation_sums_to_the_score_that_a_prediction_gives(place: Place) -> None:
-    status, told = place.ask(INSTANCE)
-    assert status == 200, told
-    (it,) = told["predictions"]
-    (predicted,) = place.ask(INSTANCE, verb="predict")[1]["predictions"]
+    status, answer = place.send(INSTANCE)
+    assert status == 200, answer
+    (it,) = answer["predictions"]
+    (predicted,) = place.send(INSTANCE, verb="predict")[1]["predictions"]
     assert {name: it[name] for name in ("model_name", "model_version", "score", "decision")} == {
         name: predicted[name] for name in ("model_name", "model_version", "score", "decision")
     }
@@ -90,27 +91,27 @@ def test_an_explanation_sums_to_the_score_that_a_prediction_gives(place: Place) 
     assert set(adds) == {"departure_hour", "aircraft_flights", "carrier"}
     assert it["base_value"] + sum(adds.values()) == pytest.approx(it["score"], abs=1e-9)
     assert [abs(one) for one in adds.values()] == sorted((abs(one) for one in adds.values()), reverse=True)
-    assert place.ask(INSTANCE)[1] == told
+    assert place.send(INSTANCE)[1] == answer
 
 
-def test_a_missing_feature_is_told_as_null(place: Place) -> None:
-    (it,) = place.ask(INSTANCE | {"tailnum": "N0NE"})[1]["predictions"]
+def test_a_missing_feature_is_null(place: Place) -> None:
+    (it,) = place.send(INSTANCE | {"tailnum": "N0NE"})[1]["predictions"]
     values = {one["feature"]: one["value"] for one in it["explanations"]}
     assert values == {"departure_hour": 13.0, "aircraft_flights": None, "carrier": "B6"}
 
 
 def test_an_explanation_is_no_prediction(place: Place) -> None:
     before = place.server.metrics.render()
-    it = place.ask(INSTANCE)[1]["predictions"][0]
+    it = place.send(INSTANCE)[1]["predictions"][0]
     assert "prediction_id" not in it
     assert place.server.publisher.waiting + place.server.publisher.sent + place.server.publisher.lost == 0
     counted = [line for line in place.server.metrics.render().splitlines() if line.startswith(b"throughline_pred")]
     assert counted == [line for line in before.splitlines() if line.startswith(b"throughline_pred")]
-    place.ask(INSTANCE, verb="predict")
+    place.send(INSTANCE, verb="predict")
     assert b"throughline_predictions_total{" in place.server.metrics.render()
 
 
-def test_the_callers_token_does_not_come_back(place: Place) -> None:
+def test_the_callers_token_is_not_in_the_answer(place: Place) -> None:
     """KServe's data plane answers `:explain` with the headers of the request."""
     answer = place.client.post(
         f"/v1/models/{USECASE.name}:explain",
@@ -122,20 +123,20 @@ def test_the_callers_token_does_not_come_back(place: Place) -> None:
     assert set(answer.headers) == {"content-type", "content-length"}
 
 
-def test_without_a_background_the_answer_is_503_and_says_why(place: Place) -> None:
+def test_without_a_background_the_answer_is_503_with_the_reason(place: Place) -> None:
     served_path(place.folder, place.revision.sha256).unlink()
-    status, told = place.ask(INSTANCE)
+    status, answer = place.send(INSTANCE)
     assert status == 503
-    assert "Nothing to compare with was deployed" in told["error"]
-    assert place.ask(INSTANCE, verb="predict")[0] == 200
+    assert "Nothing to compare with was deployed" in answer["error"]
+    assert place.send(INSTANCE, verb="predict")[0] == 200
 
 
 @pytest.mark.parametrize("content", ["not json", '{"sha256": "1", "numeric": {"x": [1]}, "categorical": {}}'])
-def test_a_background_that_is_none_or_of_another_model_is_refused(place: Place, content: str) -> None:
+def test_a_damaged_background_or_one_of_another_model_is_refused(place: Place, content: str) -> None:
     served_path(place.folder, place.revision.sha256).write_text(content)
-    status, told = place.ask(INSTANCE)
+    status, answer = place.send(INSTANCE)
     assert status == 503
-    assert "again" in told["error"]
+    assert "again" in answer["error"]
 
 
 @pytest.mark.parametrize(
@@ -143,12 +144,12 @@ def test_a_background_that_is_none_or_of_another_model_is_refused(place: Place, 
     [([INSTANCE | {"origin": 7}], "instances[0].origin"), ([], "instances"), ([INSTANCE] * (AT_ONCE + 1), "instances")],
 )
 def test_a_bad_request_is_the_callers_fault_and_names_the_field(place: Place, instances: list, field: str) -> None:
-    status, told = place.ask(*instances)
+    status, answer = place.send(*instances)
     assert status == 400
-    assert told["error"].startswith(f"{field}: ")
+    assert answer["error"].startswith(f"{field}: ")
 
 
-def test_our_own_client_asks_for_as_many_as_are_taken_at_once_and_repeats_a_refusal(place: Place) -> None:
+def test_our_client_sends_as_many_as_one_request_may_have_and_raises_the_reason_of_a_refusal(place: Place) -> None:
     config = uvicorn.Config(place.client.app, port=place.settings.port("model_http"), log_config=None)
     listening = uvicorn.Server(config)
     thread = threading.Thread(target=listening.run, daemon=True)
@@ -158,11 +159,11 @@ def test_our_own_client_asks_for_as_many_as_are_taken_at_once_and_repeats_a_refu
             if listening.started:
                 break
             thread.join(0.05)
-        told = ask_explain(place.settings, USECASE, [INSTANCE] * (AT_ONCE + 1))
-        assert told == place.ask(INSTANCE)[1]["predictions"] * (AT_ONCE + 1)
+        explained = endpoint.explain(place.settings, USECASE, [INSTANCE] * (AT_ONCE + 1))
+        assert explained == place.send(INSTANCE)[1]["predictions"] * (AT_ONCE + 1)
         served_path(place.folder, place.revision.sha256).unlink()
         with pytest.raises(ThroughlineError, match="refused the request: Nothing to compare with"):
-            ask_explain(place.settings, USECASE, [INSTANCE])
+            endpoint.explain(place.settings, USECASE, [INSTANCE])
     finally:
         listening.should_exit = True
         thread.join(30)
@@ -188,12 +189,13 @@ class Held:
 
 @pytest.fixture
 def held(place: Place) -> Held:
-    place.model.predictor._served = Held(place.model.predictor._served)
-    return place.model.predictor._served
+    model = Held(place.model.predictor.served)
+    place.model.predictor = replace(place.model.predictor, served=model)  # type: ignore[arg-type]
+    return model
 
 
-def ask_in_background(place: Place, answers: list) -> threading.Thread:
-    thread = threading.Thread(target=lambda: answers.append(place.ask(INSTANCE)))
+def explain_in_background(place: Place, answers: list) -> threading.Thread:
+    thread = threading.Thread(target=lambda: answers.append(place.send(INSTANCE)))
     thread.start()
     return thread
 
@@ -201,21 +203,21 @@ def ask_in_background(place: Place, answers: list) -> threading.Thread:
 def test_predictions_go_on_while_one_is_explained(place: Place, held: Held) -> None:
     with place.client:  # one event loop for all requests
         answers: list = []
-        asking = ask_in_background(place, answers)
+        explaining = explain_in_background(place, answers)
         assert held.begun.wait(30)
-        assert place.ask(INSTANCE, verb="predict")[0] == 200
+        assert place.send(INSTANCE, verb="predict")[0] == 200
         assert answers == []
         held.go_on.set()
-        asking.join(30)
+        explaining.join(30)
     assert answers[0][0] == 200
 
 
-def test_an_explanation_waits_its_turn(place: Place, held: Held) -> None:
+def test_explanations_run_one_after_the_other(place: Place, held: Held) -> None:
     with place.client:
         answers: list = []
-        first = ask_in_background(place, answers)
+        first = explain_in_background(place, answers)
         assert held.begun.wait(30)
-        second = ask_in_background(place, answers)
+        second = explain_in_background(place, answers)
         assert not held.begun_again.wait(1)
         held.go_on.set()
         first.join(30)
@@ -224,22 +226,22 @@ def test_an_explanation_waits_its_turn(place: Place, held: Held) -> None:
     assert [status for status, _ in answers] == [200, 200]
 
 
-def test_when_too_many_wait_the_next_is_refused(place: Place, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_full_queue_an_explanation_is_refused(place: Place, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving_model, "EXPLANATIONS_WAITING", 0)
     with place.client:
         answers: list = []
-        asking = ask_in_background(place, answers)
+        explaining = explain_in_background(place, answers)
         assert held.begun.wait(30)
-        status, told = place.ask(INSTANCE)
+        status, answer = place.send(INSTANCE)
         assert status == 503
-        assert "waiting already" in told["error"]
+        assert "waiting already" in answer["error"]
         held.go_on.set()
-        asking.join(30)
+        explaining.join(30)
     assert answers[0][0] == 200
 
 
-def test_what_takes_too_long_ends(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_explanation_ends_at_its_deadline(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving_model, "EXPLAIN_DEADLINE_S", -1.0)
-    status, told = place.ask(INSTANCE)
+    status, answer = place.send(INSTANCE)
     assert status == 503
-    assert "not done in time" in told["error"]
+    assert "not done in time" in answer["error"]

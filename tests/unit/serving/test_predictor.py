@@ -88,7 +88,11 @@ def test_requests_answered_together_are_scored_apart_and_in_order():
     assert [str(event.id) for event in events] == [p.prediction_id for answer in answers for p in answer]
     assert events[0].features == {"hour": 6.0, "carrier": "B6"}
     assert events[0].latency_ms > 0
-    assert observed[0][3][0]["view"] == pytest.approx(7200, abs=60)
+    assert [(revision, decision) for revision, decision, *_ in observed] == [
+        (REVISION, p.decision) for answer in answers for p in answer
+    ]
+    assert [flags for _, _, flags, _ in observed] == [event.flags for event in events]
+    assert observed[0][3]["view"] == pytest.approx(7200, abs=60)
 
 
 def test_features_that_are_too_old_to_be_used_are_flagged():
