@@ -1,4 +1,4 @@
-"""The promises of a table, in a folder and on a real S3 server, with real processes."""
+"""The guarantees of a table, in a folder and on a real S3 server, with real processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from tests.support import s3_server
+from tests.support import s3_server, tables
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import PROJECT_ROOT, Settings, load_settings
@@ -25,15 +25,7 @@ from throughline.lakehouse import delta
 from throughline.lakehouse.append import AppendOnce
 from throughline.lakehouse.delta import storage_options
 from throughline.lakehouse.maintenance import maintain
-from throughline.lakehouse.table import (
-    current_version,
-    history,
-    pin,
-    read,
-    replace_all,
-    replace_days,
-    scan,
-)
+from throughline.lakehouse.table import current_version, history, pin, read, replace_all, replace_days, scan
 
 FIRST = date(2013, 3, 1)
 DAYS = [FIRST + timedelta(days=n) for n in range(10)]
@@ -43,30 +35,29 @@ NOW = datetime.now(UTC)
 
 
 def rows(days: list[date], value: int) -> pl.DataFrame:
-    each = pl.DataFrame({"day": days}).join(pl.DataFrame({"id": range(PER_DAY)}), how="cross")
-    return each.with_columns(value=pl.lit(value, pl.Int64))
+    return tables.rows(days, value, PER_DAY)
 
 
 def replaced(home: Settings, step: int) -> int:
     return replace_days(home.lakehouse / TABLE, rows(DAYS, step), DAYS[0], DAYS[-1])
 
 
-def brought(step: int) -> pl.DataFrame:
-    """Keys that overlap those of the steps before, over several days."""
+def batch(step: int) -> pl.DataFrame:
+    """Ids that overlap those of the steps before, over several days."""
     number = pl.int_range(step * 300, step * 300 + 900, eager=True).alias("number")
     day = (pl.lit(FIRST) + pl.duration(days=pl.col("number") % 10)).cast(pl.Date)
     return number.to_frame().select(id=pl.format("k{}", "number"), day=day, value=pl.lit(step, pl.Int64))
 
 
 def appended(home: Settings, step: int) -> int:
-    return AppendOnce(home.lakehouse / TABLE, by_day=True).append(brought(step)).height
+    return AppendOnce(home.lakehouse / TABLE, by_day=True).append(batch(step)).height
 
 
 def after(operation: Callable[..., int], step: int) -> pl.DataFrame:
     """The rows that must be there once all steps up to `step` were done."""
     if operation is replaced:
         return rows(DAYS, step).sort("day", "id")
-    steps = pl.concat([brought(n) for n in range(step + 1)])
+    steps = pl.concat([batch(n) for n in range(step + 1)])
     return steps.sort("value").unique("id", keep="first").sort("day", "id")
 
 
@@ -123,7 +114,7 @@ def test_a_version_that_was_kept_is_read_after_a_vacuum_and_another_is_refused(h
         read(home, TableReference(TABLE, 2))
 
 
-def test_what_is_no_table_or_cannot_be_reached_is_one_line(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_or_unreachable_table_is_one_line(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     assert current_version(home.lakehouse / TABLE) is None
     with pytest.raises(ThroughlineError, match=r"u/raw/t does not exist in .*materialise it"):
         pin(home, TABLE)
@@ -144,7 +135,7 @@ def test_credentials_are_those_of_the_profile(home: Settings, tmp_path: Path, mo
         pytest.skip("a folder needs no credentials")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    wrong = "[default]\naws_access_key_id = nobody\naws_secret_access_key = nothing\n"
+    wrong = "[default]\naws_access_key_id = unknown\naws_secret_access_key = nothing\n"
     right = f"[lake]\naws_access_key_id = {s3_server.KEY}\naws_secret_access_key = {s3_server.SECRET}\n"
     (tmp_path / "credentials").write_text(wrong + right)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
@@ -196,9 +187,9 @@ def together(home: Settings, tmp_path: Path, task: str, writers: int) -> list[st
         assert all(process.poll() is None for process in started)
         time.sleep(0.01)
     (barrier / "go").touch()
-    said = [process.communicate(timeout=120)[0].strip() for process in started]
+    printed = [process.communicate(timeout=120)[0].strip() for process in started]
     assert all(process.returncode == 0 for process in started)
-    return said
+    return printed
 
 
 @pytest.mark.parametrize("held", [0, len(DAYS)], ids=["new", "held"])
@@ -207,29 +198,25 @@ def test_of_writers_of_the_same_day_one_wins_and_the_others_get_a_conflict(
 ) -> None:
     if held:
         replaced(home, 99)
-    said = together(home, tmp_path, "same", 4)
-    won = [number for number, text in enumerate(said) if text == "ok"]
-    lost = [text for text in said if text != "ok"]
+    printed = together(home, tmp_path, "same", 4)
+    won = [number for number, text in enumerate(printed) if text == "ok"]
+    lost = [text for text in printed if text != "ok"]
     assert won
-    assert all(text.startswith("conflict") and "run it again" in text for text in lost), said
+    assert all(text.startswith("conflict") and "run it again" in text for text in lost), printed
     now = read(home, pin(home, TABLE)).collect()
-    assert pin(home, TABLE).version + 1 == len(won) + bool(
-        held
-    )  # each write that printed "ok" is in the history, and no other
+    # each write that printed "ok" is in the history, and no other
+    assert pin(home, TABLE).version + 1 == len(won) + bool(held)
     day = now.filter(pl.col("day") == DAYS[0])
     assert day["value"].n_unique() == 1
     assert day["value"][0] in won
     assert (day.height, now.height) == (PER_DAY, max(held, 1) * PER_DAY)
 
 
-def test_a_writer_is_not_stopped_by_maintenance_that_came_first(
-    home: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_writer_succeeds_after_maintenance_committed_first(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     path = home.lakehouse / TABLE
     replaced(home, 0)
-    write_deltalake(
-        str(path), rows(DAYS[:1], 1).to_arrow(), mode="append", storage_options=storage_options(path)
-    )  # a second file, to be compacted
+    second_file = rows(DAYS[:1], 1).to_arrow()  # to be compacted
+    write_deltalake(str(path), second_file, mode="append", storage_options=storage_options(path))
     wrote = delta.write_deltalake
     interruptions = iter([lambda: maintain(home, {}, timedelta(0), NOW)])
 
@@ -265,7 +252,7 @@ def test_maintenance_keeps_what_is_pinned(home: Settings) -> None:
         scan(path, 0)
 
 
-def test_writers_of_different_days_do_not_disturb_each_other(home: Settings, tmp_path: Path) -> None:
+def test_writers_of_different_days_all_succeed(home: Settings, tmp_path: Path) -> None:
     replaced(home, 99)
     assert together(home, tmp_path, "different", 4) == ["ok"] * 4
     now = read(home, pin(home, TABLE)).group_by("day").agg(pl.col("value").unique(), pl.len()).sort("day").collect()
@@ -273,12 +260,12 @@ def test_writers_of_different_days_do_not_disturb_each_other(home: Settings, tmp
     assert set(now["len"]) == {PER_DAY}
 
 
-def test_concurrent_appends_of_the_same_keys_lose_and_double_none(home: Settings, tmp_path: Path) -> None:
+def test_concurrent_appends_of_the_same_ids_lose_no_row_and_double_none(home: Settings, tmp_path: Path) -> None:
     assert together(home, tmp_path, "append", 3) == ["ok"] * 3
     now = read(home, pin(home, TABLE)).collect()
     assert now["id"].is_unique().all()
     assert set(now["id"]) == set(after(appended, 2)["id"])
-    sent = pl.concat([brought(number) for number in range(3)])
+    sent = pl.concat([batch(number) for number in range(3)])
     assert now.join(sent, on=["id", "day", "value"], how="anti").is_empty()
 
 
@@ -308,11 +295,11 @@ def test_a_writer_killed_at_any_moment_leaves_whole_commits_only(
     operation(home, 0)
     step, seen = 0, []
     for _ in range(kills):
-        # restarted with the step whose fate is unknown: done again it changes nothing
+        # restarted with the step that may or may not be complete: repeated, it changes nothing
         command = [sys.executable, "-c", KILLED, json.dumps(given), operation.__name__, str(step)]
         with subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, text=True) as writer:
             assert writer.stdout is not None
-            for _ in range(2):  # once it runs warm
+            for _ in range(2):  # until it is warm
                 writer.stdout.readline()
             begun = time.monotonic()
             step = int(writer.stdout.readline())
@@ -326,7 +313,7 @@ def test_a_writer_killed_at_any_moment_leaves_whole_commits_only(
         print(json.dumps({"seed": seed, **seen[-1]}))  # noqa: T201
         assert complete, f"killed {wait:.3f} s after an acknowledged step (seed {seed}): {_damage(now)}"
         step = complete[0]
-    assert step > kills  # it did get somewhere between the kills
+    assert step > kills  # there were steps between the kills
     operation(home, step)
     assert read(home, pin(home, TABLE)).sort("day", "id").collect().equals(after(operation, step).select(now.columns))
 

@@ -9,7 +9,6 @@ import polars as pl
 
 def rows(days: list[date], value: int = 0, per_day: int = 2) -> pl.DataFrame:
     """`per_day` rows for each day, with ids from 0 and the same value."""
-    return pl.DataFrame(
-        [{"day": day, "id": n, "value": value} for day in days for n in range(per_day)],
-        schema={"day": pl.Date, "id": pl.Int64, "value": pl.Int64},
-    )
+    ids = pl.DataFrame({"id": range(per_day)}, schema={"id": pl.Int64})
+    each = pl.DataFrame({"day": days}, schema={"day": pl.Date}).join(ids, how="cross")
+    return each.with_columns(value=pl.lit(value, pl.Int64))

@@ -95,12 +95,9 @@ class Settings(BaseSettings):
         None, description="s3://BUCKET/PREFIX of what runs and versions leave; unset means a folder in the home."
     )
     keep_models: int = Field(20, ge=1, description="This many of a model's newest versions are never removed.")
-    collector_url: str | None = Field(
-        None, description="Receiver of inference events; unset means this home's collector."
-    )
+    collector_url: str | None = Field(None, description="Receiver of inference events; unset: this home's collector.")
     openlineage_url: str | None = Field(
-        None,
-        description="Receiver of OpenLineage events about each run's steps, http(s)://HOST:PORT; unset: none are sent.",
+        None, description="Receiver of OpenLineage events of a run's steps, http(s)://HOST:PORT; unset: none are sent."
     )
     openlineage_key: SecretStr | None = Field(None, description="Bearer token of that receiver.")
     clock: Literal["replay", "wall"] = Field("replay", description="What the data clock follows.")

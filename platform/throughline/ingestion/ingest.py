@@ -95,16 +95,14 @@ def ingest_days(
     declared = usecase.sources.tables[table]
     judgement = judge(rows, declared, days, first=initial, until=usecase.local_day(known_until))
     path = settings.table_path(usecase.name, "raw", table)
-    # with `expects`, good rows have the declared columns: a difference to the table was declared
-    declares_columns = declared.expects is not None
 
-    def write(good: pl.DataFrame, accepted: Sequence[date]) -> None:
+    def write_good(good: pl.DataFrame, accepted: Sequence[date]) -> None:
         for begin, end in spans(accepted):
-            replace_days(
-                path, good.filter(pl.col(DAY).is_between(begin, end)), begin, end, new_columns=declares_columns
-            )
+            part = good.filter(pl.col(DAY).is_between(begin, end))
+            # with `expects`, good rows have the declared columns: a difference to the table was declared
+            replace_days(path, part, begin, end, new_columns=declared.expects is not None)
 
-    return _write(settings, usecase, table, judgement, run_id, write)
+    return _write(settings, usecase, table, judgement, run_id, write_good)
 
 
 def ingest_static(settings: Settings, usecase: UseCase, table: str, run_id: str) -> Ingested:
@@ -114,11 +112,11 @@ def ingest_static(settings: Settings, usecase: UseCase, table: str, run_id: str)
     rows = source_of(settings, usecase, table).read(None, now)
     judgement = judge(rows.with_columns(pl.lit(first).alias(DAY)), usecase.sources.tables[table], [first])
 
-    def write(good: pl.DataFrame, accepted: Sequence[date]) -> None:
+    def write_good(good: pl.DataFrame, accepted: Sequence[date]) -> None:
         if accepted:
             replace_all(settings.table_path(usecase.name, "raw", table), good.drop(DAY))
 
-    return _write(settings, usecase, table, judgement, run_id, write)
+    return _write(settings, usecase, table, judgement, run_id, write_good)
 
 
 def _write(
@@ -127,13 +125,13 @@ def _write(
     table: str,
     judgement: Judgement,
     run_id: str,
-    write: Callable[[pl.DataFrame, Sequence[date]], None],
+    write_good: Callable[[pl.DataFrame, Sequence[date]], None],
 ) -> Ingested:
     """Write bad rows, good rows, statistics and verdicts, the verdicts last: until then the earlier ones hold."""
     run = pl.lit(run_id).alias(RUN_ID)
     accepted = [day for day, verdict in judgement.days.items() if verdict.accepted]
     quarantine = findings.write_quarantine(settings, usecase, table, judgement.quarantined, list(judgement.days), run)
-    write(judgement.good.with_columns(run), accepted)
+    write_good(judgement.good.with_columns(run), accepted)
     findings.write_statistics(settings, usecase, table, day_statistics(judgement.good, accepted), accepted, run)
     findings.write_verdicts(settings, usecase, table, list(judgement.days.values()), run)
     parts = judgement.good.partition_by(DAY, as_dict=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.settings import Settings, in_bucket
+from throughline.foundation.settings import DEFAULT_PORTS, Settings, in_bucket
 from throughline.lakehouse.delta import Location
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from pyspark.sql import SparkSession
 
-DEFAULT_PORT = 15002
 WATCH_INTERVAL_S = 2.0
 
 
@@ -48,7 +47,7 @@ def listens(url: str) -> bool:
     """Whether something listens at the endpoint; Spark's own client would retry for ten minutes."""
     address = urlsplit(url.partition(";")[0])
     try:
-        with socket.create_connection((address.hostname or "127.0.0.1", address.port or DEFAULT_PORT), timeout=2):
+        with socket.create_connection((address.hostname or "127.0.0.1", address.port or DEFAULT_PORTS["spark"]), timeout=2):
             return True
     except OSError:
         return False

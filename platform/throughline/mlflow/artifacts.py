@@ -62,7 +62,7 @@ def resolve(settings: Settings, location: str) -> str:
 
 def _download(settings: Settings, location: str, target: Path) -> None:
     client_of(settings)  # raises when the server is down, and imports mlflow without Feast's plug-in
-    from mlflow.artifacts import download_artifacts
+    from mlflow.artifacts import download_artifacts  # postpones mlflow (6 s)
 
     with tempfile.TemporaryDirectory() as scratch:
         try:

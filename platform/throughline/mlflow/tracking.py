@@ -35,7 +35,7 @@ def client_of(settings: Settings) -> MlflowClient:
         raise unreachable(settings, error) from error
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
     _import_without_feasts_plugin()
-    from mlflow import MlflowClient
+    from mlflow import MlflowClient  # postpones mlflow (6 s)
     from mlflow.environment_variables import (
         MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR,
         MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT,
@@ -73,7 +73,7 @@ def tracked_run(
 ) -> Generator[str]:
     """A run during the block: FINISHED after it, FAILED (with the reason as a tag) when it raises. `resume`: the run to
     continue instead of a new one. First, runs of the experiment whose process has ended are marked FAILED."""
-    from mlflow.entities import Param
+    from mlflow.entities import Param  # postpones mlflow (6 s)
 
     experiment_id = _experiment(client, experiment)
     close_abandoned(client, experiment_id)
@@ -112,7 +112,7 @@ def close_abandoned(client: MlflowClient, experiment_id: str) -> list[str]:
 
 
 def _experiment(client: MlflowClient, name: str) -> str:
-    from mlflow.exceptions import MlflowException
+    from mlflow.exceptions import MlflowException  # postpones mlflow (6 s)
 
     if found := client.get_experiment_by_name(name):
         if found.lifecycle_stage != "active":

@@ -74,8 +74,8 @@ def apply(settings: Settings, name: str, now: datetime) -> list[str]:
 
 
 def _remove(client: MlflowClient, settings: Settings, version: Any) -> str:
-    from mlflow.exceptions import MlflowException
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    from mlflow.exceptions import MlflowException  # postpones mlflow (6 s)
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository  # postpones mlflow (6 s)
 
     reference = ModelReference(version.name, int(version.version))
     if client.get_model_version(version.name, version.version).aliases:  # set since the aliases were read
@@ -97,7 +97,7 @@ def _remove(client: MlflowClient, settings: Settings, version: Any) -> str:
 
 
 def _delete_logged_model(client: MlflowClient, model_id: str) -> None:
-    from mlflow.exceptions import MlflowException
+    from mlflow.exceptions import MlflowException  # postpones mlflow (6 s)
 
     try:
         client.delete_logged_model(model_id)
