@@ -47,7 +47,8 @@ def listens(url: str) -> bool:
     """Whether something listens at the endpoint; Spark's own client would retry for ten minutes."""
     address = urlsplit(url.partition(";")[0])
     try:
-        with socket.create_connection((address.hostname or "127.0.0.1", address.port or DEFAULT_PORTS["spark"]), timeout=2):
+        port = address.port or DEFAULT_PORTS["spark"]
+        with socket.create_connection((address.hostname or "127.0.0.1", port), timeout=2):
             return True
     except OSError:
         return False

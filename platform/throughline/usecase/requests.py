@@ -33,8 +33,6 @@ class BadRequest(ThroughlineError):
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
-        self.field = field
-        self.problem = problem
 
 
 def parse_instances(usecase: UseCase, instances: Sequence[Any]) -> pl.DataFrame:
