@@ -23,7 +23,7 @@ from throughline.services.ports import take_ports
 
 @contextmanager
 def mlflow_server(home: Path, artifacts: Path | None = None) -> Iterator[Settings]:
-    """`artifacts`: a folder that only the server knows, given and taken over HTTP; unset: one in the home, directly."""
+    """`artifacts`: a folder that only the server accesses, over HTTP; unset: one in the home, used directly."""
     settings = load_settings(home=home, port_base=take_ports())
     settings.mlflow_home.mkdir(parents=True)
     place = ["--default-artifact-root", str(settings.mlflow_home / "artifacts")]

@@ -1,7 +1,6 @@
 """A real S3 server for tests: Versity's gateway over a folder, built from its Go module once per machine.
 
-Owns: the program in ~/.cache/throughline, starting and ending it. `python -m tests.support.s3_server` builds it
-beforehand.
+Owns: the program in ~/.cache/throughline, starting and ending it. `python -m tests.support.s3_server` builds it.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def binary() -> Path | None:
 
 
 def needed() -> Path:
-    """The server's program; the test that asks is skipped where there is none."""
+    """The server's program; skips the calling test where there is none."""
     program = binary()
     if program is None:
         pytest.skip(MISSING)

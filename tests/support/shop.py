@@ -1,4 +1,4 @@
-"""A use case that the platform has never heard of: orders of a shop, declared in a few lines, with made-up rows.
+"""A use case that only tests declare: orders of a shop, in a few lines, with generated rows.
 
 The clocks go back within its days (27 October 2024 in Berlin has 25 hours).
 """
@@ -45,7 +45,7 @@ def rows(count: int = 97, began: datetime = BEGAN) -> pl.DataFrame:
 
 
 def as_delivered(known: pl.DataFrame) -> pl.DataFrame:
-    """What a source must give for such rows."""
+    """The rows that a source must deliver for these."""
     return known.rename({"known_at": "available_at"}).with_columns(event_time="ordered_at").select(*EXPECTED)
 
 
@@ -55,7 +55,7 @@ EXPECTED = (*COLUMNS, "event_time", "available_at")
 def declaration(tables: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {
         "name": "shop",
-        "goal": "Say whether an order will be returned.",
+        "goal": "Predict whether an order will be returned.",
         "business_metric": "Cost of a return.",
         "owners": ["shop"],
         "approvers": ["shop"],
