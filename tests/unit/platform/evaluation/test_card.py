@@ -140,7 +140,7 @@ def test_both_forms_have_all_fields(usecase: UseCase, render) -> None:
         "below 0.75",
         "Orders of 2024 only.",
         "country=CH",
-        "Say whether an order will be returned.",
+        "Predict whether an order will be returned.",
     ]
     assert "replacement. Log loss over" in text
     assert "0.0099. One prediction" in text
