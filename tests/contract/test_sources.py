@@ -1,4 +1,4 @@
-"""What a source promises, the same for every kind: a module, files here and on S3, a database, rows pushed over HTTP.
+"""The guarantees of every kind of source: a module, files here and on S3, a database, rows pushed over HTTP.
 
 Real servers: an S3 gateway, PostgreSQL behind Spark Connect, the collector.
 """
@@ -71,7 +71,7 @@ def write(path: Path, content: pl.DataFrame, kind: str) -> None:
 
 
 class Deliverer:
-    """Puts rows where a kind of source reads them. Servers are started when a kind is asked for first."""
+    """Puts rows where a kind of source reads them. A server is started when its kind is first used."""
 
     def __init__(self, folder: Path, stack: ExitStack, ports: int) -> None:
         self.folder, self._stack, self._ports = folder, stack, ports
@@ -197,7 +197,7 @@ class Deliverer:
         database = self._stack.enter_context(postgres_server.serve(programs, "reader", SECRET))
         settings = load_settings(home=self.folder / "spark", port_base=self._ports)
         patch = self._stack.enter_context(pytest.MonkeyPatch.context())
-        # where PostgreSQL's driver looks by itself; the Spark server inherits it, and nothing else is told
+        # the standard password file of PostgreSQL's driver; the Spark server inherits its address and no password
         passwords = self.folder / "pgpass"
         passwords.write_text(f"127.0.0.1:{database.port}:postgres:reader:{SECRET}\n")
         passwords.chmod(0o600)
@@ -211,7 +211,7 @@ class Deliverer:
 
 @contextmanager
 def collector(settings: Settings, usecase: UseCase, listening: socket.socket) -> Iterator[None]:
-    """A collector that knows of one use case more than the project declares."""
+    """A collector of one use case more than the project declares."""
     import uvicorn
 
     from throughline.events import collector
@@ -291,15 +291,17 @@ def test_a_source_read_twice_gives_the_same_rows_in_the_same_order(kind: str, de
 
 
 @pytest.mark.parametrize("typed", [kind for kind in KINDS if kind not in ("module", "modified")])
-def test_stamps_without_an_offset_are_of_the_declared_zone_and_never_too_early(typed: str, deliver: Deliverer) -> None:
-    """Half past two is there twice in that night: the later one is meant, or something would be known too early."""
+def test_timestamps_without_an_offset_are_of_the_declared_zone_and_never_too_early(
+    typed: str, deliver: Deliverer
+) -> None:
+    """Half past two occurs twice in that night: the later one is taken, so that nothing is known too early."""
     local = [datetime(2024, 10, 27, hour, 30) for hour in (1, 2, 3)]
     naive = shop.rows(3).with_columns(ordered_at=pl.Series(local), known_at=pl.Series(local))
-    told = deliver(typed, naive, zone="Europe/Berlin").read(None, NOW)
+    found = deliver(typed, naive, zone="Europe/Berlin").read(None, NOW)
     instants = [datetime(2024, 10, day, hour, 30, tzinfo=UTC) for day, hour in ((26, 23), (27, 1), (27, 2))]
-    assert told["available_at"].to_list() == instants
-    assert told["event_time"].to_list() == instants
-    assert told["ordered_at"].to_list() == instants
+    assert found["available_at"].to_list() == instants
+    assert found["event_time"].to_list() == instants
+    assert found["ordered_at"].to_list() == instants
 
 
 SCHEMA = {name: TYPES[shop.COLUMNS.get(name, {"type": "timestamp"})["type"]] for name in shop.EXPECTED}
@@ -325,7 +327,7 @@ def test_a_value_that_is_not_of_its_type_is_named_with_its_place(typed: str, del
 
 
 @pytest.mark.parametrize("typed", ["csv", "jsonl", "parquet", "jdbc"])
-def test_a_stamp_without_an_offset_is_refused_where_no_zone_is_declared(typed: str, deliver: Deliverer) -> None:
+def test_a_timestamp_without_an_offset_is_refused_where_no_zone_is_declared(typed: str, deliver: Deliverer) -> None:
     naive = shop.rows(3).with_columns(pl.col(pl.Datetime).dt.replace_time_zone(None))
     if typed == "jdbc":
         delivered = deliver(typed, naive, zone="Europe/Berlin")
@@ -358,8 +360,8 @@ def test_the_database_is_queried_for_the_window_and_the_declared_columns_only(de
     with spark.session(delivered.settings.spark_url) as session:
         delivered.read(None, NOW)  # the server has its driver
         session.sql(_view(feed))
-        asked = session.sql(_window(feed, ["order_id", "known_at"], shop.BEGAN, NOW))
-        plan = asked._explain_string()
+        query = session.sql(_window(feed, ["order_id", "known_at"], shop.BEGAN, NOW))
+        plan = query._explain_string()
     pushed = plan.partition("PushedFilters: [")[2].partition("]")[0]
     assert "LessThan(known_at" in pushed, plan
     assert "GreaterThanOrEqual(known_at" in pushed
@@ -367,19 +369,19 @@ def test_the_database_is_queried_for_the_window_and_the_declared_columns_only(de
     assert "internal" not in delivered.read(None, NOW).columns
 
 
-def test_credentials_come_from_the_servers_environment_and_stand_in_no_log(deliver: Deliverer) -> None:
+def test_credentials_come_from_the_servers_environment_and_are_in_no_log(deliver: Deliverer) -> None:
     delivered = deliver("jdbc", shop.rows(5))
     table = delivered.usecase.sources.tables["orders"]
     address = table.feed.jdbc.partition("?")[0]
-    for name, told in (("SHOP", None), ("NOBODY", "password authentication failed")):
+    for name, problem in (("SHOP", None), ("UNSET", "password authentication failed")):
         feed = table.feed.model_copy(update={"jdbc": address, "credentials": name})
         tables = {"orders": table.model_copy(update={"feed": feed})}
         sources = delivered.usecase.sources.model_copy(update={"tables": tables})
         source = source_of(delivered.settings, delivered.usecase.model_copy(update={"sources": sources}), "orders")
-        if told is None:
+        if problem is None:
             assert source.read(None, NOW).height == 5
             continue
-        with pytest.raises(ThroughlineError, match=told) as caught:
+        with pytest.raises(ThroughlineError, match=problem) as caught:
             source.read(None, NOW)
         assert "\n" not in str(caught.value)
         assert SECRET not in str(caught.value)
@@ -391,11 +393,14 @@ def test_credentials_come_from_the_servers_environment_and_stand_in_no_log(deliv
 def test_a_missing_table_or_column_is_one_line(deliver: Deliverer) -> None:
     delivered = deliver("jdbc", shop.rows(5))
     table = delivered.usecase.sources.tables["orders"]
-    for change, told in (({"table": "nowhere"}, '"nowhere" does not exist'), ({"available_at": "seen_at"}, "seen_at")):
+    for change, problem in (
+        ({"table": "nowhere"}, '"nowhere" does not exist'),
+        ({"available_at": "seen_at"}, "seen_at"),
+    ):
         tables = {"orders": table.model_copy(update={"feed": table.feed.model_copy(update=change)})}
         sources = delivered.usecase.sources.model_copy(update={"tables": tables})
         source = source_of(delivered.settings, delivered.usecase.model_copy(update={"sources": sources}), "orders")
-        with pytest.raises(ThroughlineError, match=told) as caught:
+        with pytest.raises(ThroughlineError, match=problem) as caught:
             source.read(None, NOW)
         assert "\n" not in str(caught.value)
 
@@ -403,7 +408,7 @@ def test_a_missing_table_or_column_is_one_line(deliver: Deliverer) -> None:
 # An object store
 
 
-def test_a_store_that_cannot_be_reached_or_does_not_let_us_in_is_one_line(
+def test_a_store_that_is_unreachable_or_refuses_access_is_one_line(
     deliver: Deliverer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delivered = deliver("s3", shop.rows(5))
@@ -414,7 +419,7 @@ def test_a_store_that_cannot_be_reached_or_does_not_let_us_in_is_one_line(
     assert "another-secret" not in str(caught.value)
 
 
-# Rows pushed while nobody listens
+# Rows pushed without a collector
 
 
 def test_without_the_collector_pushed_rows_are_not_read(deliver: Deliverer) -> None:
