@@ -10,6 +10,7 @@ import asyncio
 import logging
 import threading
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from pathlib import Path
 
 from fastapi.concurrency import run_in_threadpool
@@ -94,11 +95,9 @@ class Intake(ABC):
     async def flush_periodically(self) -> None:
         """Flush once a second, or as soon as a batch is full. A failure is logged, and flushing is tried again."""
         while True:
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(BATCH_S):
                     await self.full.wait()
-            except TimeoutError:
-                pass
             self.full.clear()
             if self.pending:
                 try:

@@ -128,5 +128,5 @@ def _predicting(settings: Settings, name: str, since: datetime) -> list[int]:
     version = current_version(path)
     if version is None:
         return []
-    made = scan(path, version).filter((pl.col("model_name") == name) & (pl.col("wall_time") >= since))
+    made = scan(path, version).filter(pl.col("model_name") == name, pl.col("wall_time") >= since)
     return made.select("model_version").unique().collect().to_series().to_list()

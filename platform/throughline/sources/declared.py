@@ -7,7 +7,6 @@ from datetime import datetime
 
 import polars as pl
 
-from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.fingerprint import combine, fingerprint_code
 from throughline.foundation.settings import Settings
 from throughline.sources.files import FileSource
@@ -22,8 +21,7 @@ class ModuleSource:
     """A function in a module of the use case: `read(table, start, end)`."""
 
     def __init__(self, module: str, table: str) -> None:
-        self.name = module
-        self._table = table
+        self.name, self._table = module, table
 
     def read(self, start: datetime | None, end: datetime) -> pl.DataFrame:
         return load_object(self.name).read(self._table, start, end)
@@ -39,7 +37,7 @@ def source_of(settings: Settings, usecase: UseCase, table: str) -> Source:
         case PushFeed() as feed:
             return PushSource(settings, usecase, table, feed)
         case _:
-            return ModuleSource(_module(usecase, table), table)
+            return ModuleSource(_module(usecase), table)
 
 
 def source_fingerprint(usecase: UseCase, table: str) -> str:
@@ -47,10 +45,9 @@ def source_fingerprint(usecase: UseCase, table: str) -> str:
     feed = usecase.sources.tables[table].feed
     if feed is not None:
         return combine(json.dumps(feed.model_dump(mode="json"), sort_keys=True))
-    return fingerprint_code([_module(usecase, table)])
+    return fingerprint_code([_module(usecase)])
 
 
-def _module(usecase: UseCase, table: str) -> str:
-    if usecase.sources.module is None:
-        raise ThroughlineError(f"{usecase.name}: table {table} has no source: declare `from`.")
+def _module(usecase: UseCase) -> str:
+    assert usecase.sources.module is not None  # a declaration has it where a table has no feed
     return usecase.sources.module
