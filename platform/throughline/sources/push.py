@@ -24,7 +24,7 @@ from throughline.foundation.settings import Settings
 from throughline.journal.intake import Intake
 from throughline.lakehouse.append import AppendOnce
 from throughline.lakehouse.table import DAY, current_version
-from throughline.sources.received import LAYER, SCHEMA, received_table
+from throughline.sources.received import LAYER, SCHEMA
 from throughline.usecase import Column, SourceTable, UseCase
 from throughline.usecase.feeds import PushFeed
 
@@ -111,7 +111,7 @@ class PushIntake(Intake):
     def _append(self, name: str, rows: list[dict[str, Any]]) -> int:
         if name not in self._received:
             usecase, table = name.split("/")
-            self._received[name] = received_table(self._settings, usecase, table)
+            self._received[name] = AppendOnce(self._settings.table_path(usecase, LAYER, table), by_day=True)
         return self._received[name].append(pl.DataFrame(rows, schema=SCHEMA)).height
 
 

@@ -15,7 +15,6 @@ import polars as pl
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.security.tokens import auth_headers
 from throughline.foundation.settings import Settings
-from throughline.lakehouse.append import AppendOnce
 from throughline.lakehouse.table import DAY, INSTANT, current_version, scan
 from throughline.sources.conform import as_declared, empty
 from throughline.sources.source import known_in
@@ -30,11 +29,6 @@ SCHEMA: dict[str, Any] = {
     "id": pl.String, "row": pl.String, "event_time": INSTANT, "available_at": INSTANT, "received_at": INSTANT,
     DAY: pl.Date,
 }  # fmt: skip
-
-
-def received_table(settings: Settings, usecase: str, table: str) -> AppendOnce:
-    """The table to append rows of `SCHEMA` to, once by their id."""
-    return AppendOnce(settings.table_path(usecase, LAYER, table), by_day=True)
 
 
 class PushSource:
