@@ -29,6 +29,7 @@ DECIDING = {
     "monitoring/outcomes.py": ["monitoring/test_outcomes.py"],
     "registry/champions.py": ["registry/test_champions.py"],
     "registry/approval.py": ["registry/test_approval.py"],
+    "rollout/promotion.py": ["rollout/test_promotion.py"],
     "featurestore/asof.py": ["featurestore/test_asof.py"],
     "featurestore/incremental.py": ["featurestore/test_incremental.py"],
     "journal/journal.py": ["journal/test_journal.py"],

@@ -1,0 +1,305 @@
+"""A change of champion: what is checked before it, the order of its steps, and its completion after an interruption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.files import try_lock
+from throughline.foundation.references import ModelReference
+from throughline.foundation.security.principal import Principal
+from throughline.foundation.settings import Settings
+from throughline.records import EndpointRecord, GateDecision, ModelRecord, RuleVerdict
+from throughline.records.store import load_record, save_record
+from throughline.registry import decisions
+from throughline.registry.history import append, events
+from throughline.rollout import promotion
+from throughline.rollout.promotion import promote, release, restore, rollback
+from throughline.rollout.revision import FILE, read_revision, revision_of, write_revision
+from throughline.usecase import UseCase, get_usecase
+
+NAME, ADA = "flight_delay", Principal("ada")
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+PASSED = RuleVerdict(rule="auc", verdict="pass", value=0.75, bound="at least 0.72")
+STEPS = ["serve", "history", "record", "alias"]
+
+
+def version(number: int, **changes: Any) -> ModelRecord:
+    made = ModelRecord(
+        name=NAME, version=number, run_id="r", sha256=f"{number:064d}", uri="/nowhere", dataset_fingerprint="f",
+        trained_until=NOW, trainer="t", parameters={},
+    )  # fmt: skip
+    return made.model_copy(update=changes)
+
+
+class World:
+    """The model server and MLflow; `steps`: what was changed, in order. A step in `failing` raises."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.usecase = settings, get_usecase(NAME)
+        self.steps: list[str] = []
+        self.failing: set[str] = set()
+        self.alias: ModelReference | None = None
+
+    def step(self, name: str, act: Callable[..., Any]) -> Callable[..., Any]:
+        def acting(*arguments: Any) -> Any:
+            assert try_lock(self.settings.home / "locks" / f"champion-{NAME}") is None, "outside the lock"
+            if name in self.failing:
+                raise ThroughlineError(f"{name} failed")
+            self.steps.append(name)
+            return act(*arguments)
+
+        return acting
+
+    def serve(self, settings: Settings, usecase: UseCase, model: ModelRecord) -> EndpointRecord:
+        revision = revision_of(NAME, model, NOW)
+        write_revision(settings.serving_home / NAME, revision)
+        return EndpointRecord(
+            usecase=NAME, model=model.reference, sha256=model.sha256, revision=revision.revision, address="a",
+            deployed_at=NOW,
+        )  # fmt: skip
+
+    def set_alias(self, settings: Settings, reference: ModelReference) -> None:
+        self.alias = reference
+
+    def everywhere(self) -> set[int | None]:
+        """The version that serves, that of the endpoint's record, and that of the alias."""
+        revision = read_revision(self.settings.serving_home / NAME)
+        endpoint = load_record(self.settings, (NAME, "deployment", "endpoint"), EndpointRecord)
+        return {revision and revision.version, endpoint.model.version, self.alias and self.alias.version}
+
+    def changes(self) -> list[tuple[str, str, str | None, str | None, str]]:
+        found = [event for event in events(self.settings, NAME) if event.action in ("champion", "withdrawn")]
+        return [(event.action, event.actor, event.old, event.new, event.reason) for event in found]
+
+    def decide(self, number: int, over: int | None = None, word: str = "release", **changes: Any) -> GateDecision:
+        decision = GateDecision(
+            model=f"{NAME}/{number}", sha256=version(number).sha256, decision=word, decided_at=NOW, rules=[PASSED],
+            compared_with=over and f"{NAME}/{over}",
+        )  # fmt: skip
+        return decisions.recorded(self.settings, NAME, decision.model_copy(update=changes))
+
+    def release(self, number: int, over: int | None = None) -> EndpointRecord:
+        decision = self.decide(number, over)
+        return release(self.settings, self.usecase, version(number), decision, "passed")
+
+    def promote(self, number: int, reason: str = "better") -> EndpointRecord:
+        return promote(self.settings, self.usecase, version(number), ADA, reason)
+
+    def rollback(self) -> EndpointRecord:
+        return rollback(self.settings, self.usecase, ADA, "bad")
+
+
+@pytest.fixture
+def world(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World(settings)
+    monkeypatch.setattr(promotion, "serve", world.step("serve", world.serve))
+    monkeypatch.setattr(promotion, "place", world.step("place", lambda *_: None))
+    monkeypatch.setattr(promotion, "append", world.step("history", append))
+    monkeypatch.setattr(promotion, "save_record", world.step("record", save_record))
+    monkeypatch.setattr(promotion.models, "set_alias", world.step("alias", world.set_alias))
+    monkeypatch.setattr(promotion.models, "alias", lambda *_: world.alias)
+    monkeypatch.setattr(promotion.models, "get", lambda _, reference: version(reference.version))
+    return world
+
+
+@pytest.fixture
+def two(world: World) -> World:
+    """The second version is champion, the first one was before it."""
+    world.release(1)
+    world.release(2, over=1)
+    world.steps.clear()
+    return world
+
+
+# Releases by the graph
+
+
+def test_a_release_serves_then_records_then_moves_the_alias(world: World) -> None:
+    assert world.release(1).model == ModelReference(NAME, 1)
+    assert world.steps == STEPS
+    assert world.release(2, over=1).revision == revision_of(NAME, version(2), NOW).revision
+    assert world.everywhere() == {2}
+    assert world.changes() == [
+        ("champion", "graph", None, f"{NAME}/1", "passed"),
+        ("champion", "graph", f"{NAME}/1", f"{NAME}/2", "passed"),
+    ]
+
+
+def test_a_repeated_release_serves_again_and_records_nothing_new(two: World) -> None:
+    two.release(2, over=1)
+    assert two.steps == ["serve", "record", "alias"]
+    assert len(two.changes()) == 2
+
+
+def test_a_candidate_that_was_compared_with_another_champion_is_not_released(two: World) -> None:
+    for over in (1, None):
+        with pytest.raises(ThroughlineError, match=rf"compared with .*, but {NAME}/2 is champion now"):
+            two.release(3, over=over)
+    assert two.steps == []
+
+
+def test_the_graph_does_not_release_a_former_champion(two: World) -> None:
+    with pytest.raises(ThroughlineError, match=rf"{NAME}/1 is not deployed: it was champion before"):
+        two.release(1, over=2)
+    assert two.steps == []
+
+
+def test_a_decision_that_is_not_in_the_history_releases_nothing(world: World) -> None:
+    forged = world.decide(1, word="reject").model_copy(update={"decision": "release"})
+    with pytest.raises(ThroughlineError, match="the history has another decision about it: reject"):
+        release(world.settings, world.usecase, version(1), forged, "passed")
+    assert world.steps == []
+
+
+# Promotions
+
+
+def test_a_released_version_is_promoted_by_its_principal_though_a_later_decision_rejects_it(two: World) -> None:
+    two.decide(1, over=2, word="reject")
+    assert two.promote(1).model == ModelReference(NAME, 1)
+    assert two.steps == STEPS
+    assert two.everywhere() == {1}
+    assert two.changes()[2:] == [("champion", "ada", f"{NAME}/2", f"{NAME}/1", "better")]
+
+
+@pytest.mark.parametrize(
+    ("word", "problem"),
+    [
+        (None, "the gate has not decided"),
+        ("wait", "the gate's decision is wait"),
+        ("reject", "the gate's decision is reject"),
+    ],
+)
+def test_a_version_that_was_never_released_is_not_promoted(world: World, word: str | None, problem: str) -> None:
+    if word:
+        world.decide(1, word=word)
+    with pytest.raises(ThroughlineError, match=rf"{NAME}/1 is not promoted: {problem}"):
+        world.promote(1)
+    assert world.steps == []
+
+
+def test_another_file_than_the_released_one_is_not_promoted(two: World) -> None:
+    with pytest.raises(ThroughlineError, match="is not promoted"):
+        promote(two.settings, two.usecase, version(1, sha256="f" * 64), ADA, "better")
+    assert two.steps == []
+
+
+def test_a_release_without_an_approval_is_not_promoted_under_the_manual_policy(two: World) -> None:
+    manual = two.usecase.release.model_copy(update={"policy": "manual"})
+    usecase = two.usecase.model_copy(update={"release": manual})
+    with pytest.raises(ThroughlineError, match="the decision has no approval"):
+        promote(two.settings, usecase, version(1), ADA, "better")
+    assert two.steps == []
+
+
+@pytest.mark.parametrize("reason", ["", " \n"])
+def test_a_promotion_needs_a_reason(two: World, reason: str) -> None:
+    with pytest.raises(ThroughlineError, match="give a --reason"):
+        two.promote(1, reason)
+    assert two.steps == []
+
+
+@pytest.mark.parametrize("failing", STEPS)
+def test_an_interrupted_promotion_is_completed_by_its_repetition(two: World, failing: str) -> None:
+    two.failing = {failing}
+    with pytest.raises(ThroughlineError, match=f"{failing} failed"):
+        two.promote(1)
+    two.failing = set()
+    two.promote(1)
+    assert two.everywhere() == {1}
+    assert two.changes()[2:] == [("champion", "ada", f"{NAME}/2", f"{NAME}/1", "better")]
+
+
+# Rollbacks
+
+
+def test_a_rollback_returns_to_the_champion_before_and_a_second_one_finds_none(two: World) -> None:
+    assert two.rollback().model == ModelReference(NAME, 1)
+    assert two.steps == ["place", "history", *STEPS]
+    assert two.everywhere() == {1}
+    change = ("ada", f"{NAME}/2", f"{NAME}/1", "bad")
+    assert two.changes()[2:] == [("withdrawn", *change), ("champion", *change)]
+    with pytest.raises(ThroughlineError, match=rf"no champion before {NAME}/1 to return to"):
+        two.rollback()
+
+
+def test_a_version_that_was_rolled_back_from_is_promoted_as_a_new_champion(two: World) -> None:
+    two.rollback()
+    two.promote(2)
+    assert two.changes()[-1] == ("champion", "ada", f"{NAME}/1", f"{NAME}/2", "better")
+    assert two.rollback().model == ModelReference(NAME, 1)
+
+
+def test_without_a_champion_there_is_no_rollback(world: World) -> None:
+    with pytest.raises(ThroughlineError, match="no champion before the first to return to"):
+        world.rollback()
+
+
+def test_a_rollback_to_a_file_that_was_never_released_changes_nothing(
+    two: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promotion.models, "get", lambda *_: version(1, sha256="f" * 64))
+    with pytest.raises(ThroughlineError, match="the history has no release of its registered file"):
+        two.rollback()
+    assert two.steps == []
+
+
+def test_a_rollback_whose_file_cannot_be_placed_changes_nothing(two: World) -> None:
+    two.failing = {"place"}
+    with pytest.raises(ThroughlineError, match="place failed"):
+        two.rollback()
+    assert (two.steps, two.everywhere()) == ([], {2})
+
+
+@pytest.mark.parametrize("failing", STEPS)
+def test_an_interrupted_rollback_is_completed_by_its_repetition(two: World, failing: str) -> None:
+    two.failing = {failing}
+    with pytest.raises(ThroughlineError, match=f"{failing} failed"):
+        two.rollback()
+    two.failing = set()
+    assert two.rollback().model == ModelReference(NAME, 1)
+    assert two.everywhere() == {1}
+    assert [action for action, *_ in two.changes()[2:]] == ["withdrawn", "champion"]
+
+
+# Restoring
+
+
+def test_restore_changes_nothing_when_everything_follows_the_history(two: World) -> None:
+    assert restore(two.settings, two.usecase).champion == ModelReference(NAME, 2)
+    assert two.steps == []
+
+
+def test_restore_puts_back_an_alias_that_was_moved(two: World) -> None:
+    two.alias = ModelReference(NAME, 1)
+    restore(two.settings, two.usecase)
+    assert (two.steps, two.everywhere()) == (["serve", "record", "alias"], {2})
+    assert len(two.changes()) == 2
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_restore_serves_the_champion_when_the_revision_file_is_damaged_or_gone(two: World, damaged: bool) -> None:
+    file = two.settings.serving_home / NAME / FILE
+    file.write_text("{half") if damaged else file.unlink()
+    restore(two.settings, two.usecase)
+    assert two.everywhere() == {2}
+
+
+def test_restore_leaves_an_interrupted_rollback_to_its_repetition(two: World) -> None:
+    two.failing = {"serve"}
+    with pytest.raises(ThroughlineError, match="serve failed"):
+        two.rollback()
+    two.failing = set()
+    two.steps.clear()
+    assert restore(two.settings, two.usecase).champion == ModelReference(NAME, 1)
+    assert two.steps == []
+
+
+def test_restore_without_a_champion_changes_nothing(world: World) -> None:
+    assert restore(world.settings, world.usecase).champion is None
+    assert world.steps == []
