@@ -13,7 +13,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from throughline.cli.main import app
-from throughline.evaluation.background import background_of, keep, place, read, served_path
+from throughline.evaluation import background
+from throughline.evaluation.background import background_of, place, read, served_path
 from throughline.evaluation.explain import explain
 from throughline.events.schema import InferenceEvent
 from throughline.events.table import LogTable
@@ -60,7 +61,7 @@ def versions(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> li
     """Two with a background, and one without."""
     made = [register(settings, tmp_path_factory.mktemp("built"), bias) for bias in (0.0, -1.0, 2.0)]
     for record in made[:2]:
-        keep(settings, record, background_of(loaded(record), AGAINST))
+        background.log(settings, record, background_of(loaded(record), AGAINST))
     return made
 
 

@@ -1,6 +1,5 @@
-"""A simple rule to beat: the rate of positives at the level of one feature. Pure.
+"""A simple rule that a model must beat: the rate of positives at the level of one feature. Pure.
 
-A model that is no better than one number everybody can read off a board is not worth its operation.
 Owns: learning the rule from rows before the holdout, and its scores. Does not own: which feature (the declaration).
 """
 

@@ -1,4 +1,4 @@
-"""How scores answer to changed inputs: what must not matter, what must point one way, what a missing source costs.
+"""How scores respond to changed inputs: to a declared change of one feature, and to a source that is missing.
 
 After Ribeiro et al. 2020 (CheckList): invariance and directional expectations, on real rows. Pure.
 Owns: the changes and the shares of rows that break an expectation. Does not own: which (the declaration).

@@ -1,7 +1,7 @@
 """Confidence intervals by drawing days with replacement. Pure.
 
-Rows of one day share its weather and its queues. Drawing rows would take them for independent and give intervals that
-are too narrow; what is drawn is the day (Davison and Hinkley 1997, section 3.8: resampling whole clusters).
+Rows of one day are dependent: drawing rows would give intervals that are too narrow, so days are drawn (Davison and
+Hinkley 1997, section 3.8: resampling whole clusters).
 Owns: the draws, metrics under them, intervals. Does not own: the metrics' definitions (`metrics.py`).
 """
 
@@ -16,8 +16,8 @@ from throughline.records import Interval
 
 DRAWS = 400
 LEVEL = 0.95
-ANSWERED = 0.99  # of the draws, at the least
-MINIMUM_DAYS = 5  # below, the days that happen to be there say nothing of those that are not
+LEAST_FINITE = 0.99  # share of the draws
+MINIMUM_DAYS = 5  # fewer are no sample of other days
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Draws:
 
     @property
     def enough(self) -> bool:
-        """Whether these rows lie on enough days to say anything about others."""
+        """Whether these rows lie on enough days to be a sample of others."""
         return len(np.unique(self.day)) >= MINIMUM_DAYS
 
     def among(self, mask: np.ndarray) -> Draws:
@@ -80,13 +80,13 @@ class Draws:
         return found
 
 
-def interval(drawn: np.ndarray, level: float = LEVEL) -> Interval | None:
-    """The middle `level` of the draws (percentile interval); None when more than a few had no answer.
+def interval(drawn: np.ndarray) -> Interval | None:
+    """The middle `LEVEL` of the draws (percentile interval); None when too few are finite.
 
-    A slice that lies on some days only is now and then not drawn at all.
+    A slice that lies on a few days is missing in some draws.
     """
     finite = drawn[np.isfinite(drawn)]
-    if len(finite) < max(1, ANSWERED * len(drawn)):
+    if len(finite) < max(1, LEAST_FINITE * len(drawn)):
         return None
-    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(low=float(low), high=float(high))

@@ -1,8 +1,8 @@
 """A candidate on the rows held out by time, beside constant, simple rule and champion.
 
-Owns: which rows, against what; `evaluate` is pure but for the clock that times a prediction. `evaluate_candidate` does
-the reading and recording around it. Does not own: the metrics' definitions (`metrics.py`), slices and changed inputs
-(`slices.py`, `behaviour.py`), the report (`report.py`), the decision (`gate.py`).
+Owns: which rows, against what; `evaluate` is pure but for the clock that times a prediction, `evaluate_candidate` reads
+and records around it. Does not own: metrics (`metrics.py`), slices (`slices.py`), changed inputs (`behaviour.py`), the
+report (`report.py`), the decision (`gate.py`).
 """
 
 from __future__ import annotations
@@ -28,15 +28,7 @@ from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import scan
 from throughline.models.metrics import metrics_of, reliability
 from throughline.models.served_model import ServedModel
-from throughline.records import (
-    DatasetRecord,
-    EvaluationRecord,
-    Interval,
-    Metrics,
-    ModelRecord,
-    ReliabilityBin,
-    ServingCost,
-)
+from throughline.records import DatasetRecord, EvaluationRecord, Interval, ModelRecord, ServingCost
 from throughline.registry import versions as models
 from throughline.usecase import UseCase
 from throughline.usecase.evaluation import SimpleRuleOf
@@ -58,18 +50,18 @@ class Rows:
 def evaluate_candidate(
     settings: Settings, usecase: UseCase, dataset: DatasetRecord, model: ModelRecord
 ) -> EvaluationRecord:
-    """Evaluate `model` on the dataset's held-out rows against all it must beat; keep what explanations compare with.
+    """Evaluate `model` on the dataset's held-out rows, and log the background of its explanations with its run.
 
-    `evaluated_at` is the wall clock's: a gate asks how long ago this was done, not what the data knew.
+    `evaluated_at` is the wall clock's: the gate refuses an evaluation by its age, not by the age of its rows.
     """
     champion = models.champion(settings, usecase.name)
     rows = read_rows(dataset)
     loaded = models.load(settings, model)
     incumbent = None if champion is None else (models.load(settings, champion), champion)
     record = evaluate(usecase, loaded, model, rows, dataset, WallClock().now(), incumbent)
-    kept = background.background_of(loaded, rows.holdout)
-    background.keep(settings, model, kept)
-    against = background.frame_of(kept, loaded, model.sha256)
+    drawn = background.background_of(loaded, rows.holdout)
+    background.log(settings, model, drawn)
+    against = background.frame_of(drawn, loaded, model.sha256)
     importance = global_importance(loaded, model.reference, rows.holdout, against)
     return record.model_copy(update={"importance": importance})
 
@@ -123,17 +115,19 @@ def evaluate(
     if usecase.evaluation.simple_rule is not None:
         scores["simple_rule"] = _simple_rule_scores(usecase.evaluation.simple_rule, rows)
     judged_on = {**dict.fromkeys(scores, everywhere), "champion": compared}
-    metrics = {who: metrics_of(given[judged_on[who]], labels[judged_on[who]]) for who, given in scores.items()}
-    sound = {who: given for who, given in scores.items() if math.isfinite(metrics[who].log_loss)}
-    declared = usecase.evaluation.slices
+    metrics = {name: metrics_of(given[judged_on[name]], labels[judged_on[name]]) for name, given in scores.items()}
+    sound = {name: given for name, given in scores.items() if math.isfinite(metrics[name].log_loss)}
+    declared, threshold = usecase.evaluation.slices, usecase.prediction.decision.threshold
     judged = []
     if "candidate" in sound:
-        rival = sound.get("champion")
-        told = holdout.with_columns(**local_columns(holdout, usecase.timezone))
-        for one in slices_of(told, declared.columns, declared.minimum_rows):
-            threshold = usecase.prediction.decision.threshold
-            judged.append(judge_slice(one, scores["candidate"], labels, rows.base_rate, rival, threshold, draws))
+        cut = holdout.with_columns(**local_columns(holdout, usecase.timezone))
+        judged = [
+            judge_slice(one, sound["candidate"], labels, rows.base_rate, sound.get("champion"), threshold, draws)
+            for one in slices_of(cut, declared.columns, declared.minimum_rows)
+        ]
     thinned = holdout.gather_every(max(1, math.ceil(holdout.height / BEHAVIOUR_ROWS)))
+    groups = {view: [name for name in names if name in model.numeric] for view, names in dataset.views.items()}
+    groups = {view: names for view, names in groups.items() if names}
     return EvaluationRecord(
         model=record.reference,
         sha256=model.sha256,
@@ -152,40 +146,33 @@ def evaluate(
         beside_champion=metrics_of(scores["candidate"][compared], labels[compared]) if "champion" in scores else None,
         intervals=_intervals(sound, labels, draws, compared),
         reliability={
-            who: _bins(sound[who][judged_on[who]], labels[judged_on[who]])
-            for who in ("candidate", "champion")
-            if who in sound
+            name: reliability(sound[name][judged_on[name]], labels[judged_on[name]])
+            for name in ("candidate", "champion")
+            if name in sound
         },
-        training=_training(model, rows.before),
+        training=metrics_of(model.score(rows.before), labels_of(rows.before)),
         slices=judged,
         disparity={column: disparity(judged, column) for column in declared.protected},
         behaviour=[
             behaviour.check(model.score, thinned, name, expected)
             for name, expected in usecase.evaluation.behaviour.items()
         ],
-        missing=behaviour.without(model.score, thinned, labels_of(thinned), _known_to(model, dataset.views)),
+        missing=behaviour.without(model.score, thinned, labels_of(thinned), groups),
         outside_domain=float(np.mean([bool(names) for names in model.outside_domain(holdout)])),
         cost=_cost(model, holdout),
     )
 
 
 def require_columns(usecase: UseCase, dataset: DatasetRecord) -> None:
-    """Raises one line when the declaration wants to look at columns that the dataset lacks: ask before training."""
+    """Raises one line when the declared evaluation needs columns that the dataset lacks. Call it before training."""
     declared = usecase.evaluation
     wanted = {*declared.slices.columns, *(expected.feature for expected in declared.behaviour.values())}
     if declared.simple_rule is not None:
         wanted.add(declared.simple_rule.feature)
     if unknown := sorted(wanted - {*dataset.numeric, *dataset.categorical, *LOCAL}):
-        raise ThroughlineError(
-            f"evaluation of {usecase.name} names {', '.join(unknown)}, which dataset {dataset.table} does not have: "
-            "correct the declaration, or take a dataset of its features."
-        )
-
-
-def _known_to(model: ServedModel, views: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """Views of which the model has features, with those."""
-    groups = {view: [name for name in names if name in model.numeric] for view, names in views.items()}
-    return {view: names for view, names in groups.items() if names}
+        problem = f"names {', '.join(unknown)}, which dataset {dataset.table} does not have"
+        remedy = "correct the declaration, or take a dataset of its features"
+        raise ThroughlineError(f"evaluation of {usecase.name} {problem}: {remedy}.")
 
 
 def labels_of(rows: pl.DataFrame) -> np.ndarray:
@@ -213,26 +200,15 @@ def _intervals(
     """`compared` bool [rows]: where the champion is compared."""
     if not draws.enough:
         return {}
-    drawn = {who: draws.metrics(given, labels) for who, given in scores.items() if who != "champion"}
+    drawn = {name: draws.metrics(given, labels) for name, given in scores.items() if name != "champion"}
     if "champion" in scores:
         shared = draws.among(compared)
-        drawn["champion"] = theirs = shared.metrics(scores["champion"][compared], labels[compared])
+        drawn["champion"] = champion = shared.metrics(scores["champion"][compared], labels[compared])
         if "candidate" in scores:
-            mine = shared.metrics(scores["candidate"][compared], labels[compared])
-            drawn["over_champion"] = {name: mine[name] - theirs[name] for name in mine}
-    found = {who: {name: interval(values) for name, values in by.items()} for who, by in drawn.items()}
-    return {who: {name: one for name, one in by.items() if one is not None} for who, by in found.items()}
-
-
-def _bins(scores: np.ndarray, labels: np.ndarray) -> list[ReliabilityBin]:
-    return [
-        ReliabilityBin(mean_score=said, outcome_rate=came, rows=rows)
-        for said, came, rows in reliability(scores, labels)
-    ]
-
-
-def _training(model: ServedModel, before: pl.DataFrame) -> Metrics:
-    return metrics_of(model.score(before), labels_of(before))
+            candidate = shared.metrics(scores["candidate"][compared], labels[compared])
+            drawn["over_champion"] = {metric: candidate[metric] - champion[metric] for metric in candidate}
+    found = {name: {metric: interval(values) for metric, values in by.items()} for name, by in drawn.items()}
+    return {name: {metric: one for metric, one in by.items() if one is not None} for name, by in found.items()}
 
 
 def _cost(model: ServedModel, holdout: pl.DataFrame) -> ServingCost:

@@ -1,10 +1,10 @@
-"""Why a score is what it is: Shapley values (SHAP) of the features, in probability, for whatever model is served.
+"""Explanations of a score: Shapley values (SHAP) of the features, in probability, for any served model.
 
-A feature's contribution is what putting in the row's own value changes, on average over the orders in which the
-features of a background row can be replaced by those of the row. Contributions and base value, the background's mean
+A feature's contribution is the mean change of the score when the row's own value replaces the background's, over orders
+in which the features of a background row are replaced by the row's. Contributions and base value, the background's mean
 score, sum to the score. Missing is a value like any other; a category is one feature. Every background row is left on
-as many paths as every other, each path and its reverse, so the sum holds exactly and the same call gives the same
-numbers. Pure but for the clock that a deadline is read from.
+equally many paths, each walked in both directions, so the sum is exact and a repetition gives the same numbers. Pure
+but for the clock of a deadline.
 
 Why not one of shap's explainers: for as many model evaluations its error is 1.7 to 2 times this (KernelExplainer: 14
 times), and the first of a process takes 19 s of a core and 350 MB (docs/explanations.md).
@@ -30,12 +30,12 @@ from throughline.records import GlobalImportance
 SEED = 2013
 PAIRS = 2  # paths per background row, each walked in both directions
 GLOBAL_ROWS, GLOBAL_AGAINST, GLOBAL_PAIRS = 100, 20, 1  # rows explained, and background rows that are enough for a mean
-AT_ONCE = 10  # rows that one request to the model server may ask about
+AT_ONCE = 10  # rows that one request to the model server may have
 CHUNK = 4096  # model evaluations between two looks at the clock
 
 
 class Model(Protocol):
-    """What is asked of `throughline.models.served_model.ServedModel`."""
+    """The part of `throughline.models.served_model.ServedModel` that is used here."""
 
     numeric: list[str]
     categorical: list[str]
@@ -70,7 +70,8 @@ def explain(
 ) -> Explanation:
     """Explain the score of a frame of one row against a background [rows], both with the model's features.
 
-    Scores `evaluations(...)` rows. `until`: on `time.monotonic`; raises `TooSlow` when that passes.
+    Scores 1 + B + 2 * pairs * B * (features - 1) rows for B rows of background. `until`: on `time.monotonic`; raises
+    `TooSlow` when that passes.
     """
     features = [*model.numeric, *model.categorical]
     score = float(model.score(row)[0])
@@ -85,20 +86,11 @@ def explain(
     return Explanation(score, float(base.mean()), sorted(found, key=lambda one: -abs(one.contribution)))
 
 
-def evaluations(features: int, background_rows: int, pairs: int = PAIRS) -> int:
-    """How many rows the model scores for one explanation."""
-    return 1 + background_rows + 2 * pairs * background_rows * (features - 1)
-
-
 def global_importance(
-    model: Model,
-    reference: ModelReference,
-    rows: pl.DataFrame,
-    background: pl.DataFrame,
-    rows_at_most: int = GLOBAL_ROWS,
+    model: Model, reference: ModelReference, rows: pl.DataFrame, background: pl.DataFrame
 ) -> GlobalImportance:
-    """Mean absolute contribution of each feature over rows drawn from `rows`"""
-    drawn, against = sample(rows, rows_at_most), sample(background, GLOBAL_AGAINST)
+    """Mean absolute contribution of each feature over rows drawn from `rows`."""
+    drawn, against = sample(rows, GLOBAL_ROWS), sample(background, GLOBAL_AGAINST)
     total: dict[str, float] = dict.fromkeys([*model.numeric, *model.categorical], 0.0)
     for number in range(drawn.height):
         for one in explain(model, drawn[number], against, pairs=GLOBAL_PAIRS).explanations:
@@ -111,9 +103,9 @@ def global_importance(
     )
 
 
-def sample(rows: pl.DataFrame, count: int, seed: int = SEED) -> pl.DataFrame:
-    """At most `count` of the rows, in their order; the same seed and rows give the same."""
-    drawn = np.random.default_rng(seed).permutation(rows.height)[:count]
+def sample(rows: pl.DataFrame, count: int) -> pl.DataFrame:
+    """At most `count` of the rows, in their order; the same rows give the same."""
+    drawn = np.random.default_rng(SEED).permutation(rows.height)[:count]
     return rows[np.sort(drawn)]
 
 
@@ -136,8 +128,8 @@ def _contributions(
 ) -> np.ndarray:
     """float64 [features]. `rows`: the background, whose scores are `base` [rows], and below it the row explained."""
     count, own = len(features), len(base)
-    forth = np.random.default_rng(SEED).permuted(np.tile(np.arange(count), (pairs * own, 1)), axis=1)
-    order = np.concatenate([forth, forth[:, ::-1]])  # [paths, features]: which feature is replaced at which step
+    forward = np.random.default_rng(SEED).permuted(np.tile(np.arange(count), (pairs * own, 1)), axis=1)
+    order = np.concatenate([forward, forward[:, ::-1]])  # [paths, features]: which feature is replaced at which step
     begin = np.tile(np.arange(own), 2 * pairs)  # [paths]: at which background row
     turn = np.argsort(order, axis=1)
     between = np.empty((len(order), count - 1))
@@ -155,5 +147,5 @@ def _contributions(
 def _parts(count: int, size: int, until: float | None) -> Iterator[slice]:
     for number in range(math.ceil(count / size)):
         if until is not None and time.monotonic() > until:
-            raise TooSlow("The explanation was not done in time: try again when less is going on.")
+            raise TooSlow("The explanation was not done in time: try again when the server has less load.")
         yield slice(number * size, (number + 1) * size)

@@ -20,11 +20,11 @@ def reliability_plot(bins: Mapping[str, Sequence[ReliabilityBin]]) -> str:
     """Predicted against observed share of positives, a line per model; the dots grow with their rows."""
     figure, axes = _figure(4.6, 4.4)
     axes.plot([0, 1], [0, 1], color="0.75", linewidth=1)
-    for who, of in bins.items():
-        said, came = [one.mean_score for one in of], [one.outcome_rate for one in of]
+    for name, of in bins.items():
+        predicted, observed = [one.mean_score for one in of], [one.outcome_rate for one in of]
         most = max(one.rows for one in of)
-        axes.plot(said, came, color=COLOURS[who], linewidth=1.2, label=who)
-        axes.scatter(said, came, s=[8 + 60 * one.rows / most for one in of], color=COLOURS[who])
+        axes.plot(predicted, observed, color=COLOURS[name], linewidth=1.2, label=name)
+        axes.scatter(predicted, observed, s=[8 + 60 * one.rows / most for one in of], color=COLOURS[name])
     highest = max((max(one.mean_score, one.outcome_rate) for of in bins.values() for one in of), default=1.0)
     limit = min(1.0, 1.1 * max(highest, 0.05))
     axes.set(xlabel="predicted", ylabel="observed", xlim=(0, limit), ylim=(0, limit))

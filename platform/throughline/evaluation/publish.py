@@ -1,4 +1,4 @@
-"""An evaluation where people look: numbers and page in the model's MLflow run.
+"""An evaluation in the model's MLflow run: metrics, page and record.
 
 Owns: names of metrics and artifacts there. Does not own: the numbers (`evaluate.py`), the page (`report.py`).
 """
@@ -24,11 +24,11 @@ def publish(
 
     Called again with the decision, the page is replaced by one that begins with it.
     """
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric  # postpones mlflow (6 s)
 
     client, at = client_of(settings), int(evaluation.evaluated_at.timestamp() * 1000)
-    told = [Metric(name, value, at, 0) for name, value in numbers_of(evaluation).items()]
-    client.log_batch(model.run_id, metrics=told)
+    metrics = [Metric(name, value, at, 0) for name, value in numbers_of(evaluation).items()]
+    client.log_batch(model.run_id, metrics=metrics)
     with tempfile.TemporaryDirectory() as folder:
         for name, content in ((PAGE, render(evaluation, decision)), (NUMBERS, evaluation.model_dump_json(indent=1))):
             path = Path(folder) / name
@@ -39,15 +39,10 @@ def publish(
 
 
 def numbers_of(evaluation: EvaluationRecord) -> dict[str, float]:
-    """The evaluation as MLflow metrics: `holdout_auc`, `champion_log_loss`, ...; what is no number is left out."""
-    judged = {
-        "holdout": evaluation.candidate,
-        "constant": evaluation.constant,
-        "simple_rule": evaluation.simple_rule,
-        "champion": evaluation.champion,
-        "training": evaluation.training,
-    }
-    found = {f"{who}_{name}": value for who, of in judged.items() if of for name, value in of.model_dump().items()}
+    """The evaluation as MLflow metrics: `holdout_auc`, `champion_log_loss`, ...; only what is finite."""
+    judged = {**evaluation.judged, "holdout": evaluation.candidate, "training": evaluation.training}
+    del judged["candidate"]
+    found = {f"{name}_{metric}": v for name, of in judged.items() if of for metric, v in of.model_dump().items()}
     found |= {f"disparity_{column}_{kind}": v for column, by in evaluation.disparity.items() for kind, v in by.items()}
     found |= {f"missing_{view}": rise for view, rise in evaluation.missing.items()}
     found["outside_domain"] = evaluation.outside_domain

@@ -1,4 +1,4 @@
-"""Where a model is good and where it is not: the same metrics on parts of the held-out rows. Pure.
+"""The metrics on slices of the held-out rows. Pure.
 
 Owns: cutting rows into slices, what a slice is compared with, disparity. Does not own: which columns (the
 declaration), bounds (`gate.py`).
@@ -17,7 +17,7 @@ from throughline.models.metrics import losses, metrics_of
 from throughline.records import SliceMetrics
 
 MISSING = "missing"
-LOCAL = ("month", "weekday", "hour")  # of the prediction, where its use case is at home
+LOCAL = ("month", "weekday", "hour")  # of the prediction, in the zone of the use case
 
 
 @dataclass(frozen=True)
@@ -51,34 +51,33 @@ def judge_slice(
 
     `champion` is NaN on rows that it is not compared on.
     """
-    mask = one.mask
-    mine, theirs = scores[mask], labels[mask]
-    over = None
-    lost = float("nan")
+    own, outcomes = scores[one.mask], labels[one.mask]
+    over, lost = None, None
     if champion is not None:
-        both = mask & ~np.isnan(champion)
+        both = one.mask & ~np.isnan(champion)
         difference = losses(scores[both], labels[both]) - losses(champion[both], labels[both])
         lost = float(difference.mean()) if len(difference) else float("nan")
         among = draws.among(both)
         over = interval(among.mean(difference)) if among.enough else None
-    positives = theirs == 1
+    positives = outcomes == 1
+    gained = losses(np.full(len(own), constant), outcomes) - losses(own, outcomes)
     return SliceMetrics(
         column=one.column,
         value=one.value,
-        metrics=metrics_of(mine, theirs),
-        base_rate=float(theirs.mean()),
-        mean_score=float(mine.mean()),
-        log_loss_under_constant=float((losses(np.full(len(mine), constant), theirs) - losses(mine, theirs)).mean()),
-        log_loss_over_champion=None if champion is None else lost,
+        metrics=metrics_of(own, outcomes),
+        base_rate=float(outcomes.mean()),
+        mean_score=float(own.mean()),
+        log_loss_under_constant=float(gained.mean()),
+        log_loss_over_champion=lost,
         over_champion_interval=over,
-        caught=float((mine[positives] >= threshold).mean()) if positives.any() else float("nan"),
+        caught=float((own[positives] >= threshold).mean()) if positives.any() else float("nan"),
     )
 
 
 def disparity(judged: list[SliceMetrics], column: str) -> dict[str, float]:
     """Largest difference between the values of a protected column; NaN where there are not two to compare.
 
-    calibration  of mean score minus outcome rate (is it as honest for one as for the other?)
+    calibration  of mean score minus outcome rate
     opportunity  of the share of positives that get the positive decision (Hardt et al. 2016, equal opportunity)
     """
     among = [one for one in judged if one.column == column]
@@ -93,7 +92,6 @@ def _spread(values: list[float]) -> float:
 
 
 def local_columns(rows: pl.DataFrame, timezone: str) -> dict[str, pl.Series]:
-    """What slices may be made of beside the dataset's own columns: local month, weekday and hour of the prediction."""
+    """Columns for slices beside the dataset's own: local month, weekday and hour of the prediction."""
     local = rows["prediction_time"].dt.convert_time_zone(timezone)
-    told = (local.dt.strftime("%Y-%m"), local.dt.strftime("%a"), local.dt.strftime("%H"))
-    return dict(zip(LOCAL, told, strict=True))
+    return {name: local.dt.strftime(form) for name, form in zip(LOCAL, ("%Y-%m", "%a", "%H"), strict=True)}

@@ -1,7 +1,6 @@
-"""Numbers about a score against labels. Pure.
+"""Metrics of scores against labels. Pure.
 
-Owns: definitions. NaN is the answer where a number cannot be had; nothing is guessed.
-Does not own: which rows (`evaluate.py`), what a number must be (`gate.py`).
+Owns: definitions; what cannot be computed is NaN. Does not own: which rows (`evaluate.py`), bounds (`gate.py`).
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from throughline.records import Metrics
+from throughline.records import Metrics, ReliabilityBin
 
 ECE_BINS = 10
 _NAN = float("nan")
@@ -57,14 +56,18 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     return float((ranks[labels == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def reliability(scores: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> list[tuple[float, float, int]]:
-    """Mean score, share of positives and rows of each bin. Bins hold equally many rows, but equal scores share one."""
-    edges = np.quantile(scores, np.linspace(0, 1, bins + 1)[1:-1])
+def reliability(scores: np.ndarray, labels: np.ndarray) -> list[ReliabilityBin]:
+    """`ECE_BINS` bins that hold equally many rows; equal scores share one."""
+    edges = np.quantile(scores, np.linspace(0, 1, ECE_BINS + 1)[1:-1])
     places = np.searchsorted(edges, scores, side="left")
     groups = [places == place for place in np.unique(places)]
-    return [(float(scores[g].mean()), float(labels[g].mean()), int(g.sum())) for g in groups]
+    return [
+        ReliabilityBin(mean_score=float(scores[g].mean()), outcome_rate=float(labels[g].mean()), rows=int(g.sum()))
+        for g in groups
+    ]
 
 
-def expected_calibration_error(scores: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> float:
-    """Mean distance of score and outcome over `reliability`'s bins, weighted by rows."""
-    return sum(abs(score - share) * rows for score, share, rows in reliability(scores, labels, bins)) / len(scores)
+def expected_calibration_error(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Mean distance of mean score and outcome rate over `reliability`'s bins, weighted by rows."""
+    bins = reliability(scores, labels)
+    return sum(abs(one.mean_score - one.outcome_rate) * one.rows for one in bins) / len(scores)

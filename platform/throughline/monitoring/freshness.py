@@ -1,4 +1,4 @@
-"""Is a table as new as was promised? Judged on the data clock, so that a replayed outage counts as one."""
+"""Freshness of a table on the data clock, so that an outage in a replay counts as one."""
 
 from __future__ import annotations
 

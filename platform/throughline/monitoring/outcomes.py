@@ -1,6 +1,6 @@
-"""Predictions joined with what became of them.
+"""Predictions joined with their outcomes.
 
-Owns: which outcome belongs to which prediction, and when to stop waiting for one. Uses the data clock.
+Owns: which outcome belongs to which prediction, and how long one is waited for. Uses the data clock.
 """
 
 from __future__ import annotations

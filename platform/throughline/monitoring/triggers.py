@@ -1,8 +1,7 @@
 """When to retrain: the one place of that policy. Pure; everything on the data clock.
 
-The incident behind it: a drift alarm that fires at every look starts a training at every look. So a drift retrains
-once, then waits out the cool-down, whatever the outcome of the gate was; only a retraining that itself failed may be
-tried again, and not without end.
+Without it a drift that lasts would start a training at every check. A drift starts one retraining, then the cool-down
+passes, whatever the gate decided; only a retraining that failed itself is tried again, `MAX_ATTEMPTS` times in all.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ MAX_ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Retraining:
-    """An earlier retraining: the key of its window, when it was asked for (data clock) and how it stands."""
+    """An earlier retraining: the key of its window, when it was requested (data clock) and its state."""
 
     window: str
     requested_at: datetime
@@ -28,7 +27,7 @@ class Retraining:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether to retrain now. `run_key` is stable: asked a thousand times, it is the same."""
+    """Whether to retrain now. `run_key` is the same for the same evidence and history."""
 
     retrain: bool
     reason: str
@@ -39,14 +38,14 @@ class Verdict:
 def decide_retraining(calibration: CalibrationRecord, history: list[Retraining], policy: Monitoring) -> Verdict:
     """Retrain on drift or old age, unless one is running or the cool-down of the last one has not passed.
 
-    What the evidence alone does not ask for (`history` empty) is asked for with no history.
+    With a history it never retrains where it would not with an empty one.
     """
     now = calibration.window_until
     age = now - calibration.trained_until if calibration.trained_until else None
     if calibration.verdict == "drift":
         cause = f"drift: {calibration.reason}"
     elif age is not None and age > policy.max_model_age:
-        cause = f"age: the model knows nothing of the last {age.days} days, {policy.max_model_age.days} are allowed"
+        cause = f"age: the model was trained until {age.days} days ago, {policy.max_model_age.days} are allowed"
     else:
         return Verdict(False, f"{calibration.verdict}: {calibration.reason}")
 

@@ -61,7 +61,7 @@ def test_a_constant_is_as_far_off_as_its_distance_to_the_rate():
 
 def test_bins_hold_equally_many_rows():
     scores = np.random.default_rng(0).beta(1, 9, 1000)
-    assert [rows for _, _, rows in reliability(scores, np.zeros(1000))] == [100] * 10
+    assert [one.rows for one in reliability(scores, np.zeros(1000))] == [100] * 10
 
 
 @pytest.mark.parametrize(

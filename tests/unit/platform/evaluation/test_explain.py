@@ -122,7 +122,7 @@ def test_a_model_of_one_feature_is_explained_by_it() -> None:
 def test_an_explanation_scores_as_many_rows_as_stated() -> None:
     model = Model()
     explain.explain(model, ROW, AGAINST)
-    assert model.rows == explain.evaluations(features=6, background_rows=20)
+    assert model.rows == 1 + 20 + 2 * explain.PAIRS * 20 * (6 - 1)
 
 
 def test_a_passed_deadline_ends_an_explanation() -> None:
@@ -141,14 +141,15 @@ def test_a_passed_deadline_ends_an_explanation() -> None:
     assert slow.asked <= 3
 
 
-def test_importance_is_the_mean_size_of_contributions_over_a_bounded_sample() -> None:
-    found = explain.global_importance(MODEL, ModelReference("u", 3), ROWS, AGAINST, rows_at_most=12)
+def test_importance_is_the_mean_size_of_contributions_over_a_bounded_sample(monkeypatch) -> None:
+    monkeypatch.setattr(explain, "GLOBAL_ROWS", 12)
+    found = explain.global_importance(MODEL, ModelReference("u", 3), ROWS, AGAINST)
     assert (found.model, found.rows, [*found.features][-1]) == (ModelReference("u", 3), 12, "e")
     assert found.features["e"] == pytest.approx(0, abs=1e-12)
     each = [of(explain.explain(MODEL, row, AGAINST, pairs=1)) for row in explain.sample(ROWS, 12).iter_slices(1)]
     assert found.features["a"] == pytest.approx(np.mean([abs(one["a"]) for one in each]))
     assert [*found.features.values()] == sorted(found.features.values(), reverse=True)
-    assert explain.global_importance(MODEL, ModelReference("u", 3), ROWS, AGAINST, rows_at_most=12) == found
+    assert explain.global_importance(MODEL, ModelReference("u", 3), ROWS, AGAINST) == found
 
 
 def test_the_plot_names_the_features_that_matter_most() -> None:
