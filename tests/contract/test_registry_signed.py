@@ -90,24 +90,24 @@ def test_the_store_holds_the_signed_folder_as_it_was_signed(settings, store, rec
     assert file.read_bytes() == model_bytes()
 
 
-def test_registering_is_told_once_and_by_whom(settings, tmp_path):
+def test_a_registration_is_recorded_once_with_its_actor(settings, tmp_path):
     mine = register(settings, tmp_path)
     again = register(settings, tmp_path, run_id=mine.run_id)
     theirs = register(settings, tmp_path, submitter="ada")
     assert again == mine
-    told = [
+    recorded = [
         (event.target, event.actor, event.new)
         for event in history.events(settings, USECASE, action="registered")
         if event.target in map(str, (mine.reference, theirs.reference))
     ]
-    assert told == [
+    assert recorded == [
         (str(mine.reference), current_principal(settings).name, mine.sha256),
         (str(theirs.reference), "ada", theirs.sha256),
     ]
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "problem"),
     [
         ("model.onnx", r"changed: model.onnx"),
         ("MLmodel", r"changed: MLmodel"),
@@ -116,12 +116,12 @@ def test_registering_is_told_once_and_by_whom(settings, tmp_path):
         (SIGNATURE, r"no valid signature"),
     ],
 )
-def test_a_pickle_in_the_store_is_neither_loaded_nor_run(settings, store, record, tmp_path, name, says):
+def test_a_pickle_in_the_store_is_neither_loaded_nor_run(settings, store, record, tmp_path, name, problem):
     trace = tmp_path / "the-payload-ran"
     place = kept(store, settings, record) / name
     place.parent.mkdir(exist_ok=True)
     place.write_bytes(pickle.dumps(Payload(trace)))
-    with pytest.raises(ThroughlineError, match=rf"^Model {record.reference} is refused: .*{says}"):
+    with pytest.raises(ThroughlineError, match=rf"^Model {record.reference} is refused: .*{problem}"):
         models.fetch(settings, record, tmp_path / "copy")
     assert not list((tmp_path / "copy").iterdir())
     assert not trace.exists()

@@ -192,8 +192,8 @@ def test_retention_removes_versions_with_their_files_and_leaves_what_is_pinned(
     stored = (registry.bucket or settings.mlflow_home).rglob("model.onnx")
     assert made[1].sha256 not in {sha256_of(path) for path in stored}
     assert client_of(settings).get_run(made[1].run_id).info.status  # the run stays
-    (told,) = [e for e in history.events(settings, NAME, target=made[1].reference) if e.action == "note"]
-    assert "nothing pins it" in told.reason
+    (event,) = [e for e in history.events(settings, NAME, target=made[1].reference) if e.action == "note"]
+    assert "nothing pins it" in event.reason
     assert apply(settings, NAME, datetime.now(UTC)) == []
 
 
@@ -245,8 +245,8 @@ def test_a_published_card_is_read_back_with_the_notes_of_today(
     assert read_card(settings, record).model_dump_json() == published.model_dump_json()
     tags = models.tags_of(settings, record.reference)
     assert tags["table_versions"] == [TableReference("shop/raw/orders", 7)]
-    said = {name: tags[name] for name in ("gate", "parent", "feature_service", "holdout_auc", "card")}
-    assert said == {
+    found = {name: tags[name] for name in ("gate", "parent", "feature_service", "holdout_auc", "card")}
+    assert found == {
         "gate": "reject", "parent": ModelReference("shop", 1), "feature_service": "shop_v1", "holdout_auc": 0.7654,
         "card": f"runs:/{record.run_id}/card",
     }  # fmt: skip
@@ -263,13 +263,13 @@ def test_a_published_card_is_read_back_with_the_notes_of_today(
 
 
 def swap_files(settings: Settings, record: ModelRecord, other: ModelRecord, scratch: Path) -> None:
-    """Somebody edits the page that people look at."""
+    """The page for people is edited."""
     (scratch / "card.html").write_text("<h1>release</h1>")
     client_of(settings).log_artifact(record.run_id, str(scratch / "card.html"), "card")
 
 
 def swap_verdict(settings: Settings, record: ModelRecord, other: ModelRecord, scratch: Path) -> None:
-    """Somebody turns the decision round."""
+    """The decision is reversed."""
     file = Path(client_of(settings).download_artifacts(record.run_id, "card/card.json", str(scratch)))
     copy = scratch / "changed" / "card.json"
     copy.parent.mkdir()
@@ -278,7 +278,7 @@ def swap_verdict(settings: Settings, record: ModelRecord, other: ModelRecord, sc
 
 
 def swap_cards(settings: Settings, record: ModelRecord, other: ModelRecord, scratch: Path) -> None:
-    """Somebody puts the card of another version in its place, signature and all."""
+    """The card of another version is put in its place, with its signature."""
     folder = client_of(settings).download_artifacts(other.run_id, "card", str(scratch))
     client_of(settings).log_artifacts(record.run_id, folder, "card")
 
@@ -289,7 +289,7 @@ def add_file(settings: Settings, record: ModelRecord, other: ModelRecord, scratc
 
 
 @pytest.mark.parametrize(
-    ("swap", "told"),
+    ("swap", "problem"),
     [
         (swap_files, "changed: card.html"),
         (swap_verdict, "changed: card.json"),
@@ -297,8 +297,8 @@ def add_file(settings: Settings, record: ModelRecord, other: ModelRecord, scratc
         (add_file, "added: evil.pkl"),
     ],
 )
-def test_a_swapped_card_is_refused_in_one_line_and_the_history_knows(
-    registry: Registry, usecase: UseCase, tmp_path: Path, swap, told: str
+def test_a_swapped_card_is_refused_in_one_line_and_recorded_as_refused(
+    registry: Registry, usecase: UseCase, tmp_path: Path, swap, problem: str
 ) -> None:
     settings = registry.settings
     (tmp_path / "scratch").mkdir()
@@ -306,27 +306,27 @@ def test_a_swapped_card_is_refused_in_one_line_and_the_history_knows(
     for one in (record, other):
         publish_card(settings, usecase, **facts(one))
     swap(settings, record, other, tmp_path / "scratch")
-    with pytest.raises(ThroughlineError, match=told) as refused:
+    with pytest.raises(ThroughlineError, match=problem) as refused:
         current_card(settings, record)
     assert f"The card of {record.reference} is refused" in str(refused.value)
     assert "\n" not in str(refused.value)
     (event,) = history.events(settings, NAME, target=record.reference, action="refused")
-    assert told in event.reason
+    assert problem in event.reason
     read_card(settings, other)
 
 
 def test_a_card_signed_by_an_unknown_key_is_refused(registry: Registry, usecase: UseCase, tmp_path: Path) -> None:
-    """A stranger's, who trusts us and whom we do not trust."""
+    """The other home trusts our key; this one does not trust its key."""
     record = register(registry.settings, tmp_path, 8.0)
-    stranger = registry.settings.model_copy(update={"home": tmp_path / "another home"})
-    (stranger.keys / TRUSTED).mkdir(parents=True)
-    shutil.copy(registry.settings.keys / PUBLIC, stranger.keys / TRUSTED / "us.pub")
-    publish_card(stranger, usecase, **facts(record))
+    other = registry.settings.model_copy(update={"home": tmp_path / "another home"})
+    (other.keys / TRUSTED).mkdir(parents=True)
+    shutil.copy(registry.settings.keys / PUBLIC, other.keys / TRUSTED / "us.pub")
+    publish_card(other, usecase, **facts(record))
     with pytest.raises(ThroughlineError, match="not trusted"):
         read_card(registry.settings, record)
 
 
-def test_a_version_without_a_card_says_so_and_nothing_is_refused(
+def test_a_version_without_a_card_is_an_error_and_no_refusal(
     registry: Registry, usecase: UseCase, tmp_path: Path
 ) -> None:
     record = register(registry.settings, tmp_path, 9.0)
@@ -338,9 +338,9 @@ def test_a_version_without_a_card_says_so_and_nothing_is_refused(
 
 def test_a_card_that_fails_leaves_the_version_described(registry: Registry, usecase: UseCase, tmp_path: Path) -> None:
     record = register(registry.settings, tmp_path, 10.0)
-    silent = usecase.model_copy(update={"card": CardStatement()})
+    undeclared = usecase.model_copy(update={"card": CardStatement()})
     with pytest.raises(ThroughlineError, match="intended_use, affected_people, forbidden_use, limits, sign_off"):
-        publish_card(registry.settings, silent, **facts(record))
+        publish_card(registry.settings, undeclared, **facts(record))
     assert models.tags_of(registry.settings, record.reference)["gate"] == "reject"
     with pytest.raises(ThroughlineError, match="has no card"):
         read_card(registry.settings, record)

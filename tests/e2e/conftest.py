@@ -26,7 +26,7 @@ def session_mlflow(tmp_path_factory) -> Iterator[EmptiedMlflow]:
 
 @pytest.fixture(scope="module")
 def home_with_mlflow(tmp_path_factory, session_mlflow: EmptiedMlflow) -> Settings:
-    """A home of its own, in which the session's MLflow server knows no run and no model yet."""
+    """A home of its own, in which the session's MLflow server has no run and no model yet."""
     return session_mlflow.home(tmp_path_factory.mktemp("home"))
 
 

@@ -117,8 +117,8 @@ def test_a_version_waits_for_its_approval_and_then_serves(settings, candidate, m
     assert serving(settings) == []
 
     assert approve(monkeypatch, settings, str(candidate.reference), "--reason", "numbers seen", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["approved_by"], told["endpoint"]["model"]) == (ME, str(candidate.reference))
+    result = json.loads(capsys.readouterr().out)
+    assert (result["approved_by"], result["endpoint"]["model"]) == (ME, str(candidate.reference))
     assert serving(settings) == [str(candidate.reference)]
     assert load_record(settings, GATE, GateDecision).decision == "release"
     assert models.champion(settings, NAME) == candidate
@@ -135,14 +135,14 @@ def test_a_version_waits_for_its_approval_and_then_serves(settings, candidate, m
     assert "the gate's decision is release" in capsys.readouterr().err
 
 
-def test_what_was_approved_and_is_not_served_is_told_with_the_runs_reason(settings, candidate, monkeypatch, capsys):
-    """Somebody has tampered with the file meanwhile: the endpoint refuses it, and goes on as it was."""
+def test_an_approved_version_that_is_refused_is_an_error_with_the_runs_reason(settings, candidate, monkeypatch, capsys):
+    """Its file was changed after the registration: the endpoint refuses it, and goes on as it was."""
     before = serving(settings)
     assert materialise(settings, GATE).succeeded
     file = Path(candidate.uri) / "model.onnx"
     file.write_bytes(model_bytes(5.0))
     assert approve(monkeypatch, settings, str(candidate.reference), "--reason", "numbers seen") == 1
-    said = capsys.readouterr().err
-    assert f"{candidate.reference} is approved and was not released" in said
-    assert "changed: model.onnx" in said
+    error = capsys.readouterr().err
+    assert f"{candidate.reference} is approved and was not released" in error
+    assert "changed: model.onnx" in error
     assert serving(settings) == before

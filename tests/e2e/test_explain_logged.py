@@ -90,18 +90,18 @@ def call(settings: Settings, monkeypatch: pytest.MonkeyPatch):
 def test_a_logged_prediction_is_explained_by_the_version_that_made_it(settings, versions, call) -> None:
     for record in versions[:2]:
         prediction_id = log(settings, record)
-        told = json.loads(call(prediction_id, "--json").stdout)
-        assert list(told) == [
+        explained = json.loads(call(prediction_id, "--json").stdout)
+        assert list(explained) == [
             "prediction_id", "model_name", "model_version", "decision", "score", "base_value", "explanations",
         ]  # fmt: skip
-        assert (told["prediction_id"], told["model_version"]) == (str(prediction_id), record.version)
+        assert (explained["prediction_id"], explained["model_version"]) == (str(prediction_id), record.version)
         expected = explain(loaded(record), ROW, AGAINST)
-        assert told["base_value"] == pytest.approx(expected.base_value)
-        adds = {one["feature"]: one["contribution"] for one in told["explanations"]}
+        assert explained["base_value"] == pytest.approx(expected.base_value)
+        adds = {one["feature"]: one["contribution"] for one in explained["explanations"]}
         assert adds == pytest.approx({one.feature: one.contribution for one in expected.explanations})
-        assert told["base_value"] + sum(adds.values()) == pytest.approx(told["score"], abs=1e-9)
-        assert {one["feature"]: one["value"] for one in told["explanations"]} == FEATURES
-        assert json.loads(call(prediction_id, "--json").stdout) == told
+        assert explained["base_value"] + sum(adds.values()) == pytest.approx(explained["score"], abs=1e-9)
+        assert {one["feature"]: one["value"] for one in explained["explanations"]} == FEATURES
+        assert json.loads(call(prediction_id, "--json").stdout) == explained
 
 
 def test_a_person_reads_the_features_that_matter_and_what_the_rest_adds(settings, versions, call) -> None:
@@ -115,8 +115,10 @@ def test_a_person_reads_the_features_that_matter_and_what_the_rest_adds(settings
     assert "departure_hour" in first.stdout
     assert "carrier" not in first.stdout
     assert "all others" in first.stdout
-    told = json.loads(call(prediction_id, "--top", 1, "--json").stdout)
-    assert told["base_value"] + told["explanations"][0]["contribution"] + told["rest"] == pytest.approx(told["score"])
+    explained = json.loads(call(prediction_id, "--top", 1, "--json").stdout)
+    assert explained["base_value"] + explained["explanations"][0]["contribution"] + explained["rest"] == pytest.approx(
+        explained["score"]
+    )
 
 
 def refusal(done: Result) -> str:

@@ -1,4 +1,4 @@
-"""Champions come and go on real services: what serves, the alias and the history say the same, also after a crash."""
+"""Champions come and go on real services: what serves, the alias and the history agree, also after a crash."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def decide(settings: Settings, model: ModelRecord, over: str | None, word: str =
 
 
 def everywhere(settings: Settings) -> set[ModelReference]:
-    """Who is champion by each of those who say so."""
+    """The champion by each place that names one."""
     (serving,) = httpx.get(f"{settings.url('model_http')}/v1/throughline/revisions").json()
     endpoint = load_record(settings, (USECASE, "deployment", "endpoint"), EndpointRecord)
     line = line_of(events(settings, USECASE))
@@ -104,16 +104,16 @@ def version(text: str | None) -> ModelReference | None:
 
 
 def since(settings: Settings, begun: datetime) -> list[tuple[str, str, ModelReference | None, ModelReference, str]]:
-    told = [event for event in events(settings, USECASE, since=begun) if event.action in ("champion", "withdrawn")]
-    return [(one.action, one.actor, version(one.old), version(one.new), one.reason) for one in told]
+    found = [event for event in events(settings, USECASE, since=begun) if event.action in ("champion", "withdrawn")]
+    return [(one.action, one.actor, version(one.old), version(one.new), one.reason) for one in found]
 
 
 V1, V2, V3 = (ModelReference(USECASE, version) for version in (1, 2, 3))
 
 
 def test_what_the_gate_releases_one_after_the_other_is_champion_everywhere(settings, released):
-    told = [event for event in events(settings, USECASE, action="champion") if event.actor == GRAPH]
-    assert [(version(event.old), version(event.new)) for event in told] == [(None, V1), (V1, V2), (V2, V3)]
+    found = [event for event in events(settings, USECASE, action="champion") if event.actor == GRAPH]
+    assert [(version(event.old), version(event.new)) for event in found] == [(None, V1), (V1, V2), (V2, V3)]
 
 
 def test_releasing_the_champion_again_changes_and_tells_nothing(settings, usecase, three):
@@ -234,25 +234,25 @@ def test_a_rollback_of_which_only_the_withdrawal_is_recorded_is_left_to_its_repe
     assert everywhere(settings) == {V2}
 
 
-# A command that dies between any two of its steps
+# A command that is killed between any two of its steps
 
 
-class Died(BaseException):
-    """As by a signal: nobody catches it."""
+class Killed(BaseException):
+    """As by a signal: no handler catches it."""
 
 
 def breaking(monkeypatch: pytest.MonkeyPatch, step: int, when: str) -> None:
-    """Die before or after the numbered step of those that change something."""
+    """Raise `Killed` before or after the numbered step of those that change something."""
     counted = iter(range(1, 100))
 
     def wrapped(act: Callable[..., Any]) -> Callable[..., Any]:
         def acting(*arguments: Any, **named: Any) -> Any:
             number = next(counted)
             if number == step and when == "before":
-                raise Died
+                raise Killed
             result = act(*arguments, **named)
             if number == step:
-                raise Died
+                raise Killed
             return result
 
         return acting
@@ -272,11 +272,11 @@ def each(steps: int, *always: tuple[int, str], first: int = 0, last: int = 0) ->
 
 # Of a rollback: withdrawn, serve, champion, record, alias. After the last it is done.
 @pytest.mark.parametrize(("step", "when"), each(5, (2, "before"), (5, "before"), last=1))
-def test_a_rollback_that_dies_is_completed_by_repeating_it(settings, usecase, three, monkeypatch, step, when):
+def test_a_killed_rollback_is_completed_by_repeating_it(settings, usecase, three, monkeypatch, step, when):
     begun = datetime.now(UTC)
     with monkeypatch.context() as patch:
         breaking(patch, step, when)
-        with pytest.raises(Died):
+        with pytest.raises(Killed):
             rollback(settings, usecase, ADA, "bad")
     assert rollback(settings, usecase, ADA, "bad").model == V2
     assert everywhere(settings) == {V2}
@@ -285,11 +285,11 @@ def test_a_rollback_that_dies_is_completed_by_repeating_it(settings, usecase, th
 
 # Of a promotion: serve, champion, record, alias.
 @pytest.mark.parametrize(("step", "when"), each(4, (4, "before")))
-def test_a_promotion_that_dies_is_completed_by_repeating_it(settings, usecase, three, monkeypatch, step, when):
+def test_a_killed_promotion_is_completed_by_repeating_it(settings, usecase, three, monkeypatch, step, when):
     begun = datetime.now(UTC)
     with monkeypatch.context() as patch:
         breaking(patch, step, when)
-        with pytest.raises(Died):
+        with pytest.raises(Killed):
             promote(settings, usecase, three[2], ADA, "better")
     promote(settings, usecase, three[2], ADA, "better")
     assert everywhere(settings) == {V2}
@@ -297,10 +297,10 @@ def test_a_promotion_that_dies_is_completed_by_repeating_it(settings, usecase, t
 
 
 @pytest.mark.parametrize(("step", "when"), each(4, (1, "after"), first=1, last=1))
-def test_a_promotion_that_dies_is_undone_by_a_rollback(settings, usecase, three, monkeypatch, step, when):
+def test_a_killed_promotion_is_undone_by_a_rollback(settings, usecase, three, monkeypatch, step, when):
     with monkeypatch.context() as patch:
         breaking(patch, step, when)
-        with pytest.raises(Died):
+        with pytest.raises(Killed):
             promote(settings, usecase, three[2], ADA, "better")
     assert rollback(settings, usecase, ADA, "no, worse").model == V3
     assert everywhere(settings) == {V3}
@@ -318,7 +318,7 @@ def run(monkeypatch: pytest.MonkeyPatch, settings: Settings, *arguments: str) ->
     return ended.value.code or 0
 
 
-def test_the_commands_say_who_serves_and_the_history_who_did_it(settings, three, monkeypatch, capsys):
+def test_the_commands_show_what_serves_and_the_history_its_actor(settings, three, monkeypatch, capsys):
     me, begun = getpass.getuser(), datetime.now(UTC)
     assert run(monkeypatch, settings, "rollback", USECASE, "--reason", "late at night", "--json") == 0
     assert json.loads(capsys.readouterr().out)["model"] == str(V2)
@@ -330,9 +330,9 @@ def test_the_commands_say_who_serves_and_the_history_who_did_it(settings, three,
         ("champion", me, V2, V3, "it was the data"),
     ]
     assert run(monkeypatch, settings, "history", str(V3), "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert {event["action"] for event in told} >= {"registered", "decided", "withdrawn", "champion"}
-    assert told[-1]["reason"] == "it was the data"
+    shown = json.loads(capsys.readouterr().out)
+    assert {event["action"] for event in shown} >= {"registered", "decided", "withdrawn", "champion"}
+    assert shown[-1]["reason"] == "it was the data"
     assert run(monkeypatch, settings, "history", str(V3)) == 0
     assert "it was the data" in capsys.readouterr().out
     assert run(monkeypatch, settings, "promote", f"{USECASE}/99", "--reason", "x") == 1
@@ -349,9 +349,9 @@ def test_approving_what_is_not_the_candidate_or_does_not_wait_is_refused(setting
 
 
 def test_an_approval_stands_though_the_graph_does_not_answer(settings, usecase, three, monkeypatch, capsys, tmp_path):
-    """And it takes somebody else than who registered the version."""
+    """And the approver is not who registered the version."""
     me = getpass.getuser()
-    for lenient, said in ((False, f"{me} submitted it"), (True, None)):
+    for lenient, problem in ((False, f"{me} submitted it"), (True, None)):
         manual = usecase.release.model_copy(update={"policy": "manual", "submitter_may_approve": lenient})
         changed = usecase.model_copy(update={"release": manual, "approvers": [me]})
         monkeypatch.setattr("throughline.cli.govern.get_usecase", lambda name, changed=changed: changed)
@@ -359,11 +359,11 @@ def test_an_approval_stands_though_the_graph_does_not_answer(settings, usecase, 
         decide(settings, new, V3, "wait")
         save_record(settings, (USECASE, "training", "model"), new)
         assert run(monkeypatch, settings, "approve", str(new.reference), "--reason", "numbers seen", "--json") == bool(
-            said
+            problem
         )
         out, err = capsys.readouterr()
-        if said:
-            assert said in err
+        if problem:
+            assert problem in err
             assert events(settings, USECASE, target=new.reference, action="approved") == []
     result = json.loads(out)
     assert (result["approved_by"], result["sha256"], result["run"]) == (me, new.sha256, None)

@@ -66,7 +66,7 @@ def test_a_search_leaves_its_trials_and_a_plot_and_goes_on_where_it_was_left(set
     page = Path(client.download_artifacts(found.run_id, "search/search.html", str(tmp_path))).read_text()
     assert "Optimization History" in page
 
-    # a crash leaves a trial that nobody ends; more trials go on with the same study in the same run
+    # a crash leaves a trial without an end; more trials go on with the same study in the same run
     name = client.get_run(found.run_id).data.tags["throughline.search"]
     open_study(run, name, space_of(usecase, ["logistic"]), RANDOM, seed=1).ask()
     again = search(run, usecase, ["logistic"], dataset, RANDOM.model_copy(update={"trials": 5}))

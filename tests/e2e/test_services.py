@@ -121,7 +121,7 @@ def test_a_port_that_another_process_holds_is_refused_naming_both(settings: Sett
 
 
 def test_the_command_ends_although_its_services_live(settings: Settings) -> None:
-    """Whoever reads the output of `throughline up` sees its end."""
+    """A reader of the output of `throughline up` sees its end."""
     services.down(settings)
     environment = {
         **os.environ,

@@ -481,7 +481,7 @@ def test_no_event_is_lost_while_the_collector_is_killed_and_the_server_restarted
         answered: list[str] = []
         stop = threading.Event()
 
-        def ask() -> None:
+        def send_requests() -> None:
             with httpx.Client() as client:
                 while not stop.is_set():
                     try:
@@ -491,7 +491,7 @@ def test_no_event_is_lost_while_the_collector_is_killed_and_the_server_restarted
                     except (httpx.HTTPError, ValueError):  # while the server is restarted
                         time.sleep(0.05)
 
-        clients = [threading.Thread(target=ask) for _ in range(2)]
+        clients = [threading.Thread(target=send_requests) for _ in range(2)]
         for client in clients:
             client.start()
         try:

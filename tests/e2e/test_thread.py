@@ -308,7 +308,7 @@ def test_what_was_served_is_what_the_offline_store_says_for_the_same_instant(
     spine = read(settings, pin(settings, "flight_delay/features/labelled_flights")).collect()
     spine = spine.with_columns(row_keys(USECASE, spine).alias("row_key"))
     served = log.join(spine.select("row_key", "prediction_time", *USECASE.request), on="row_key").filter(
-        # the replay asks within the hour that the flight is due to be predicted; by hand one may ask earlier
+        # the replay sends it within the hour that the prediction is due; by hand it may be sent earlier
         (pl.col("prediction_time") - pl.col("time")).is_between(timedelta(0), timedelta(hours=1), closed="left")
     )
     assert served.height > 700

@@ -128,7 +128,7 @@ def test_the_same_recipe_on_the_same_rows_is_not_trained_again(settings, usecase
 def test_an_evaluation_of_the_registered_file_passes_or_fails_by_its_own_numbers(trained, settings, usecase, dataset):
     record, _ = trained
     with pytest.raises(ThroughlineError, match="which dataset flight_delay/training/dataset@0 does not have"):
-        evaluate_candidate(settings, usecase, dataset, record)  # the declaration speaks of other rows
+        evaluate_candidate(settings, usecase, dataset, record)  # the declaration names other rows
     plain = usecase.model_copy(update={"evaluation": Evaluation(holdout="14d")})
     evaluation = evaluate_candidate(settings, plain, dataset, record)
     assert evaluation.candidate.log_loss < evaluation.constant.log_loss
@@ -279,8 +279,8 @@ def test_standard_mlflow_loads_the_version_and_scores_the_same(trained, settings
 
 
 def test_mlflow_that_does_not_answer_is_named_at_once(usecase, dataset, tmp_path):
-    nobody = load_settings(home=tmp_path, port_base=take_ports())
+    other = load_settings(home=tmp_path, port_base=take_ports())
     begun = time.monotonic()
     with pytest.raises(ThroughlineError, match=r"MLflow does not answer.*throughline up"):
-        train(nobody, usecase, dataset)
+        train(other, usecase, dataset)
     assert time.monotonic() - begun < 5

@@ -41,7 +41,7 @@ def evaluation(of: ModelRecord, candidate: Metrics = GOOD) -> EvaluationRecord:
 
 
 def launch(settings: Settings, usecase: UseCase, *selected: tuple[str, str]) -> ExecuteInProcessResult:
-    """Materialise some assets alone, as somebody would from the UI."""
+    """Materialise only these assets, as from the UI."""
     both = Definitions.merge(evaluation_assets(usecase), deployment_assets(usecase))
     upstream = [("training", "dataset"), ("training", "model"), ("features", "online_store")]
     return materialize(
@@ -137,7 +137,7 @@ def test_an_evaluation_that_crashes_releases_nothing(settings: Settings, usecase
 
 
 def lenient(usecase: UseCase, **release: Any) -> UseCase:
-    """The use case with one rule, which `GOOD` satisfies, and with whoever runs the tests as its approver."""
+    """The use case with one rule, which `GOOD` satisfies, and with the user of the tests as its approver."""
     changed = usecase.release.model_copy(update=release)
     rules = {"auc": Bound(at_least=0.7)}
     return usecase.model_copy(update={"gate": rules, "release": changed, "approvers": [getpass.getuser()]})

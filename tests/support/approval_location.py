@@ -1,6 +1,6 @@
-"""A code location for a Dagster webserver: the rooms that judge and serve, of a use case that people release.
+"""A code location for a Dagster webserver: evaluation, gate and deployment of a use case with the manual policy.
 
-What comes before them is not here; its records are where the test puts them.
+The assets before them are not in it; the test writes their records.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BEFORE = [("training", "dataset"), ("training", "model"), ("features", "online_s
 
 
 def released_by_people() -> UseCase:
-    """Whoever runs the tests may approve what others submitted; of the gate's rules one is left."""
+    """The user of the tests may approve what others submitted; the gate has one rule only."""
     declared = get_usecase("flight_delay")
     manual = declared.release.model_copy(update={"policy": "manual", "submitter_may_approve": False})
     gate = {"auc": Bound(at_least=0.72, below=0.8)}

@@ -1,4 +1,4 @@
-"""A folder with a model.onnx made what a registration would leave, without a registry."""
+"""Signs a folder with a model.onnx as a registration does, without a registry."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from throughline.records import ModelRecord
 
 
 def seal_model(
-    settings: Settings, folder: Path, version: int = 1, name: str = "flight_delay", **said: Any
+    settings: Settings, folder: Path, version: int = 1, name: str = "flight_delay", **facts: Any
 ) -> ModelRecord:
-    """Sign what is in the folder; the record that goes with it. `said`: of the rows and the training."""
+    """Sign the files in the folder; returns the record of the version. `facts`: of its rows and its training."""
     statement = Provenance(
         name=name,
         sha256=sha256_of(folder / "model.onnx"),
@@ -27,7 +27,7 @@ def seal_model(
             "trainer": "t",
             "parameters": {},
             "tags": {},
-            **said,
+            **facts,
         },
     )
     provenance.seal(settings, folder, statement)

@@ -3,7 +3,7 @@
 Owns: tables on the terminal, and the JSON of `--json`:
     show    one object: kind (feature or view), name, usecase, view, description, type, entity, owner, tags, deprecated
             (why, or null), replaced_by, services, table (TABLE@VERSION), upstream (raw TABLE.COLUMN), freshness
-            (newest, age_s, allowed_s, fresh), models (NAME/VERSION; null: unknown, then models_unknown says why),
+            (newest, age_s, allowed_s, fresh), models (NAME/VERSION; null: unknown, then models_unknown is the reason),
             reads, reads_from (the inference log as TABLE@VERSION), profile (a page of plots), features (of a view)
     list    {"clock": the instant of ages, "views": [objects], "features": [objects]}
     search  as list, of the entries found

@@ -8,7 +8,7 @@ Owns: both on the terminal, and the JSON of `--json`:
             cause), dataset (fingerprint, rows, as_of, made_from), feature_table (used_for, made_from; where served
             from, view, entity, event_time, matches, raw: table, columns, known_from, known_before, of, rows),
             raw_table (used_for, partitions: first, last, count), code (id: the commit; version: its fingerprint)
-    impact  one object: table, feature_tables, datasets, models (null: unknown, then models_unknown says why),
+    impact  one object: table, feature_tables, datasets, models (null: unknown, then models_unknown is the reason),
             predictions per model, served_from, log, log_lost
 Does not own: how these are found (`throughline.lineage`).
 """

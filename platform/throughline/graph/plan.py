@@ -1,7 +1,7 @@
-"""What a `run` has to do, pure: from how the graph stands to what must be materialised.
+"""What `throughline run` has to materialise, from the state of the assets: pure.
 
-Owns: the rules that only what changed is done again, and that newer data alone trains no model: that takes a reason
-(`monitoring/triggers.py`).
+Owns: the rules that only what changed is made again, and that newer data by itself trains no model. Does not own: when
+a model is retrained (`monitoring/triggers.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from throughline.foundation.days import between
 from throughline.graph.client import AssetState, Key
 
 RELEASE_ROOMS = frozenset({"training", "evaluation", "deployment"})
-SUBMITTED_ROOMS = frozenset({"experiments"})  # materialised when somebody submits a training
+SUBMITTED_ROOMS = frozenset({"experiments"})  # materialised by submitted trainings
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Plan:
 def plan_run(states: Sequence[AssetState], first: date, until: date, behind: frozenset[str] = frozenset()) -> Plan:
     """What is missing or whose code changed with all that follows, and the days in [first, until) that are not there.
 
-    A daily table whose source's code changed is brought anew for all of its days. New days and newer data are followed
-    as far as the training room's door: they make new features, but no new candidate.
+    A daily table whose source's code changed is made again for all of its days. New days and newer data are followed
+    up to the training room: they make new features, but no new candidate.
 
-    `behind`: rooms that were not brought up to `until`, as after a run that ended between a new day's rows and its
+    `behind`: rooms whose newest day is before `until`, as after a run that ended between a new day's rows and its
     features. Dagster calls those features fresh: they depend on a table, not on its days.
     """
     states = [state for state in states if state.group not in SUBMITTED_ROOMS]

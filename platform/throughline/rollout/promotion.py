@@ -117,7 +117,7 @@ def _make_champion(
     actor: str,
     reason: str,
 ) -> EndpointRecord:
-    """Serve `model`, record it in the history unless its newest event says so, and write what follows from that.
+    """Serve `model`, record it in the history unless its newest event names it, and write what follows from that.
 
     Raises as `serve` does; then nothing has changed.
     """

@@ -19,14 +19,14 @@ def test_requests_that_wait_form_one_batch_and_keep_their_answers():
         batches.append(list(jobs))
         return [job * 10 for job in jobs]
 
-    async def ask() -> list[int]:
+    async def submit_all() -> list[int]:
         tasks = [asyncio.ensure_future(batcher.submit(number)) for number in range(6)]
         await asyncio.sleep(0.05)
         go.set()
         return await asyncio.gather(*tasks)
 
     batcher = Batcher(work, max_items=4)
-    assert asyncio.run(ask()) == [0, 10, 20, 30, 40, 50]
+    assert asyncio.run(submit_all()) == [0, 10, 20, 30, 40, 50]
     assert [job for batch in batches for job in batch] == list(range(6))
     assert 2 <= len(batches) <= 3
     assert max(map(len, batches)) == 4
@@ -36,16 +36,16 @@ def test_requests_that_wait_form_one_batch_and_keep_their_answers():
 def test_an_error_reaches_the_request_it_belongs_to():
     batcher = Batcher(lambda jobs: [ValueError("bad") if job < 0 else job for job in jobs])
 
-    async def ask():
+    async def submit_all():
         return await asyncio.gather(batcher.submit(1), batcher.submit(-1), return_exceptions=True)
 
-    good, bad = asyncio.run(ask())
+    good, bad = asyncio.run(submit_all())
     assert good == 1
     assert isinstance(bad, ValueError)
     batcher.close()
 
 
-def test_work_that_fails_as_a_whole_does_not_end_the_lane():
+def test_work_that_fails_as_a_whole_does_not_end_the_batcher():
     calls = []
 
     def work(jobs):
@@ -68,7 +68,7 @@ def test_closing_answers_what_waits():
         slow.wait(5)
         return jobs
 
-    async def ask():
+    async def submit_all():
         batcher = Batcher(work, max_items=1)
         tasks = [asyncio.ensure_future(batcher.submit(number)) for number in range(3)]
         await asyncio.sleep(0.05)
@@ -76,4 +76,4 @@ def test_closing_answers_what_waits():
         await asyncio.to_thread(batcher.close)
         return await asyncio.gather(*tasks)
 
-    assert asyncio.run(ask()) == [0, 1, 2]
+    assert asyncio.run(submit_all()) == [0, 1, 2]

@@ -73,7 +73,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
     made.give_background()
     yield made
     made.server.repository.close()
-    made.server.publisher.close(timeout_s=0)  # nobody receives the events
+    made.server.publisher.close(timeout_s=0)  # no collector runs
 
 
 INSTANCE = example_instance(USECASE)

@@ -1,4 +1,4 @@
-"""A prediction depends on its own request only, is logged with what it was made of, or fails alone."""
+"""A prediction depends on its own request only, is logged with its features, or fails by itself."""
 
 from __future__ import annotations
 

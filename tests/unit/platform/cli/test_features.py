@@ -1,4 +1,4 @@
-"""`throughline features`: documented keys, one line for what cannot be had, and no word about models without MLflow."""
+"""`throughline features`: documented keys, one line for what cannot be found, and unknown models without MLflow."""
 
 from __future__ import annotations
 
@@ -125,13 +125,13 @@ def test_a_wrong_name_is_one_line_with_the_nearest(call) -> None:
     assert "did you mean origin_delay_2h" in str(done.exception)
 
 
-def test_what_is_not_found_is_told_with_the_word_that_occurs_nowhere(call) -> None:
+def test_a_search_without_result_names_the_word_that_occurs_nowhere(call) -> None:
     done = call("search", "origin", "wether")
     assert done.exit_code == 0
     assert "wether occurs nowhere" in done.stdout
 
 
-def test_before_anything_is_registered_one_line_says_what_to_do(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_before_anything_is_registered_one_line_names_the_command(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THROUGHLINE_HOME", str(tmp_path))
     done = CliRunner().invoke(app, ["features", "list"])
     assert "throughline run" in str(done.exception)
@@ -139,7 +139,7 @@ def test_before_anything_is_registered_one_line_says_what_to_do(tmp_path, monkey
 
 
 def test_looking_up_a_feature_imports_neither_feast_nor_mlflow_nor_torch(home: Settings) -> None:
-    """They take seconds to import: whoever looks something up does not wait for them."""
+    """They take seconds to import, and looking something up needs none of them."""
     code = (
         "import sys; from throughline.cli.main import app\n"
         "try: app(['features', 'list', '--json'])\n"

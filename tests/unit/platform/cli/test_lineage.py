@@ -35,13 +35,13 @@ def call(home_of: tuple[Settings, str], monkeypatch: pytest.MonkeyPatch):
     return lambda *arguments: CliRunner().invoke(app, list(arguments))
 
 
-def told(done: Result) -> object:
+def result_of(done: Result) -> object:
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout)
 
 
 def test_a_trace_is_a_list_of_steps_each_with_kind_id_and_version(call, home_of: tuple[Settings, str]) -> None:
-    steps = told(call("trace", home_of[1], "--json"))
+    steps = result_of(call("trace", home_of[1], "--json"))
     assert all({"kind", "id", "version", "missing"} <= set(step) for step in steps)
     assert (steps[0]["kind"], steps[0]["id"]) == ("prediction", home_of[1])
     assert steps[-1]["kind"] == "code"
@@ -61,7 +61,7 @@ def test_the_terminal_shows_every_step_and_what_is_missing(call, home_of: tuple[
 
 
 def test_one_feature_is_shown_with_the_raw_rows_behind_it(call, home_of: tuple[Settings, str]) -> None:
-    value = told(call("trace", home_of[1], "--feature", "aircraft_delay_168h", "--rows", "4", "--json"))
+    value = result_of(call("trace", home_of[1], "--feature", "aircraft_delay_168h", "--rows", "4", "--json"))
     assert (value["name"], value["view"]) == ("aircraft_delay_168h", "aircraft_ticks")
     (part,) = value["raw"]
     assert part["table"] == f"{NAME}/raw/flight_departures@0"
@@ -71,8 +71,8 @@ def test_one_feature_is_shown_with_the_raw_rows_behind_it(call, home_of: tuple[S
     assert "flight_departures" not in shown
 
 
-def test_a_reach_has_the_documented_keys(call) -> None:
-    found = told(call("impact", f"{NAME}/raw/planes@0", "--json"))
+def test_an_impact_has_the_documented_keys(call) -> None:
+    found = result_of(call("impact", f"{NAME}/raw/planes@0", "--json"))
     assert set(found) == {
         "table", "feature_tables", "datasets", "models", "models_unknown", "predictions", "served_from", "log",
         "log_lost",
@@ -106,7 +106,7 @@ def test_an_unknown_id_ends_the_command_with_1_and_one_line(home_of: tuple[Setti
 
 
 @pytest.mark.parametrize("arguments", [["impact", "planes"], ["trace"], ["trace", "x", "--rows", "0"]])
-def test_a_call_that_is_wrong_is_said_to_be(call, arguments: list[str]) -> None:
+def test_a_wrong_call_is_exit_code_2(call, arguments: list[str]) -> None:
     assert call(*arguments).exit_code == 2
 
 

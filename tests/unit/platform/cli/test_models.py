@@ -23,12 +23,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def version(number: int, **changes: object) -> VersionSummary:
-    told = {
+    fields = {
         "model": f"u/{number}", "aliases": [], "trainer": "own", "dataset": "f" * 64, "dataset_table": None,
         "auc": None, "decision": None, "parent": None, "card": None,
         "registered": datetime(2024, 11, 20, 8, 30, tzinfo=UTC),
     }  # fmt: skip
-    return VersionSummary(**{**told, **changes})
+    return VersionSummary(**{**fields, **changes})
 
 
 @pytest.fixture

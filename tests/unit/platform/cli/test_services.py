@@ -1,4 +1,4 @@
-"""The command line's promises: exit codes, one line on stderr, JSON alone on stdout, light."""
+"""The command line's promises: exit codes, one line on stderr, only JSON on stdout, light."""
 
 import json
 import sys
@@ -64,13 +64,13 @@ def test_a_wrong_call_is_exit_code_2(monkeypatch, capsys, arguments) -> None:
 
 def test_a_service_that_failed_shows_the_end_of_its_log_before_the_one_line(monkeypatch, capsys) -> None:
     def failing(*_):
-        raise ServiceFailed("mlflow died (exit status 1): see mlflow.log; `throughline up` starts it again.", ["why"])
+        raise ServiceFailed("mlflow ended (exit status 1): see mlflow.log; `throughline up` starts it again.", ["why"])
 
     monkeypatch.setattr(services, "up", failing)
     assert run(monkeypatch, "up") == 1
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[0].strip() == "why"
-    assert lines[1].startswith("mlflow died")
+    assert lines[1].startswith("mlflow ended")
 
 
 @pytest.mark.parametrize(
@@ -87,11 +87,11 @@ def test_status_succeeds_only_when_every_service_runs(monkeypatch, capsys, state
 
 
 def test_status_names_the_models_that_are_served(monkeypatch, capsys) -> None:
-    told = [{"name": "late", "version": 3, "alias": "champion", "share": 1.0}]
+    served = [{"name": "late", "version": 3, "alias": "champion", "share": 1.0}]
     monkeypatch.setattr(services, "status", lambda _: [ServiceStatus("model-server", "running", "http://x")])
-    monkeypatch.setattr(services, "served_models", lambda _: told)
+    monkeypatch.setattr(services, "served_models", lambda _: served)
     assert run(monkeypatch, "status", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["models"] == told
+    assert json.loads(capsys.readouterr().out)["models"] == served
     assert run(monkeypatch, "status") == 0
     assert "late/3  champion  100% of traffic" in capsys.readouterr().out
 

@@ -32,7 +32,7 @@ def usecase() -> UseCase:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, usecase: UseCase) -> Settings:
-    """Version 0 of the weather as it was let in; in version 1 somebody wrote past the validation."""
+    """Version 0 of the weather as it was let in; version 1 was written without validation."""
     settings = load_settings(home=tmp_path_factory.mktemp("home"))
     known_until = datetime(2013, 3, 1, tzinfo=UTC)
     ingest_days(settings, usecase, "weather", FIRST, LAST, "r", known_until)
@@ -78,7 +78,7 @@ def test_a_version_that_holds_what_is_expected_passes(call) -> None:
     assert (result["passed"], result["days"], result["bad_rows"]) == (True, 3, 0)
 
 
-def test_a_version_that_does_not_says_so_and_exits_with_1(call) -> None:
+def test_a_version_that_does_not_fails_with_exit_code_1(call) -> None:
     done = call("check", f"{WEATHER}@1", "--json")
     assert done.exit_code == 1
     result = json.loads(done.stdout)
@@ -92,7 +92,7 @@ def test_a_version_that_does_not_says_so_and_exits_with_1(call) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "table", "said"),
+    ("command", "table", "problem"),
     [
         ("infer", "flight_delay/raw/nothing@0", "flight_delay/raw/nothing does not exist"),
         ("infer", f"{WEATHER}@7", f"{WEATHER}@7 does not exist yet: the newest version is {WEATHER}@1"),
@@ -101,10 +101,10 @@ def test_a_version_that_does_not_says_so_and_exits_with_1(call) -> None:
         ("check", "flight_delay/quarantine/weather@0", "Nothing is expected of flight_delay/quarantine/weather"),
     ],
 )
-def test_what_is_not_there_is_one_line(call, command: str, table: str, said: str) -> None:
+def test_what_is_not_there_is_one_line(call, command: str, table: str, problem: str) -> None:
     done = call(command, table)
     assert isinstance(done.exception, ThroughlineError)
-    assert said in str(done.exception)
+    assert problem in str(done.exception)
     assert "\n" not in str(done.exception)
 
 

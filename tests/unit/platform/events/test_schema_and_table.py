@@ -75,7 +75,7 @@ def test_the_table_has_a_column_per_field_of_the_event_and_the_day(settings):
 
 
 @pytest.mark.parametrize(
-    ("headers", "body", "says"),
+    ("headers", "body", "problem"),
     [
         ({"ce-specversion": None}, None, "ce-specversion"),
         ({"ce-type": "org.kubeflow.serving.inference.request"}, None, "ce-type"),
@@ -88,10 +88,10 @@ def test_the_table_has_a_column_per_field_of_the_event_and_the_day(settings):
         ({}, b"{}", "wall_time"),
     ],
 )
-def test_an_event_that_cannot_be_stored_is_refused_by_name(headers, body, says):
+def test_an_event_that_cannot_be_stored_is_refused_by_name(headers, body, problem):
     good_headers, good_body = wire(event())
     changed = {name: value for name, value in (good_headers | headers).items() if value is not None}
-    with pytest.raises(BadEvent, match=says):
+    with pytest.raises(BadEvent, match=problem):
         from_binary(changed, good_body if body is None else body)
 
 

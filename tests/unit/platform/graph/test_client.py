@@ -240,7 +240,7 @@ def node(name: str, status: str | None, *upstream: str, **more: Any) -> dict[str
 def daily(name: str, days: list[str], *ranges: tuple[str, str, str]) -> dict[str, Any]:
     return node(
         name,
-        "FRESH",  # what Dagster says of every partitioned asset
+        "FRESH",  # as Dagster reports every partitioned asset
         isPartitioned=True,
         partitionKeysByDimension=[{"partitionKeys": days}],
         assetPartitionStatuses={"ranges": [{"startKey": a, "endKey": b, "status": s} for a, b, s in ranges]},

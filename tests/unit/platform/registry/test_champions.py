@@ -1,4 +1,4 @@
-"""Whom a rollback returns to follows from the history alone, also after a command that broke off."""
+"""The version that a rollback returns to follows from the history, also after an interrupted command."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ NOW = datetime(2024, 7, 1, tzinfo=UTC)
 
 
 def history(*steps: tuple[str, int]) -> list[HistoryEvent]:
-    """("champion", 3): u/3 became champion; ("withdrawn", 3): somebody rolled back from it."""
-    told = []
+    """("champion", 3): u/3 became champion; ("withdrawn", 3): it was rolled back from."""
+    found = []
     for number, (action, version) in enumerate(steps):
         reference = f"u/{version}"
         event = event_of(action, reference if action == "withdrawn" else "u", "ada", new=reference)
-        told.append(event.model_copy(update={"at": NOW + timedelta(minutes=number)}))
-    return told
+        found.append(event.model_copy(update={"at": NOW + timedelta(minutes=number)}))
+    return found
 
 
 def u(version: int | None) -> ModelReference | None:
@@ -31,7 +31,7 @@ def u(version: int | None) -> ModelReference | None:
 
 
 def returns_to(*steps: tuple[str, int]) -> ModelReference | None:
-    """Of a history that is complete: who is champion serves and has the alias."""
+    """Of a complete history: the champion serves and has the alias."""
     line = line_of(history(*steps))
     return rollback_target(line, line.champion, line.champion)
 
@@ -47,12 +47,12 @@ DOWN = "withdrawn"
         ([(UP, 1)], None),
         ([(UP, 1), (UP, 2)], 1),
         ([(UP, 1), (UP, 2), (UP, 3)], 2),
-        # rolled back from 3: again goes one further back, and not forth to 3
+        # rolled back from 3: a second rollback returns to the one before, not to 3
         ([(UP, 1), (UP, 2), (UP, 3), (DOWN, 3), (UP, 2)], 1),
         ([(UP, 1), (UP, 2), (UP, 3), (DOWN, 3), (UP, 2), (DOWN, 2), (UP, 1)], None),
         # a new champion after a rollback: what was rolled back from is skipped
         ([(UP, 1), (UP, 2), (DOWN, 2), (UP, 1), (UP, 3)], 1),
-        # an earlier one was promoted: the one before it is who it replaced
+        # an earlier one was promoted: the one before it is the one it replaced
         ([(UP, 1), (UP, 2), (UP, 3), (UP, 1)], 3),
         # promoted again after a rollback: it counts again
         ([(UP, 1), (UP, 2), (DOWN, 2), (UP, 1), (UP, 2), (UP, 3)], 2),
@@ -62,7 +62,7 @@ def test_a_rollback_returns_to_the_champion_before_the_current_one(steps, target
     assert returns_to(*steps) == u(target)
 
 
-def test_other_events_say_nothing_about_champions():
+def test_other_events_change_no_champion():
     others = [event_of(action, "u/9", "ada", new="u/9") for action in ("note", "decided", "approved", "refused")]
     assert line_of(others) == Line()
 
@@ -70,11 +70,11 @@ def test_other_events_say_nothing_about_champions():
 @pytest.mark.parametrize(
     ("steps", "serving", "alias", "target"),
     [
-        # a rollback from 3 to 2 that broke off after: telling it, serving, telling the champion
+        # a rollback from 3 to 2 interrupted after: withdrawal, serving, champion event
         ([(UP, 1), (UP, 2), (UP, 3), (DOWN, 3)], 3, 3, 2),
         ([(UP, 1), (UP, 2), (UP, 3), (DOWN, 3)], 2, 3, 2),
         ([(UP, 1), (UP, 2), (UP, 3), (DOWN, 3), (UP, 2)], 2, 3, 2),
-        # a promotion of 3 that broke off after: serving, telling the champion. To undo it is to return to 2
+        # a promotion of 3 interrupted after: serving, champion event. Undone, it returns to 2
         ([(UP, 1), (UP, 2)], 3, 2, 2),
         ([(UP, 1), (UP, 2), (UP, 3)], 3, 2, 2),
         # the same of an earlier champion, 1
@@ -84,11 +84,11 @@ def test_other_events_say_nothing_about_champions():
         # the alias was taken away or moved by hand: the history decides
         ([(UP, 1), (UP, 2)], 2, None, 1),
         ([(UP, 1), (UP, 2)], 2, 7, 1),
-        # the first champion broke off before it was told: there is nobody to return to
+        # the first promotion was interrupted before its event: there is no champion to return to
         ([], 1, None, None),
     ],
 )
-def test_repeated_after_it_broke_off_a_rollback_ends_where_it_was_going(steps, serving, alias, target):
+def test_a_repeated_rollback_completes_the_interrupted_command(steps, serving, alias, target):
     assert rollback_target(line_of(history(*steps)), u(serving), u(alias)) == u(target)
 
 
@@ -99,21 +99,21 @@ moves = st.lists(st.one_of(st.integers(1, 5), st.just("rollback")), max_size=20)
 @given(moves)
 def test_rollbacks_undo_promotions_like_a_stack_without_those_rolled_back_from(steps):
     """Against a plain list: a promotion puts a version on top, wherever it was; a rollback takes the top away."""
-    told: list[tuple[str, int]] = []
+    steps_taken: list[tuple[str, int]] = []
     stack: list[int] = []
     for step in steps:
-        target = returns_to(*told)
+        target = returns_to(*steps_taken)
         if step != "rollback":
-            told.append((UP, step))
+            steps_taken.append((UP, step))
             stack = [*(one for one in stack if one != step), step]
         elif len(stack) > 1:
             top = stack.pop()
             assert target == u(stack[-1])
-            told += [(DOWN, top), (UP, stack[-1])]
+            steps_taken += [(DOWN, top), (UP, stack[-1])]
         else:
             assert target is None
-    line = line_of(history(*told))
+    line = line_of(history(*steps_taken))
     assert line.champions == tuple(map(u, stack))
     assert line.champion not in line.former
-    everybody = {u(version) for action, version in told if action == UP}
-    assert line.former == everybody - {line.champion}
+    every = {u(version) for action, version in steps_taken if action == UP}
+    assert line.former == every - {line.champion}
