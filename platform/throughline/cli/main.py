@@ -1,8 +1,8 @@
-"""The entry point: the list of commands, exit codes, and one line for what goes wrong.
+"""The entry point: the list of commands, exit codes, one line per error.
 
 Owns: which module holds which command, exit codes (0 success, 1 the work failed, 2 the call was wrong), where a
-traceback goes. Does not own: any command. A command's module is imported when that command is called, so that
-`--help` and a light command do not wait for what another one needs.
+traceback goes. Does not own: any command. A command's module is imported when the command is called, so that `--help`
+and light commands start fast.
 """
 
 from __future__ import annotations
@@ -21,32 +21,24 @@ from typer.exceptions import TyperException
 
 from throughline.foundation.errors import ThroughlineError
 
-# command: its module in this package; the function there has the command's name
-COMMANDS = {
-    "run": "run",
-    "up": "services",
-    "down": "services",
-    "status": "services",
-    "doctor": "services",
-    "predict": "predict",
-    "explain": "explain",
-    "push": "push",
-    "advance": "advance",
-    "train": "train",
-    "jobs": "jobs",
-    "reproduce": "reproduce",
-    "models": "models",
-    "propose": "govern",
-    "approve": "govern",
-    "promote": "govern",
-    "rollback": "govern",
-    "history": "govern",
-    "note": "govern",
-    "trace": "lineage",
-    "impact": "lineage",
-    "features": "features",
-    "validate": "validate",
+# a module of this package: its commands, each a function there
+MODULES = {
+    "run": ["run"],
+    "services": ["up", "down", "status", "doctor"],
+    "predict": ["predict"],
+    "explain": ["explain"],
+    "push": ["push"],
+    "advance": ["advance"],
+    "train": ["train"],
+    "jobs": ["jobs"],
+    "reproduce": ["reproduce"],
+    "models": ["models"],
+    "govern": ["propose", "approve", "promote", "rollback", "history", "note"],
+    "lineage": ["trace", "impact"],
+    "features": ["features"],
+    "validate": ["validate"],
 }
+COMMANDS = {command: module for module, commands in MODULES.items() for command in commands}
 
 
 class Commands(TyperGroup):
@@ -54,7 +46,7 @@ class Commands(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        trees = {name: ast.parse(Path(__file__).with_name(f"{name}.py").read_text()) for name in COMMANDS.values()}
+        trees = {name: ast.parse(Path(__file__).with_name(f"{name}.py").read_text()) for name in MODULES}
         self.commands = {name: TyperCommand(name, help=_help(trees[COMMANDS[name]], name)) for name in COMMANDS}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:

@@ -1,4 +1,4 @@
-"""`throughline run`: from whatever is there to a live endpoint, doing only what changed."""
+"""`throughline run`: brings services and graph up to date, doing only what changed, and sends a prediction."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 from rich.markup import escape
 
+from throughline import services
 from throughline.cli.arguments import AsJson
 from throughline.cli.output import console, emit, fields, follow_run, out
-from throughline.cli.services import require_all
+from throughline.cli.services import progress
 from throughline.foundation.clock import data_clock
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings, load_settings
@@ -29,7 +30,8 @@ def run(as_json: AsJson = False) -> None:
     started = time.monotonic()
     settings = load_settings()
     doctor.require(settings)
-    require_all(settings)
+    with progress() as report:
+        services.up(settings, report=report)
     up_s = time.monotonic() - started
     results = [_run_usecase(settings, usecase) for usecase in load_usecases().values()]
     result = {"seconds": {"services": round(up_s, 1), "all": round(time.monotonic() - started, 1)}, "usecases": results}

@@ -1,6 +1,6 @@
-"""`throughline up | down | status | doctor`: how the local services are shown.
+"""`throughline up | down | status | doctor`: the local services.
 
-Owns: words and tables on the terminal, JSON on stdout. Does not own: what the services do (`throughline.services`).
+Owns: lines on the terminal, JSON on stdout. Does not own: what the services do (`throughline.services`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 from throughline import services
 from throughline.cli.arguments import AsJson
 from throughline.cli.output import console, emit
-from throughline.foundation.settings import Settings, load_settings
+from throughline.foundation.settings import load_settings
 from throughline.services import ServiceStatus
 from throughline.services import doctor as checks
 
@@ -76,10 +76,7 @@ def show_checks(found: list[checks.Check]) -> None:
 
 def describe(statuses: list[ServiceStatus]) -> list[dict]:
     """For `--json`; `detail` only where there is one."""
-    return [
-        {"name": one.name, "state": one.state, "address": one.address} | ({"detail": one.detail} if one.detail else {})
-        for one in statuses
-    ]
+    return [{key: value for key, value in asdict(one).items() if value or key != "detail"} for one in statuses]
 
 
 def show_services(statuses: list[ServiceStatus], models: Sequence[dict] = ()) -> None:
@@ -125,9 +122,3 @@ def _lines() -> Callable[[str, str, float], None]:
         shown[name] = state
 
     return report
-
-
-def require_all(settings: Settings) -> None:
-    """`up` with its progress, for other commands that need the services."""
-    with progress() as report:
-        services.up(settings, report=report)

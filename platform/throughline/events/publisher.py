@@ -17,7 +17,6 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import tenacity
@@ -39,19 +38,21 @@ _FINAL = {400, 413, 415, 422}
 
 
 class Publisher:
-    """Takes events, sends them in the background. `publish` never raises and never waits for the network."""
+    """Sends events in the background; `waiting` of them are in the outbox, those on their way included.
 
-    def __init__(self, settings: Settings, folder: Path | None = None, outbox_limit: int = OUTBOX_LIMIT) -> None:
+    `publish` never raises and never waits for the network.
+    """
+
+    def __init__(self, settings: Settings) -> None:
         self.source = f"urn:throughline:server:{uuid.uuid4()}"
         self.sent = 0
         self.lost = 0
         self._address = urlsplit(settings.url("collector"))
         self._headers = auth_headers(settings)
-        self._journal = Journal(folder or settings.serving_home / "spool" / "publisher")
-        self._limit = outbox_limit
+        self._journal = Journal(settings.serving_home / "spool" / "publisher")
         self._lock = threading.Lock()
         self._sequence = 0
-        self._waiting = sum(len(Journal.read(segment)) for segment in self._journal.sealed())
+        self.waiting = sum(len(Journal.read(segment)) for segment in self._journal.sealed())
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._pool = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="publish")
@@ -59,16 +60,11 @@ class Publisher:
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self._thread.start()
 
-    @property
-    def waiting(self) -> int:
-        """Events in the outbox, those on their way included."""
-        return self._waiting
-
     def publish(self, make: Callable[[str, int], InferenceEvent]) -> None:
         """Log one event; `make(source, sequence)` builds it. An event that cannot be kept leaves a gap: it is lost."""
         with self._lock:
             self._sequence += 1
-            if self._journal.size > self._limit:
+            if self._journal.size > OUTBOX_LIMIT:
                 self.lost += 1
                 return
             headers, body = to_binary(make(self.source, self._sequence))
@@ -78,13 +74,13 @@ class Publisher:
                 self.lost += 1
                 log.error("Event lost, the outbox cannot be written (%s): free disk space.", error)
                 return
-            self._waiting += 1
+            self.waiting += 1
         self._wake.set()
 
     def close(self, timeout_s: float = DRAIN_S) -> None:
         """Send what is left for at most `timeout_s`; the rest stays in the outbox for the next start."""
         deadline = time.monotonic() + timeout_s
-        while self._waiting and time.monotonic() < deadline:
+        while self.waiting and time.monotonic() < deadline:
             self._wake.set()
             time.sleep(0.01)
         self._stopping.set()
@@ -92,8 +88,8 @@ class Publisher:
         self._thread.join(timeout=10)
         self._pool.shutdown(cancel_futures=True)
         self._journal.close()
-        if self._waiting:
-            log.warning("%d events stay in the outbox: they are sent at the next start.", self._waiting)
+        if self.waiting:
+            log.warning("%d events stay in the outbox: they are sent at the next start.", self.waiting)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -107,7 +103,7 @@ class Publisher:
                     break  # stopping: the segment stays
                 self._journal.remove(segment)
                 with self._lock:
-                    self._waiting -= len(lines)
+                    self.waiting -= len(lines)
             self._stopping.wait(LINGER_S)
 
     def _send(self, lines: list[bytes]) -> bool:
@@ -154,4 +150,4 @@ class Publisher:
     def _report(self, state: tenacity.RetryCallState) -> None:
         if state.attempt_number in (1, 10) or state.attempt_number % 100 == 0:
             problem = state.outcome.exception() if state.outcome else None
-            log.warning("Collector %s: %s; %d events wait.", self._address.netloc, problem, self._waiting)
+            log.warning("Collector %s: %s; %d events wait.", self._address.netloc, problem, self.waiting)

@@ -139,9 +139,10 @@ def test_an_event_the_collector_will_never_take_does_not_block_the_others(tmp_pa
     assert collector.taken == [(publisher.source, 2)]
 
 
-def test_a_full_outbox_loses_events_as_gaps_that_can_be_counted(tmp_path, collector):
+def test_a_full_outbox_loses_events_as_gaps_that_can_be_counted(tmp_path, collector, monkeypatch):
+    monkeypatch.setattr("throughline.events.publisher.OUTBOX_LIMIT", 1000)
     collector.status = 503
-    publisher = Publisher(settings_for(tmp_path, collector.port), outbox_limit=1000)
+    publisher = Publisher(settings_for(tmp_path, collector.port))
     for _ in range(10):
         publisher.publish(make)
     assert publisher.lost > 0
