@@ -38,7 +38,6 @@ from throughline.featurestore.incremental import plan_late, source_versions
 from throughline.foundation import tags
 from throughline.foundation.fingerprint import combine
 from throughline.foundation.settings import Settings
-from throughline.graph.code import fingerprint_graph
 from throughline.monitoring.triggers import Retraining, decide_retraining
 from throughline.records import CalibrationRecord
 from throughline.records.store import find_record
@@ -56,29 +55,28 @@ UNDER_WAY = [
 
 
 def automation(usecase: UseCase) -> Definitions:
-    code = fingerprint_graph()
     return Definitions(
         jobs=[
-            ingest_job(usecase, code),
-            _job(usecase, "monitor", AssetSelection.key_prefixes([usecase.name, MONITORING]), code),
-            _job(usecase, "features", _features(usecase), code),
-            retrain_job(usecase, code),
+            ingest_job(usecase),
+            _job(usecase, "monitor", AssetSelection.key_prefixes([usecase.name, MONITORING])),
+            _job(usecase, "features", _features(usecase)),
+            retrain_job(usecase),
         ],
         sensors=[late_rows_sensor(usecase), drift_sensor(usecase)],
     )
 
 
-def ingest_job(usecase: UseCase, code: str) -> UnresolvedAssetJobDefinition:
+def ingest_job(usecase: UseCase) -> UnresolvedAssetJobDefinition:
     """One day's deliveries, and the features and stores that follow from them."""
     rooms = AssetSelection.key_prefixes([usecase.name, RAW]) | _features(usecase)
     static = [[usecase.name, RAW, name] for name, table in usecase.sources.tables.items() if table.static]
-    return _job(usecase, "ingest", rooms - AssetSelection.assets(*map(AssetKey, static)), code, ingest_job.__doc__)
+    return _job(usecase, "ingest", rooms - AssetSelection.assets(*map(AssetKey, static)), ingest_job.__doc__)
 
 
-def retrain_job(usecase: UseCase, code: str) -> UnresolvedAssetJobDefinition:
+def retrain_job(usecase: UseCase) -> UnresolvedAssetJobDefinition:
     """A new dataset, a candidate trained on it, its evaluation, and a new revision if the gate releases it."""
     rooms = [[usecase.name, room] for room in (TRAINING, EVALUATION, DEPLOYMENT)]
-    return _job(usecase, "retrain", AssetSelection.key_prefixes(*rooms), code, retrain_job.__doc__)
+    return _job(usecase, "retrain", AssetSelection.key_prefixes(*rooms), retrain_job.__doc__)
 
 
 def _features(usecase: UseCase) -> AssetSelection:
@@ -87,10 +85,9 @@ def _features(usecase: UseCase) -> AssetSelection:
 
 
 def _job(
-    usecase: UseCase, name: str, selection: AssetSelection, code: str, description: str | None = None
+    usecase: UseCase, name: str, selection: AssetSelection, description: str | None = None
 ) -> UnresolvedAssetJobDefinition:
-    """`code`: fingerprint of the code that the graph is made of; every run of the job carries it."""
-    return define_asset_job(f"{usecase.name}_{name}", selection, description=description, tags={tags.CODE: code})
+    return define_asset_job(f"{usecase.name}_{name}", selection, description=description)
 
 
 def late_rows_sensor(usecase: UseCase) -> SensorDefinition:

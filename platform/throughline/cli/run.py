@@ -16,7 +16,6 @@ from throughline.foundation.clock import data_clock
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings, load_settings
 from throughline.graph.client import Graph
-from throughline.graph.code import fingerprint_graph
 from throughline.graph.plan import plan_run
 from throughline.records import DatasetRecord, EndpointRecord, EvaluationRecord, FeatureStoreRecord, GateDecision
 from throughline.records.store import find_record, load_record
@@ -41,7 +40,7 @@ def run(as_json: AsJson = False) -> None:
 def _run_usecase(settings: Settings, usecase: UseCase) -> dict[str, Any]:
     name, now = usecase.name, data_clock(settings, usecase.clock_start(settings)).now()
     graph = Graph(settings)
-    graph.reload_if_changed(fingerprint_graph())
+    graph.reload()
     states = [state for state in graph.states() if state.key[0] == name]
     features = find_record(settings, (name, "features", "feature_store"), FeatureStoreRecord)
     late = features is not None and usecase.local_day(features.as_of) < usecase.local_day(now)

@@ -20,7 +20,7 @@ import httpx
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.security.principal import current_principal
 from throughline.foundation.settings import Settings
-from throughline.foundation.tags import CODE, RANGE_END, RANGE_START, REQUEST, SUBMITTER
+from throughline.foundation.tags import RANGE_END, RANGE_START, REQUEST, SUBMITTER
 from throughline.services.declared import LOCATION
 
 REPOSITORY, IMPLICIT_JOB = "__repository__", "__ASSET_JOB"
@@ -128,11 +128,9 @@ class Graph:
             for key in [tuple(node["assetKey"]["path"])]
         ]
 
-    def reload_if_changed(self, fingerprint: str) -> None:
-        """Have the code location load the code again unless `fingerprint` is that of what it loaded."""
-        jobs = self._request(_LOADED, selector=_SELECTOR)["repositoryOrError"].get("jobs", [])
-        if fingerprint not in {tag["value"] for job in jobs for tag in job["tags"] if tag["key"] == CODE}:
-            self._request(_RELOAD, name=LOCATION)
+    def reload(self) -> None:
+        """Have the webserver fetch the graph again: the code location may have been restarted with other code."""
+        self._request(_RELOAD, name=LOCATION)
 
     def _outdated(self, nodes: Sequence[Mapping[str, Any]]) -> set[Key]:
         """The daily assets whose oldest day is stale: of the asset as a whole, Dagster always reports FRESH."""
@@ -328,12 +326,6 @@ def _cause(error: Mapping[str, Any]) -> str:
 def _first_line(message: str) -> str:
     return next((line.strip() for line in message.splitlines() if line.strip()), "unknown error")
 
-
-_LOADED = """
-query($selector: RepositorySelector!) { repositoryOrError(repositorySelector: $selector) {
-  ... on Repository { jobs { tags { key value } } }
-} }
-"""
 
 _RELOAD = """
 mutation($name: String!) { reloadRepositoryLocation(repositoryLocationName: $name) { __typename } }

@@ -14,6 +14,7 @@ import yaml
 
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import PROJECT_ROOT, SECRETS, Settings, in_bucket, is_loopback
+from throughline.services.code import fingerprint_graph
 
 DELTA_PACKAGE = "io.delta:delta-spark_4.2_2.13:4.4.0"
 # Hadoop's S3 file system, of the version of Spark's Hadoop, and the parts of Amazon's SDK that it uses, of the version
@@ -230,21 +231,22 @@ def _collector(settings: Settings) -> Service:
 
 def _dagster(settings: Settings) -> list[Service]:
     env = {**NO_TELEMETRY, "DAGSTER_HOME": str(settings.dagster_home)}
+    with_settings = {**env, **settings_env(settings)}
     workspace = ("-w", str(settings.workspace))
     url, port, code_port = settings.url("dagster"), settings.port("dagster"), settings.port("graph")
     return [
         Service(
             name="code-location",
             command=(
-                *(_executable("dagster"), "code-server", "start", "--module-name", "assets.definitions"),
+                *(_executable("dagster"), "api", "grpc", "--module-name", "assets.definitions"),
                 *("--host", "127.0.0.1", "--port", str(code_port), "--location-name", LOCATION),
-                *("--startup-timeout", "300", "--log-level", "warning"),
+                *("--log-level", "warning"),
             ),
             address=None,
             ports=(code_port,),
             health=f"tcp://127.0.0.1:{code_port}",  # it listens when the graph is loaded
             deadline_s=300,
-            env={**env, **settings_env(settings)},
+            env={**with_settings, "GRAPH_FINGERPRINT": fingerprint_graph()},  # restarted when it changed
         ),
         Service(
             name="dagster-webserver",
@@ -267,7 +269,7 @@ def _dagster(settings: Settings) -> list[Service]:
             ports=(),
             health=f"daemon+{url}/graphql",
             deadline_s=300,
-            env=env,
+            env=with_settings,  # runs are forks of its child
             needs=("code-location", "dagster-webserver"),  # the webserver reports its heartbeats
         ),
     ]

@@ -20,7 +20,6 @@ from dagster_graphql.schema import create_schema
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.security.principal import current_principal
 from throughline.foundation.settings import DEFAULT_PORTS, Settings, load_settings
-from throughline.foundation.tags import CODE
 from throughline.graph import client
 from throughline.graph.client import Graph, JobRun, RunEvent, RunOutcome, _cause, _event, _partitions
 from throughline.services.ports import take_ports
@@ -428,31 +427,6 @@ def test_the_cursor_of_a_sensor_is_none_before_its_first_tick(webserver: Callabl
     ]:
         graph = webserver(lambda *_, state=state: {"data": {"sensorOrError": {"sensorState": state}}})
         assert graph.sensor_cursor("drift") == cursor
-
-
-# Changed code
-
-
-@pytest.mark.parametrize(
-    ("loaded", "reloads"),
-    [
-        ({"__typename": "Repository", "jobs": [{"tags": [{"key": CODE, "value": "as on disk"}]}]}, 0),
-        ({"__typename": "Repository", "jobs": [{"tags": [{"key": CODE, "value": "before"}]}]}, 1),
-        ({"__typename": "Repository", "jobs": [{"tags": [{"key": "other", "value": "as on disk"}]}]}, 1),
-        ({"__typename": "PythonError"}, 1),  # what does not load may load by now
-    ],
-)
-def test_the_graph_is_loaded_again_only_when_its_code_is_not_what_is_on_disk(webserver, loaded, reloads) -> None:
-    reloaded: list[str] = []
-
-    def answer(query: str, variables: dict[str, Any]) -> dict[str, Any]:
-        if "reloadRepositoryLocation" in query:
-            reloaded.append(variables["name"])
-            return {"data": {"reloadRepositoryLocation": {"__typename": "WorkspaceLocationEntry"}}}
-        return {"data": {"repositoryOrError": loaded}}
-
-    webserver(answer).reload_if_changed("as on disk")
-    assert reloaded == ["throughline"] * reloads
 
 
 DOCUMENTS = [name for name, value in vars(client).items() if name.isupper() and isinstance(value, str) and "{" in value]

@@ -143,7 +143,7 @@ def test_a_spark_server_elsewhere_means_none_of_our_own(home: Path) -> None:
 
 def test_a_training_setting_restarts_neither_spark_nor_what_serves(home: Path) -> None:
     before, after = ({one.name: one for one in declare(settings(home, **v))} for v in ({}, {"training_epochs": 2}))
-    assert {name for name in NAMES if before[name] != after[name]} == {"code-location"}
+    assert {name for name in NAMES if before[name] != after[name]} == {"code-location", "dagster-daemon"}
 
 
 def test_services_are_chosen_by_name_and_an_unknown_one_is_refused(home: Path) -> None:

@@ -1,6 +1,6 @@
 """Which files the graph is made of.
 
-Owns: the fingerprint by which a code location that loaded other code is recognised. Does not own: reloading it.
+Owns: the fingerprint by which a process that loaded other code is recognised. Does not own: restarting it.
 """
 
 from __future__ import annotations
