@@ -21,6 +21,7 @@ from dagster import (
 )
 from pydantic import BaseModel, Field, create_model
 
+from assets.code import code_version
 from assets.features import GROUP as FEATURES
 from assets.resources import Launchers, clock_now, record_of
 from throughline.evaluation.evaluate import require_columns
@@ -31,10 +32,9 @@ from throughline.experiment.train import Run
 from throughline.featurestore.dataset import build_dataset, find_dataset
 from throughline.foundation import tags
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.fingerprint import fingerprint_code
 from throughline.foundation.references import ModelReference
 from throughline.foundation.security.principal import GRAPH
-from throughline.foundation.settings import PROJECT_ROOT, Settings
+from throughline.foundation.settings import Settings
 from throughline.records import DatasetRecord, FeatureStoreRecord, ModelRecord
 from throughline.registry import versions as models
 from throughline.usecase import UseCase
@@ -88,14 +88,14 @@ class DatasetConfig(Config):
 
 
 def _dataset(usecase: UseCase) -> AssetsDefinition:
-    request_features = usecase.features.request_features.partition(":")[0].replace(".", "/")
+    request_features = usecase.features.request_features.partition(":")[0]
 
     @asset(
         key=[usecase.name, GROUP, "dataset"],
         group_name=GROUP,
         kinds={"deltalake", "feast", "polars"},
         description="Labelled rows joined point in time with the feature service, at pinned table versions.",
-        code_version=fingerprint_code([PROJECT_ROOT / f"{request_features}.py"]),
+        code_version=code_version((request_features, "throughline.featurestore.dataset")),
         ins={"feature_store": record_of(usecase, FEATURES, "feature_store")},
     )
     def dataset(

@@ -47,6 +47,7 @@ def test_a_change_of_code_makes_old_what_it_decides_and_nothing_else(versions: C
         "throughline.monitoring.calibration": {"flight_delay/monitoring/calibration"},
         "throughline.evaluation.gate": {"flight_delay/evaluation/gate"},
         "throughline.featurestore.materialise": {"flight_delay/features/online_store"},
+        "throughline.featurestore.dataset": {"flight_delay/training/dataset"},
         "throughline.services.control": set(),
     }
     for module, assets in expected.items():

@@ -7,7 +7,9 @@ Does not own: what runs (`declared`), how it is shown (`cli/services`). Deadline
 from __future__ import annotations
 
 import http.client
+import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -71,9 +73,22 @@ def up(settings: Settings, names: list[str] | None = None, report: Report = lamb
             if service.scratch is not None:
                 shutil.rmtree(service.scratch, ignore_errors=True)
                 service.scratch.mkdir()
+            set_up(service)
             supervisor.launch(service.name)
     # Waiting needs no lock: `down` in another terminal need not sit out a slow start.
     return _await(settings, supervisor, wanted, begun, report)
+
+
+def set_up(service: Service) -> None:
+    """Make what a service needs before its first start. Raises `ServiceFailed` with the output's end."""
+    if service.made is None or service.made.exists():
+        return
+    done = subprocess.run(
+        service.setup, env={**os.environ, **service.env}, cwd=service.directory, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        message = f"{service.name} cannot be set up: `{' '.join(service.setup)}` failed."
+        raise ServiceFailed(message, done.stderr.splitlines()[-_TAIL_LINES:])
 
 
 def down(settings: Settings) -> None:

@@ -1,8 +1,9 @@
-"""What runs on one machine, and how supervisor is told: without starting anything."""
+"""What runs on one machine, and the configuration that supervisor reads: without starting anything."""
 
 import os
 import re
 import shlex
+import shutil
 import socket
 import time
 from dataclasses import replace
@@ -18,7 +19,7 @@ from throughline.foundation.settings import DEFAULT_PORTS, Settings, load_settin
 from throughline.services import control, health, processes
 from throughline.services.conf import render
 from throughline.services.daemon import Process, Supervisor, check_private, inherited_env, socket_path
-from throughline.services.declared import declare, render_workspace, select
+from throughline.services.declared import SHARED, declare, render_workspace, select
 from throughline.services.processes import Holder
 
 NAMES = ["spark", "mlflow", "model-server", "collector", "code-location", "dagster-webserver", "dagster-daemon"]
@@ -295,3 +296,17 @@ def test_the_services_find_the_graph_where_this_home_serves_it(home: Path) -> No
         (command,) = [one.command for one in declare(chosen) if one.name == name]
         assert command[command.index("-w") + 1] == str(chosen.workspace)
         assert "assets.definitions" not in command
+
+
+def test_dagsters_databases_are_made_before_two_of_its_services_start_at_the_same_moment(home: Path) -> None:
+    """Two processes that create them at once fail: "UNIQUE constraint failed: alembic_version"."""
+    chosen = settings(home)
+    chosen.dagster_home.mkdir(parents=True)
+    shutil.copy(SHARED / "dagster.yaml", chosen.dagster_home)
+    (webserver,) = [one for one in declare(chosen) if one.name == "dagster-webserver"]
+    control.set_up(webserver)
+    made = {file.relative_to(chosen.dagster_home).as_posix() for file in chosen.dagster_home.rglob("*.db")}
+    assert made == {"history/runs.db", "history/runs/index.db", "schedules/schedules.db"}
+    control.set_up(replace(webserver, setup=("false",)))  # nothing is left to do
+    with pytest.raises(control.ServiceFailed, match="dagster-webserver cannot be set up: `false` failed"):
+        control.set_up(replace(webserver, setup=("false",), made=home / "missing"))
