@@ -343,7 +343,7 @@ class Slow:
         kind = next(kind for kind in self.answers if kind in query)
         self.requests.append(kind)
         if self.requests.count(kind) <= self.late:
-            time.sleep(0.5)
+            time.sleep(1.5)
         return {"data": self.answers[kind]}
 
 
@@ -357,7 +357,7 @@ RUNS = {"runsOrError": {"results": [A_RUN]}}
 
 @pytest.fixture
 def impatient(webserver: Callable[[Answer], Graph], monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], Graph]:
-    monkeypatch.setattr(client, "ANSWER_S", 0.2)
+    monkeypatch.setattr(client, "ANSWER_S", 1.0)
     return webserver
 
 
