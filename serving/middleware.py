@@ -93,19 +93,19 @@ class BodyMiddleware:
     of a binary header (V2).
     """
 
-    def __init__(self, app: ASGIApp, limit: int = MAX_BODY) -> None:
-        self._app, self._limit = app, limit
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         headers = MutableHeaders(scope=scope)
-        length, too_large = headers.get("content-length", "0"), f"body: send at most {self._limit} bytes"
+        length, too_large = headers.get("content-length", "0"), f"body: send at most {MAX_BODY} bytes"
         refusal = None
         if headers.get("content-type", "").startswith("application/cloudevents"):
             refusal = JSONResponse({"error": "content-type: send a CloudEvent in binary mode, or plain JSON"}, 415)
-        elif not length.isdigit() or int(length) > self._limit:
+        elif not length.isdigit() or int(length) > MAX_BODY:
             refusal = JSONResponse({"error": too_large}, 413)
         if refusal:
             await refusal(scope, receive, send)
@@ -118,7 +118,7 @@ class BodyMiddleware:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > self._limit:
+            if taken > MAX_BODY:
                 raise HTTPException(413, too_large)
             return message
 
@@ -141,9 +141,8 @@ class GrpcInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or handler.unary_unary is None:
             return handler
         method, metadata = handler_call_details.method, dict(handler_call_details.invocation_metadata or ())
-        permitted = method.endswith(("/ServerLive", "/ServerReady", "/ModelReady")) or allowed(
-            self._token, metadata.get("authorization")
-        )
+        is_open = method.endswith(("/ServerLive", "/ServerReady", "/ModelReady"))
+        permitted = is_open or allowed(self._token, metadata.get("authorization"))
 
         async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
             if not permitted:

@@ -82,7 +82,7 @@ class Server(ModelServer):
         app = FastAPI(title="Throughline model server", docs_url=None, redoc_url=None)
         app.add_api_route("/", self.dataplane.live, methods=["GET"])
         app.add_api_route("/metrics", self._metrics, methods=["GET"])
-        app.add_api_route("/v1/throughline/revisions", self._revisions, methods=["GET"])
+        app.add_api_route("/v1/throughline/revisions", self.repository.served, methods=["GET"])
         register_v1_endpoints(app, self.dataplane, self.model_repository_extension)
         register_v2_endpoints(app, self.dataplane, self.model_repository_extension)
         middleware.install(app)
@@ -92,9 +92,6 @@ class Server(ModelServer):
 
     async def _metrics(self) -> Response:
         return Response(self.metrics.render(), media_type="text/plain; version=0.0.4")
-
-    async def _revisions(self) -> list[dict[str, object]]:
-        return self.repository.served()
 
 
 class _GrpcListener:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.fake_store_server import USECASE, model_bytes
 from tests.support.mlflow_server import mlflow_server
-from tests.support.serving_bench_server import USECASE, model_bytes
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.security.principal import current_principal
 from throughline.foundation.settings import Settings

@@ -14,7 +14,7 @@ from tests.support import servers
 from tests.support.mlflow_server import EmptiedMlflow, mlflow_server
 from throughline.foundation.settings import PROJECT_ROOT, Settings
 
-MODEL_SERVER = PROJECT_ROOT / "tests" / "support" / "serving_bench_server.py"
+MODEL_SERVER = PROJECT_ROOT / "tests" / "support" / "fake_store_server.py"
 
 
 @pytest.fixture(scope="session")

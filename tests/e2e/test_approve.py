@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.conftest import started
 from tests.support.approval_location import released_by_people
-from tests.support.serving_bench_server import model_bytes
+from tests.support.fake_store_server import model_bytes
 from throughline.cli import main as cli
 from throughline.evaluation.card_store import read_card
 from throughline.foundation.references import TableReference

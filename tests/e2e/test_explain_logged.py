@@ -28,7 +28,7 @@ from throughline.registry import versions as models
 pytestmark = pytest.mark.e2e
 
 NAME = "flight_delay"
-BUILD = runpy.run_path(str(PROJECT_ROOT / "tests" / "support" / "serving_bench_server.py"))["model_bytes"]
+BUILD = runpy.run_path(str(PROJECT_ROOT / "tests" / "support" / "fake_store_server.py"))["model_bytes"]
 NOW = datetime(2013, 4, 1, 13, tzinfo=UTC)
 AGAINST = pl.DataFrame(
     {

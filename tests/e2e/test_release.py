@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.serving_bench_server import USECASE, model_bytes
+from tests.support.fake_store_server import USECASE, model_bytes
 from throughline.cli import main as cli
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import ModelReference
@@ -33,7 +33,7 @@ from throughline.usecase import UseCase, get_usecase
 pytestmark = pytest.mark.e2e
 
 ADA = Principal("ada")
-SERVER = PROJECT_ROOT / "tests" / "support" / "serving_bench_server.py"
+SERVER = PROJECT_ROOT / "tests" / "support" / "fake_store_server.py"
 PASSED = RuleVerdict(rule="auc", verdict="pass", value=0.75, bound="at least 0.72")
 
 

@@ -46,7 +46,7 @@ from throughline.usecase.requests import example_instance
 pytestmark = pytest.mark.e2e
 
 NAME = "flight_delay"
-SERVER = PROJECT_ROOT / "tests" / "support" / "serving_bench_server.py"
+SERVER = PROJECT_ROOT / "tests" / "support" / "fake_store_server.py"
 DATATYPES = {"string": "BYTES", "timestamp": "BYTES", "integer": "INT64", "number": "FP64"}
 
 

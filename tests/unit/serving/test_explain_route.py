@@ -29,7 +29,7 @@ from throughline.usecase import get_usecase
 from throughline.usecase.requests import example_instance
 
 USECASE = get_usecase("flight_delay")
-DOUBLES = runpy.run_path(str(PROJECT_ROOT / "tests" / "support" / "serving_bench_server.py"))
+DOUBLES = runpy.run_path(str(PROJECT_ROOT / "tests" / "support" / "fake_store_server.py"))
 TOKEN = "a-token-that-must-not-be-returned"
 AGAINST = pl.DataFrame(
     {

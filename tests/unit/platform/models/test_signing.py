@@ -17,8 +17,8 @@ import pytest
 
 from serving.metrics import Metrics
 from serving.repository import Repository, RevisionRefused
+from tests.support.fake_store_server import USECASE, FakeFeatureReader, model_bytes, put_revision
 from tests.support.sealed import seal_model
-from tests.support.serving_bench_server import USECASE, FakeFeatureReader, model_bytes, put_revision
 from throughline.events.publisher import Publisher
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import PROJECT_ROOT, Settings, load_settings

@@ -1,6 +1,6 @@
-"""A model server with everything real but the feature store: an in-memory fake answers in its place.
+"""A real model server over a fake feature store in memory.
 
-Run as a script it serves the home of the environment; imported, it gives what a test needs to fill such a home.
+As a script it serves the home of the environment; imported, it gives tests the models and revisions of such a home.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SEEN_AT = datetime(2013, 3, 31, 12, tzinfo=UTC)
 
 
 class FakeFeatureReader:
-    """Stands in for the online store: one stored feature per view, unknown aircraft have none."""
+    """One stored feature per view; unknown aircraft have none."""
 
     def __init__(self, *_: object) -> None:
         self.reloads = 0
@@ -48,7 +48,7 @@ class FakeFeatureReader:
 
 
 def model_bytes(bias: float = 0.0) -> bytes:
-    """sigmoid of the standardised numbers and a carrier's code, as the trainers' ONNX files are made."""
+    """An ONNX file like the trainers': the sigmoid of the standardised numbers and a carrier's code."""
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
@@ -91,7 +91,7 @@ def model_bytes(bias: float = 0.0) -> bytes:
 
 
 def put_revision(settings: Settings, version: int = 1, bias: float = 0.0, **changes: object) -> Revision:
-    """Model file and revision.json where the server looks for them."""
+    """Write the signed model and revision.json to the serving home."""
     folder = settings.serving_home / USECASE
     (folder / str(version)).mkdir(parents=True, exist_ok=True)
     (folder / f"{version}/model.onnx").write_bytes(model_bytes(bias))
