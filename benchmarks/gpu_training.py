@@ -38,7 +38,7 @@ CARRIED = (
     "polars", "polars-runtime-32", "pydantic", "pydantic-core", "annotated-types", "typing-inspection",
     "typing-extensions", "safetensors", "cloudpickle", "psutil", "packaging", "nvidia-ml-py",
 )  # fmt: skip
-EXPECTED = ("torch", "numpy", "pyarrow", "onnx", "onnxruntime", "pyyaml", "pip", "setuptools")
+EXPECTED = ("torch", "numpy", "onnx", "onnxruntime", "pyyaml", "pip", "setuptools")
 # pip takes a wheel only if its very platform is named.
 PLATFORMS = ("manylinux1", "manylinux2010", "manylinux2014", *(f"manylinux_2_{minor}" for minor in range(5, 40)))
 

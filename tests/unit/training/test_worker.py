@@ -20,8 +20,8 @@ NEVER = {
     *("httpx", "typer", "yaml", "torch._dynamo", "sympy", "onnxscript", "matplotlib"),
 }
 FORBIDDEN = {
-    "mlp": {*NEVER, "rich", "pandas", "scipy", "sklearn", "lightgbm"},
-    "lightgbm": {*NEVER, "rich", "torch", "pandas", "sklearn"},
+    "mlp": {*NEVER, "rich", "pandas", "pyarrow", "scipy", "sklearn", "lightgbm"},
+    "lightgbm": {*NEVER, "rich", "torch", "pandas", "pyarrow", "sklearn"},
     "logistic": {*NEVER, "torch", "lightgbm"},
 }
 
