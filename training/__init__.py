@@ -1,1 +1,1 @@
-"""Model code that runs under Horovod, a folder per use case; knows neither the graph nor the features' making."""
+"""Model code that runs under Horovod, a folder per use case; independent of the graph and of how features are made."""

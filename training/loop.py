@@ -24,12 +24,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from throughline.experiment.prepared import Arrays, Facts
 from throughline.experiment.spec import Epoch, Interruption
+from throughline.launch.protocol import emit
 from training import checkpoint
 from training.data import order_of, share_of, steps_of
 from training.export import FittedModule
 from training.optimizer import AdamW
 from training.parameters import GradientParameters
-from training.worker import Task, emit
+from training.worker import Task
 from training.world import World, join
 
 COMMIT_STEPS = 50
@@ -117,7 +118,7 @@ class _Loop:
             self.task.start()
             state.begun = True
         else:
-            # A worker that has just joined knows no commit, but may be the one that writes the report.
+            # A worker that has just joined has no commit, but may be the one that writes the report.
             seconds = 0.0 if self.committed is None else time.monotonic() - self.committed
             own = torch.tensor([seconds, float(self.committed is not None)]).double()
             waited, witnesses = self.world.sum(own, name="lost").tolist()
@@ -194,7 +195,7 @@ class _Loop:
     def _validation_loss(self) -> float | None:
         """Mean log loss of all validation rows, of which each worker takes its own part; None without rows."""
         rows = self.task.rows.validation
-        own = rows[np.arange(self.world.rank, len(rows), self.world.size)]  # a copy: torch wants memory it may write to
+        own = rows[np.arange(self.world.rank, len(rows), self.world.size)]  # a copy: torch needs writable memory
         self.model.eval()
         with torch.no_grad():
             numbers, codes, labels = self._tensors(own)

@@ -1,13 +1,12 @@
 """The process boundary of a worker: how it starts, reports, and fails.
 
-Owns: reading the spec, event lines, exit codes, the catch-all. Does not own: training itself.
+Owns: reading the spec, reports, exit codes, the catch-all. Does not own: training, event lines (`launch/protocol.py`).
 A trainer is a module with a model `Parameters`, light to import, and `main(Parameters, train)` at its end;
 `train(task, parameters)` fits on `task.rows` and ends with `task.write(...)`.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sys
@@ -24,7 +23,7 @@ from throughline.experiment.parameters import CommonParameters, checked
 from throughline.experiment.prepared import PreparedRows, open_prepared
 from throughline.experiment.spec import Epoch, TrainingSpec
 from throughline.foundation.errors import ThroughlineError, first_problem
-from throughline.launch.protocol import EXIT_LOST_PEER, Reason, WorkerFailed
+from throughline.launch.protocol import EXIT_LOST_PEER, Reason, WorkerFailed, emit
 from training.output import Fitted, write_output
 from training.tracking import log_metrics
 
@@ -34,13 +33,6 @@ _LOST_PEER = re.compile(
     r"connection (closed|reset|refused)|broken pipe|HorovodInternalError|remote process exited", re.IGNORECASE
 )
 _NO_MEMORY = re.compile(r"can't allocate memory|out of memory|std::bad_alloc|MemoryError", re.IGNORECASE)
-
-
-def emit(event: str, **values: Any) -> None:
-    """One event line on standard output (see `throughline.launch.protocol`)."""
-    # One write per line: the lines of two workers must not be mixed.
-    sys.stdout.write(json.dumps({"event": event, **values}) + "\n")
-    sys.stdout.flush()
 
 
 @dataclass
@@ -107,9 +99,9 @@ def main(parameters: type[P], train: Callable[[Task, P], None], arguments: list[
         spec = read_spec(sys.argv[1:] if arguments is None else arguments)
         given = checked(parameters, spec.parameters)
         train(Task(spec, open_prepared(Path(spec.data))), given)
+        return 0
     except ThroughlineError as error:
         emit("error", message=str(error), reason=getattr(error, "reason", "bad_data"))
-        return 1
     except Exception as error:  # the process boundary: the log gets the traceback, people get one line
         traceback.print_exc()
         kind, text = type(error).__name__, " ".join(str(error).split())
@@ -117,8 +109,7 @@ def main(parameters: type[P], train: Callable[[Task, P], None], arguments: list[
             return EXIT_LOST_PEER
         reason: Reason = "out_of_memory" if _NO_MEMORY.search(f"{kind}: {text}") else "bad_code"
         emit("error", message=f"{kind}: {text[:300] or 'no further text'}", reason=reason)
-        return 1
-    return 0
+    return 1
 
 
 def read_spec(arguments: list[str]) -> TrainingSpec:

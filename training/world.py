@@ -61,7 +61,7 @@ class HorovodWorld(World):
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
 
     def share(self, model: torch.nn.Module, optimizer: torch.nn.Module) -> torch.nn.Module:
-        # An elastic `run` broadcasts by itself. Here a worker that joins later would wait for the others for ever.
+        # An elastic `run` broadcasts by itself; here a worker that joins later would never return.
         if not self._elastic:
             for module in (model, optimizer):
                 self._hvd.broadcast_parameters(module.state_dict(), root_rank=0)

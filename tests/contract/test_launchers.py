@@ -114,7 +114,7 @@ def _runs(pid: int) -> bool:
 def test_events_arrive_in_order_all_is_in_the_log_and_secrets_of_the_caller_do_not_reach_the_workers(
     launch, monkeypatch
 ):
-    monkeypatch.setenv("THROUGHLINE_TOKEN", "hush")
+    monkeypatch.setenv("THROUGHLINE_TOKEN", "secret-value")
     launcher, spec, _ = launch
     seen, ending = [], spec("end")
     assert launcher.run(ending, on_event=seen.append) == seen
@@ -128,7 +128,7 @@ def test_events_arrive_in_order_all_is_in_the_log_and_secrets_of_the_caller_do_n
 
 def test_a_secret_in_the_environment_of_a_launch_is_refused(tmp_path):
     with pytest.raises(ThroughlineError, match="DB_PASSWORD would be visible"):
-        LaunchSpec("m", tmp_path, 1, 60, tmp_path, tmp_path, env={"DB_PASSWORD": "hush"})
+        LaunchSpec("m", tmp_path, 1, 60, tmp_path, tmp_path, env={"DB_PASSWORD": "secret-value"})
 
 
 @pytest.mark.parametrize("launch", LIGHT, indirect=True)

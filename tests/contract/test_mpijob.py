@@ -63,7 +63,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[client.ApiClient]:
 
 
 def launched(api: client.ApiClient, name: str, at_least: int | None = None, **given: Any) -> dict[str, Any]:
-    """The job as the server took it, with its parameters sent after it; the server refuses fields it does not know."""
+    """The job as the server took it, with its parameters sent after it; the server refuses unknown fields."""
     env = {"GIVEN": "a $(HOME) b"}
     spec = LaunchSpec("the_worker", Path("given.json"), 2, 90, Path("the.log"), Path(), env, at_least)
     job = mpijob(

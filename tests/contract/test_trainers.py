@@ -1,6 +1,6 @@
-"""What every trainer promises, held against each of them in this process, on data made for it.
+"""What every trainer promises, tested for each of them in this process, on made data.
 
-The ensemble is one of them: its members are trained, on the same rows, when it is first asked for. Keras on TensorFlow
+The ensemble is one of them: its members are trained, on the same rows, when it is first used. Keras on TensorFlow
 is one where TensorFlow is installed, in a process of its own, because Keras takes one backend per process.
 """
 
@@ -171,7 +171,7 @@ def drafts(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def strange(model: ServedModel, later: pl.DataFrame) -> pl.DataFrame:
+def unusual(model: ServedModel, later: pl.DataFrame) -> pl.DataFrame:
     """What serving meets sooner or later: nothing known at all, words never seen, absurd numbers."""
     rows = later.select(*model.numeric, *model.categorical).head(4)
     at = pl.int_range(pl.len())
@@ -194,10 +194,10 @@ def assert_probabilities(scores: np.ndarray) -> None:
     assert ((scores > 0) & (scores < 1)).all()
 
 
-def assert_serves_what_is_strange(model: ServedModel, later: pl.DataFrame) -> None:
-    scores = model.score(strange(model, later))
+def assert_serves_unusual_rows(model: ServedModel, later: pl.DataFrame) -> None:
+    scores = model.score(unusual(model, later))
     assert_probabilities(scores[:2])
-    assert ((scores >= 0) & (scores <= 1)).all()  # float32 may not tell 1 from what absurd numbers come to
+    assert ((scores >= 0) & (scores <= 1)).all()  # in float32 an extreme value may give 0 or 1
 
 
 # What a training leaves
@@ -221,12 +221,12 @@ def test_it_learns_and_writes_a_model_that_can_be_served(trainer, data, tmp_path
     assert_probabilities(scores)
     assert roc_auc_score(labels, scores) > 0.75
     assert log_loss(labels, scores) < 0.9 * log_loss(labels, np.full(len(labels), report.base_rate))
-    assert_serves_what_is_strange(model, data.later)
+    assert_serves_unusual_rows(model, data.later)
     assert drafts(tmp_path) == []
     assert {path.name for path in (tmp_path / "output").iterdir()} == {"model.onnx", "report.json"}
 
 
-def test_what_the_report_says_of_validation_rows_is_so(trainer, data, tmp_path):
+def test_the_report_has_the_figures_of_the_validation_rows(trainer, data, tmp_path):
     assert run(trainer, data, tmp_path / "output") == 0
     report, model = report_of(tmp_path / "output"), model_of(tmp_path / "output")
     rows = open_prepared(data.prepared)
@@ -258,7 +258,7 @@ def test_the_same_seed_gives_the_same_bytes(trainer, data, tmp_path):
         pytest.param({"rows": 200}, id="few rows"),
     ],
 )
-def test_it_copes_with(trainer, shape, tmp_path, capsys):
+def test_it_trains_with(trainer, shape, tmp_path, capsys):
     data = make(tmp_path, **{"rows": 1500, **shape})
     if trainer == "ensemble":
         data = with_members(data, tmp_path)
@@ -269,7 +269,7 @@ def test_it_copes_with(trainer, shape, tmp_path, capsys):
     scores = model.score(data.later)
     assert_probabilities(scores)
     assert scores.std() > 0
-    assert_serves_what_is_strange(model, data.later)
+    assert_serves_unusual_rows(model, data.later)
 
 
 # What it refuses
@@ -323,7 +323,7 @@ def test_a_regression_that_does_not_converge_is_one_line(data, tmp_path, capsys)
     assert not (tmp_path / "output").exists()
 
 
-def test_trees_do_not_take_a_number_that_is_none(data, tmp_path, capsys, monkeypatch):
+def test_trees_refuse_nan(data, tmp_path, capsys, monkeypatch):
     rows = open_prepared(data.prepared)
     numbers = rows.train.numbers.copy()
     numbers[7, 0] = np.nan
@@ -471,7 +471,7 @@ def test_weights_cannot_be_fitted_without_validation_rows(tmp_path, capsys):
     assert "fit_weights" in message
 
 
-def test_a_member_of_other_rows_is_refused_and_so_is_one_that_is_not_there(data, tmp_path, capsys):
+def test_a_missing_member_and_one_of_other_rows_are_refused(data, tmp_path, capsys):
     (tmp_path / "other").mkdir()
     other = make(tmp_path / "other", rows=2900)
     assert run("ensemble", replace(other, members=data.members), tmp_path / "output") == 1

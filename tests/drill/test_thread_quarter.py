@@ -68,7 +68,7 @@ def test_the_same_training_submitted_again_is_not_done_again(home: ThreadHome, f
         (["--trainer", "mlp", "--set", "layers=3"], 2, "Parameter layers is unknown"),
         (["--trainer", "mlp", "--set", "lr=-1"], 2, "Parameter learning_rate -1"),
         (["--as-of", "2012-06-01"], 1, "before the data"),
-        (["--as-of", "2014-06-01"], 1, "has not come"),
+        (["--as-of", "2014-06-01"], 1, "is in the future"),
         (["--trainer", "logistic", "--as-of", "2013-01-01T12:00:00Z"], 1, "no row with a known label before"),
         (["--dataset", "0123456789"], 1, "Dataset 0123456789 is not known"),
         (["--trainer", "mlp", "--set", "lr=1e30", "--set", "epochs=1"], 1, "training loss became"),

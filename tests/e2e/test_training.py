@@ -218,7 +218,7 @@ def test_a_version_registered_twice_from_one_run_is_one_version(trained, setting
 
 def test_there_is_no_champion_until_one_is_set(trained, settings):
     record, _ = trained
-    assert models.alias(settings, "nobody") is None
+    assert models.alias(settings, "unknown") is None
     assert models.alias(settings, record.name) is None
     models.set_alias(settings, record.reference)
     assert models.alias(settings, record.name) == record.reference

@@ -22,7 +22,7 @@ from throughline.usecase import get_usecase
 
 
 def test_rows_that_the_declared_evaluation_cannot_judge_are_not_trained_on(settings: Settings, tmp_path: Path) -> None:
-    """Neither MLflow nor a launcher is there: whatever asked for one would be refused for that."""
+    """Neither MLflow nor a launcher is there: a step that used one would fail with another message."""
     usecase = get_usecase("flight_delay")
     dataset = write_dataset(tmp_path, rows=100)
     table = settings.table_path(usecase.name, "training", "dataset")
@@ -31,17 +31,17 @@ def test_rows_that_the_declared_evaluation_cannot_judge_are_not_trained_on(setti
         usecase=usecase.name, as_of=START, sources=[], spine=TableReference("none/features/spine", 0), views=[]
     )
     save_record(settings, (usecase.name, "features", "feature_store"), store)
-    asked = {"trainer": "lightgbm", "table": f"{usecase.name}/training/dataset@{version}"}
+    config = {"trainer": "lightgbm", "table": f"{usecase.name}/training/dataset@{version}"}
     result = materialize(
         [*experiments(usecase).assets, AssetSpec([usecase.name, "features", "feature_store"])],
         selection=[AssetKey([usecase.name, "experiments", "model"])],
         resources={"settings": settings, "launchers": {}, "io_manager": RecordIOManager(settings)},
-        run_config={"ops": {f"{usecase.name}__experiments__model": {"config": asked}}},
+        run_config={"ops": {f"{usecase.name}__experiments__model": {"config": config}}},
         raise_on_error=False,
     )
     assert not result.success
     assert usecase.evaluation.simple_rule.feature in error_of(result)
-    assert f"which dataset {asked['table']} does not have" in error_of(result)
+    assert f"which dataset {config['table']} does not have" in error_of(result)
 
 
 def test_the_run_config_of_an_experiment_has_every_field_of_a_request_but_the_use_case() -> None:

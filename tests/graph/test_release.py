@@ -1,4 +1,4 @@
-"""Nothing goes live that the gate did not release: the deployment asset on a real ephemeral instance."""
+"""Only what the gate released is deployed: the deployment asset on a real ephemeral instance."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_rejected_candidate_leaves_the_endpoint_as_it_is(settings: Settings, u
     assert not settings.serving_home.exists()
 
 
-def test_deployment_launched_alone_without_a_decision_fails_closed(settings: Settings, usecase: UseCase) -> None:
+def test_deployment_without_a_decision_fails_closed(settings: Settings, usecase: UseCase) -> None:
     keep(settings, usecase, model=model(), online_store=ONLINE)
     result = launch(settings, usecase, ("deployment", "endpoint"))
     assert not result.success

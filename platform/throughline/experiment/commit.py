@@ -51,15 +51,14 @@ def lock_of(root: Path) -> str:
 def require_committed(recorded: str) -> str:
     """The commit that was recorded as text. Raises when the code was not committed."""
     if recorded.endswith(_DIRTY) or recorded == "unknown":
-        raise ThroughlineError(
-            f"Its code was not committed (commit {recorded}): it cannot be rebuilt; commit before you train."
-        )
+        remedy = "it cannot be rebuilt; commit before you train"
+        raise ThroughlineError(f"Its code was not committed (commit {recorded}): {remedy}.")
     return recorded
 
 
 @contextmanager
 def worktree(root: Path, commit: str) -> Generator[Path]:
-    """A clean checkout of a commit, for the time of the block. Raises when git does not know the commit."""
+    """A clean checkout of a commit during the block. Raises for a commit that is unknown to git."""
     try:
         digest = _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}^{{commit}}")
     except ThroughlineError as error:

@@ -1,7 +1,7 @@
 """Work for the code of another commit, done in a clean worktree: `python -m throughline.experiment.job FILE`.
 
-Owns: the file, which is the only interface between two commits of the code, and its process. Does not own: training
-(`train.py`), finding the dataset.
+Owns: the file, which is the only interface between two commits of the code (with the records in it), and its process.
+Does not own: training (`train.py`), finding the dataset.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from throughline.experiment.request import TrainingRequest
 from throughline.experiment.train import Run, fit, train_and_register
 from throughline.foundation.errors import ThroughlineError, first_problem
 from throughline.foundation.settings import PROJECT_ROOT, SECRETS, load_settings
-from throughline.launch.protocol import LaunchSpec
+from throughline.launch.protocol import LaunchSpec, emit
 from throughline.records import DatasetRecord, ModelRecord, Record
 from throughline.usecase import get_usecase
 
@@ -31,7 +31,7 @@ MODULE = "throughline.experiment.job"
 
 
 class Training(Record):
-    """Train and register what the request asks for; the result is a `ModelRecord`."""
+    """Train and register as requested; the result is a `ModelRecord`."""
 
     request: TrainingRequest
     dataset: DatasetRecord
@@ -105,26 +105,19 @@ def _do(run: Run, work: Training | Rebuild) -> str:
 
 def main(arguments: list[str]) -> int:
     """The process boundary: events on standard output, one line for a failure."""
-
-    def emit(event: dict[str, Any]) -> None:
-        sys.stdout.write(json.dumps(event, default=str) + "\n")
-        sys.stdout.flush()
-
     try:
         file = _File.model_validate_json(Path(arguments[0]).read_text())
-        run = Run(load_settings(**file.settings), on_event=emit)
+        run = Run(load_settings(**file.settings), on_event=lambda event: emit(**event))
         Path(file.result).write_text(_do(run, file.work))
+        return 0
     except ValidationError as error:
-        emit({"event": "error", "message": f"This commit cannot read the job: {first_problem(error)[1]}"})
-        return 1
+        emit("error", message=f"This commit cannot read the job: {first_problem(error)[1]}")
     except ThroughlineError as error:
-        emit({"event": "error", "message": str(error), "reason": getattr(error, "reason", "bad_data")})
-        return 1
+        emit("error", message=str(error), reason=getattr(error, "reason", "bad_data"))
     except Exception as error:  # the process boundary: the log gets the traceback, people get one line
         traceback.print_exc()
-        emit({"event": "error", "message": f"{type(error).__name__}: {error}", "reason": "bad_code"})
-        return 1
-    return 0
+        emit("error", message=f"{type(error).__name__}: {error}", reason="bad_code")
+    return 1
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ Does not own: how the dataset was made (`featurestore/dataset.py`), the files' f
 
 Training rows have their prediction time *and* their label time before the holdout: what could have been trained on at
 that instant, and no label shares hours with the holdout. Validation rows are whole UTC days drawn by seed, one in
-twenty: they show whether the fit goes well and are no forecast of quality, because the days around them are trained
-on. A search chooses by later weeks: it names an instant, and all rows from it on are validation.
+twenty: they show whether the fit goes well, and not how good the model will be, because the days around them are
+trained on. A search chooses by later weeks: it gives an instant, and all rows from then on are validation.
 """
 
 from __future__ import annotations
@@ -40,9 +40,8 @@ def prepare(root: Path, dataset: DatasetRecord, seed: int, validation_from: date
     columns = ["row_key", "prediction_time", "label_available_at", "label", *dataset.numeric, *dataset.categorical]
     table = scan(dataset.path, dataset.table.version)
     if absent := [name for name in columns if name not in table.collect_schema()]:
-        raise ThroughlineError(
-            f"Dataset {dataset.table} lacks column(s) {', '.join(absent)}: build the training dataset again."
-        )
+        lacking = f"lacks column(s) {', '.join(absent)}"
+        raise ThroughlineError(f"Dataset {dataset.table} {lacking}: build the training dataset again.")
     train, validation = split_rows(table.select(columns).collect(), dataset, seed, validation_from)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.{threading.get_ident()}")
     draft.mkdir(parents=True, exist_ok=True)
@@ -67,10 +66,8 @@ def split_rows(
         (pl.col("prediction_time") < dataset.holdout_from) & (pl.col("label_available_at") < dataset.holdout_from)
     ).sort("row_key")
     if usable.is_empty():
-        raise ThroughlineError(
-            f"{where} has no row with a known label before the holdout ({dataset.holdout_from.isoformat()}): "
-            "take an earlier data_from or a shorter holdout."
-        )
+        problem = f"has no row with a known label before the holdout ({dataset.holdout_from.isoformat()})"
+        raise ThroughlineError(f"{where} {problem}: take an earlier data_from or a shorter holdout.")
     if not usable["label"].is_in([0, 1]).all() or usable["label"].has_nulls():
         raise ThroughlineError(f"{where} has labels other than 0 and 1: build the training dataset again.")
     if validation_from is None:

@@ -1,4 +1,4 @@
-"""Rebuilding a model version from its number alone, and comparing the two.
+"""Rebuilding a model version from its number, and comparing the two.
 
 Owns: what is compared, and when two models count as the same. Does not own: training (`train.py`), worktrees.
 """
@@ -50,17 +50,17 @@ class Reproduction(Record):
 
 
 def reproduce(run: Run, model: ModelReference) -> Reproduction:
-    """Rebuild a version in a clean worktree of its commit, from the registry's record alone; registers nothing.
+    """Rebuild a version in a clean worktree of its commit from what the registry has of it; registers nothing.
 
-    Raises one line when the record is not enough: data gone or changed, code not committed or changed.
+    Raises one line when that is not enough: data missing or changed, code not committed or changed.
     """
     record = models.get(run.settings, model)
     tags = models.provenance_of(run.settings, record).decoded
     with tempfile.TemporaryDirectory(prefix="throughline-") as folder:
         work = Path(folder)
-        dataset = _kept(run, record.run_id, DATASET_FILE, DatasetRecord, work)
-        recipe = _kept(run, record.run_id, RECIPE_FILE, Recipe, work)
-        before = _kept(run, record.run_id, REPORT_FILE, TrainingReport, work)
+        dataset = _logged(run, record.run_id, DATASET_FILE, DatasetRecord, work)
+        recipe = _logged(run, record.run_id, RECIPE_FILE, Recipe, work)
+        before = _logged(run, record.run_id, REPORT_FILE, TrainingReport, work)
         commit = require_committed(tags.get("commit", "unknown"))
         if (found := fingerprint_at_version(dataset)) != record.dataset_fingerprint:
             raise ThroughlineError(
@@ -96,17 +96,16 @@ def reproduce(run: Run, model: ModelReference) -> Reproduction:
 def _require_same_code(recipe: Recipe, found: dict[str, str], reference: ModelReference) -> None:
     changed = [part.module for part in (recipe, *recipe.members) if found.get(part.module) != part.code]
     if changed:
-        raise ThroughlineError(
-            f"{', '.join(changed)} at the commit of {reference} is not the code it was trained with: "
-            "git ignored a file of it, or history was rewritten."
-        )
+        cause = "git ignored a file of it, or history was rewritten"
+        problem = f"{', '.join(changed)} at the commit of {reference} is not the code it was trained with"
+        raise ThroughlineError(f"{problem}: {cause}.")
 
 
 def _close(one: float | None, other: float | None) -> bool:
     return one is not None and other is not None and abs(one - other) <= ELASTIC_TOLERANCE
 
 
-def _kept(run: Run, run_id: str, name: str, kind: type[R], folder: Path) -> R:
+def _logged(run: Run, run_id: str, name: str, kind: type[R], folder: Path) -> R:
     """A file of the version's MLflow run."""
     if not artifacts.is_logged(run.settings, run_id, f"training/{name}"):
         raise ThroughlineError(

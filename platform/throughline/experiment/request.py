@@ -77,13 +77,12 @@ def as_of_instant(usecase: UseCase, text: str, now: datetime) -> datetime:
     try:
         instant = usecase.day_start(date.fromisoformat(text)) if len(text) <= 10 else datetime.fromisoformat(text)
     except ValueError as error:
-        raise ThroughlineError(
-            f"as-of {text!r} is no day and no instant: write 2013-03-15, or with time and zone."
-        ) from (error)
+        remedy = "write 2013-03-15, or with time and zone"
+        raise ThroughlineError(f"as-of {text!r} is no day and no instant: {remedy}.") from error
     if instant.tzinfo is None:
         raise ThroughlineError(f"as-of {text} has no time zone: add one, such as Z, or give a local day.")
     if instant > now:
-        raise ThroughlineError(f"as-of {text} has not come: the data clock stands at {now.isoformat()}.")
+        raise ThroughlineError(f"as-of {text} is in the future: the data clock stands at {now.isoformat()}.")
     if instant <= usecase.day_start(usecase.replay.start):
         raise ThroughlineError(f"as-of {text} is before the data, which begin on {usecase.replay.start}.")
     return instant

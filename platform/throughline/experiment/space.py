@@ -80,9 +80,7 @@ class SearchSpace:
     def grid(self) -> dict[str, list[Any]]:
         """The points of a grid. Raises when trainers compete, whose parameters are not those of each other."""
         if self.competing:
-            raise ThroughlineError(
-                "A grid is over one trainer's parameters: name the trainer, or take another sampler."
-            )
+            raise ThroughlineError("A grid is of one trainer's parameters: name the trainer, or take another sampler.")
         return {name: _points(value) for name, value in self._named(next(iter(self.trainers))).items()}
 
 
@@ -97,10 +95,8 @@ def space_of(usecase: UseCase, trainers: Collection[str], fixed: Collection[str]
         if free := {key: value for key, value in space.items() if key not in fixed}:
             spaces[name] = free
     if not spaces:
-        raise ThroughlineError(
-            f"{', '.join(trainers)} of {usecase.name}: no `search` is declared of what is not set; "
-            "declare what may vary."
-        )
+        problem = "no `search` is declared of what is not set; declare what may vary"
+        raise ThroughlineError(f"{', '.join(trainers)} of {usecase.name}: {problem}.")
     return SearchSpace(spaces)
 
 

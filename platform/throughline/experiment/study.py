@@ -37,7 +37,7 @@ def open_study(run: Run, name: str, space: SearchSpace, request: SearchRequest, 
         pruner=_pruner(request.pruner),
         load_if_exists=True,
     )
-    for trial in trials_of(study, "RUNNING"):  # of a process that is gone
+    for trial in trials_of(study, "RUNNING"):  # of a process that has ended
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
     if study.trials:
         run.report("search", note=f"resumed after {len(trials_of(study, 'COMPLETE', 'PRUNED'))} trials")

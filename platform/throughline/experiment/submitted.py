@@ -1,4 +1,4 @@
-"""Carrying out a training request: its rows, then a training here, a search and a training, or a training at a commit.
+"""Carrying out a training request: its rows, then a training, a search and a training, or a training at a commit.
 
 Owns: which of these a request means. Does not own: any of them.
 """

@@ -5,7 +5,6 @@ Owns: the order of these steps, retries, and what is recorded about them. Does n
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -73,9 +72,8 @@ def train_and_register(
     fingerprint = recipe.on(dataset.fingerprint)
     with exclusive(run, fingerprint):
         if not force and (known := models.with_tag(run.settings, usecase.name, Tags(recipe_fingerprint=fingerprint))):
-            run.report(
-                "reused", model=str(known.reference), note="same data, code and parameters; --force trains again"
-            )
+            note = "same data, code and parameters; --force trains again"
+            run.report("reused", model=str(known.reference), note=note)
             return known
         return _train(run, client, usecase, dataset, recipe, tags or {})
 
@@ -106,7 +104,7 @@ def _train(
         work = run.folder / "runs" / run_id
         work.mkdir(parents=True)
         try:
-            _keep_inputs(client, run_id, work, dataset, recipe, commit)
+            _log_inputs(client, run_id, work, dataset, recipe, commit)
             try:
                 report = fit(run, dataset, recipe, work / "output", run_id=run_id)
             finally:
@@ -215,17 +213,17 @@ def exclusive(run: Run, fingerprint: str) -> AbstractContextManager[None]:
 
 
 def _remove_oldest(folder: Path, used: Path) -> None:
-    """Prepared rows are made again when needed; those used last stay."""
+    """Prepared rows are made again when needed; those used last are kept."""
     used.touch()
     by_age = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
     for path in by_age[:-PREPARED_KEPT]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _keep_inputs(
+def _log_inputs(
     client: MlflowClient, run_id: str, work: Path, dataset: DatasetRecord, recipe: Recipe, commit: Commit
 ) -> None:
-    """Store with the run what a version is rebuilt from (`reproduce.py`), before anything is started."""
+    """Log with the run what a version is rebuilt from (`reproduce.py`), before anything is started."""
     for name, content in ((DATASET_FILE, dataset), (RECIPE_FILE, recipe)):
         (work / name).write_text(content.model_dump_json(indent=2))
         client.log_artifact(run_id, str(work / name), "training")
@@ -234,7 +232,7 @@ def _keep_inputs(
 
 def _load_report(output: Path) -> TrainingReport:
     try:
-        return TrainingReport.model_validate(json.loads((output / REPORT_FILE).read_text()))
+        return TrainingReport.model_validate_json((output / REPORT_FILE).read_text())
     except (OSError, ValueError) as error:
         raise ThroughlineError(
             f"The trainer ended without a valid {output / REPORT_FILE}: end it with `task.write` (training/worker.py)."

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from throughline.foundation.errors import ThroughlineError
 
 Reason = Literal["lost_worker", "out_of_memory", "bad_data", "bad_parameters", "bad_code", "timeout", "cancelled"]
 _REASONS: Mapping[str, Reason] = {reason: reason for reason in get_args(Reason)}
-# Only a reason that may be gone next time is tried again; memory that is lacking will be lacking next time, too.
+# Only what a new attempt can cure is tried again: not lack of memory, which the next attempt has, too.
 RETRIED: frozenset[Reason] = frozenset({"lost_worker"})
 OnEvent = Callable[[dict[str, Any]], None]
 # The exit code (sysexits' "temporary failure") of a worker that stops only because a peer is gone: the peer's exit is
@@ -50,18 +51,15 @@ class LaunchSpec:
     changes: int = 20
 
     def __post_init__(self) -> None:
+        launch = f"Launch of {self.module}"
         if secrets := sorted(name for name in self.env if _SECRET.search(name)):
-            raise ThroughlineError(
-                f"Launch of {self.module}: {', '.join(secrets)} would be visible in the process list: "
-                "pass the path of a file that holds the secret."
-            )
+            remedy = "pass the path of a file that holds the secret"
+            raise ThroughlineError(f"{launch}: {', '.join(secrets)} would be visible in the process list: {remedy}.")
         if self.processes < 1:
-            raise ThroughlineError(f"Launch of {self.module}: {self.processes} processes: give at least 1.")
+            raise ThroughlineError(f"{launch}: {self.processes} processes: give at least 1.")
         if self.min_processes is not None and not 1 <= self.min_processes <= self.processes:
-            raise ThroughlineError(
-                f"Launch of {self.module}: at least {self.min_processes} of {self.processes} processes: "
-                "give 1 up to all of them."
-            )
+            bounds = f"at least {self.min_processes} of {self.processes} processes"
+            raise ThroughlineError(f"{launch}: {bounds}: give 1 up to all of them.")
 
 
 class LaunchFailed(ThroughlineError):
@@ -105,6 +103,12 @@ def parse_event(text: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) and isinstance(value.get("event"), str) else None
+
+
+def emit(event: str, **values: Any) -> None:
+    """Write an event of a worker to standard output, in one write: lines of two workers must not be mixed."""
+    sys.stdout.write(json.dumps({"event": event, **values}, default=str) + "\n")
+    sys.stdout.flush()
 
 
 def explain(

@@ -2,7 +2,7 @@
 
 Owns: missing values, standardisation, vocabularies, the metadata a served model carries. The same arithmetic is there
 twice, as NumPy for training and as ONNX for serving, and a trainer compares the two on real rows.
-Does not own: the core. Whoever exports it (torch, scikit-learn, LightGBM) gives a graph with these inputs and output:
+Does not own: the core, which a trainer exports as a graph with these inputs and output:
 
     numbers  float32 [rows, K + number of indicators]   standardised, no NaN
     codes    int64   [rows, M]                          0 = missing or unknown, otherwise 1 + place in the vocabulary

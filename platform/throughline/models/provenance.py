@@ -1,8 +1,8 @@
-"""What a version says of itself under its signature: its rows, its code, its training.
+"""The signed statement of what a version was made from: its rows, its code, its training.
 
-MLflow's tags say the same to people and searches; whoever reaches MLflow can change those, and not this.
-Owns: the statement, writing it into a folder that is signed, comparing it with what somebody else says of the version.
-Does not own: signatures (`signing.py`), when a comparison is made (`models.py`).
+MLflow's tags have the same for searches; who can write to MLflow can change those, but not this.
+Owns: the statement, writing it into a folder that is signed, comparing it with another description of the version.
+Does not own: signatures (`signing.py`), when a comparison is made (`registry/verification.py`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ FILE = "provenance.json"
 
 
 class Provenance(ModelOrigin):
-    """What is signed."""
-
-    tags: dict[str, str] = Field(description="All that the version was registered with beside these, as MLflow has it.")
+    tags: dict[str, str] = Field(description="All other tags that the version was registered with, as in MLflow.")
 
     @property
     def decoded(self) -> dict[str, Any]:
@@ -39,14 +37,14 @@ def seal(settings: Settings, folder: Path, provenance: Provenance) -> None:
 
 
 def read(folder: Path, where: object = None) -> Provenance:
-    """Of a folder whose signature holds. Raises when it has none; `where`: what a refusal calls the folder."""
+    """Of a folder whose signature is valid. Raises when it has none; `where` names the folder in that error."""
     found = read_record(folder / FILE, Provenance, "train it again")
     if found is None:
-        raise ThroughlineError(f"{where or folder} does not say what it was made from (no {FILE}): train it again.")
+        raise ThroughlineError(f"{where or folder} has no statement of its origin ({FILE}): train it again.")
     return found
 
 
-def differences(provenance: Provenance, said: BaseModel) -> list[str]:
+def differences(provenance: Provenance, other: BaseModel) -> list[str]:
     """The fields that both have and that differ."""
-    both = Provenance.model_fields.keys() & type(said).model_fields.keys()
-    return sorted(field for field in both if getattr(provenance, field) != getattr(said, field))
+    both = Provenance.model_fields.keys() & type(other).model_fields.keys()
+    return sorted(field for field in both if getattr(provenance, field) != getattr(other, field))

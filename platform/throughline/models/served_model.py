@@ -1,9 +1,9 @@
 """A model as it is served: one ONNX file, named inputs, a digest checked on the very bytes that are run.
 
-Owns: loading, scoring a frame of features, saying what lies outside the training domain.
-Does not own: where the file comes from (`models.py`), how it was put together (`onnx_graph.py`).
-Nothing in the file is executed but standard ONNX operators: no custom operator library is loaded, and a model that
-asks for other operators or for data in further files is refused.
+Owns: loading, scoring a frame of features, finding values outside the training domain.
+Does not own: where the file comes from (`registry/versions.py`), how it was put together (`onnx_graph.py`).
+Only standard ONNX operators are executed: no custom operator library is loaded, and a model with other operators or
+with data in further files is refused.
 """
 
 from __future__ import annotations

@@ -1,14 +1,12 @@
-"""Signatures of folders by OpenSSF model signing: a trusted key vouches for every file, by name and content.
+"""Signatures of folders by OpenSSF model signing: a trusted key signs every file, by name and content.
 
 Owns: the home's key pair, which keys are trusted, signing and verifying a folder of any content. Does not own: what is
-signed, when, and what follows from a refusal (`models.py`).
+signed, when, and what follows from a refusal (`registry/verification.py`).
 
 By default an elliptic-curve key (P-256) signs, made on first use: `keys/signing.pem`, readable by its owner only, and
 `keys/signing.pub`. Trusted are this home's own key and every `keys/trusted/*.pub` (PEM). The setting `signing` names
 another signer: a PKCS #11 URI of a key in an HSM or KMS (its public key goes to `keys/trusted`), or `sigstore`, whose
-signatures are accepted of `sigstore_identity` alone. The last is not covered by our tests: it needs a public service.
-
-Nothing in a folder is interpreted here but `model.sig`, which is JSON.
+signatures are accepted of `sigstore_identity` only. Sigstore needs a public service and is not covered by our tests.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ def sign(settings: Settings, folder: Path) -> Path:
 
     Raises `ThroughlineError`, also for a symbolic link in the folder and for a signer that is not trusted here.
     """
-    from model_signing.signing import Config
+    from model_signing.signing import Config  # postpones model_signing
 
     signer = Config().set_hashing_config(_hashing())
     try:
@@ -63,11 +61,11 @@ def sign(settings: Settings, folder: Path) -> Path:
 
 
 def verify(settings: Settings, folder: Path, where: object = None) -> dict[str, str]:
-    """What a trusted key vouches for: file name -> SHA-256 (hex), all the folder's files but `model.sig`.
+    """What a trusted key signed: file name -> SHA-256 (hex), all the folder's files but `model.sig`.
 
     Raises `ThroughlineError` when there is no signature, when a file was changed, added or removed, and when the key
-    is not trusted. `where`: what a refusal calls the folder. Whoever reads a file afterwards compares its bytes with
-    the digest, for files may change in between.
+    is not trusted; `where` names the folder in these errors. Files may change afterwards: a reader compares the bytes
+    that it has read with the digest.
     """
     where = where or folder
     try:
@@ -81,34 +79,32 @@ def verify(settings: Settings, folder: Path, where: object = None) -> dict[str, 
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ThroughlineError(f"{where} has no valid signature ({SIGNATURE} is damaged): restore it.") from error
     failure = _failure(_verifier(settings, key, where), folder, content)
-    # A signature may say itself that some files are to be ignored; here none are.
+    # A signature may list files to be ignored; here none are.
     if failure is None and _files(folder).keys() == signed.keys():
         return signed
-    # A ValueError is model_signing's word for files that differ from a statement it has verified, and for more.
+    # model_signing raises ValueError for files that differ from a statement it has verified, and for more.
     if (failure is None or isinstance(failure, ValueError)) and (differences := _differences(folder, signed)):
         raise ThroughlineError(f"{where} is not what was signed ({differences}): restore it.") from failure
     raise ThroughlineError(f"The signature of {where} does not hold ({_one_line(failure)}): restore it.") from failure
 
 
 def own_key(settings: Settings) -> Path:
-    """The home's private key (PEM), made with its public one when there is none. Two processes may ask at once."""
+    """The home's private key (PEM), made with its public one when there is none. Safe from two processes at once."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
     folder = settings.keys
     private, public = folder / PRIVATE, folder / PUBLIC
-    made_before = public.exists()  # asked first: whoever is making the pair places it last
+    made_before = public.exists()  # read first: the public key is placed last
     if not private.exists():
         if made_before:
-            raise ThroughlineError(
-                f"{private} is gone, {public} is there: restore it, or move {PUBLIC} to {folder / TRUSTED} and a new "
-                "pair is made."
-            )
+            remedy = f"restore it, or move {PUBLIC} to {folder / TRUSTED} and a new pair is made"
+            raise ThroughlineError(f"{private} is missing, {public} is there: {remedy}.")
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
-        key = ec.generate_private_key(ec.SECP256R1())
-        form = serialization.PrivateFormat.PKCS8
-        pem = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+        pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
         _place(private, pem, 0o600)
     if not made_before:
         key = serialization.load_pem_private_key(private.read_bytes(), password=None)
@@ -117,7 +113,7 @@ def own_key(settings: Settings) -> Path:
 
 
 def _place(path: Path, content: bytes, mode: int) -> None:
-    """Whole or not at all; what another process has placed first stands."""
+    """Write the file whole, unless another process has placed it first."""
     with tempfile.NamedTemporaryFile(dir=path.parent) as draft:
         os.fchmod(draft.fileno(), mode)
         draft.write(content)
@@ -128,7 +124,7 @@ def _place(path: Path, content: bytes, mode: int) -> None:
 
 def _failure(verifier: Verifying, folder: Path, signature: bytes) -> Exception | None:
     with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch) / SIGNATURE  # what is verified is what was read, whatever becomes of the folder
+        copy = Path(scratch) / SIGNATURE  # the very bytes that were read are verified, also when the folder changes
         copy.write_bytes(signature)
         try:
             verifier.verify(folder, copy)
@@ -139,32 +135,27 @@ def _failure(verifier: Verifying, folder: Path, signature: bytes) -> Exception |
 
 def _verifier(settings: Settings, key: str | None, where: object) -> Verifying:
     """For signatures of this key, which must be trusted; None: of an identity, by certificate."""
-    from model_signing.verifying import Config
+    from model_signing.verifying import Config  # postpones model_signing
 
     verifier = Config().set_hashing_config(_hashing())
     if key is None:
         if settings.sigstore_identity is None or settings.sigstore_issuer is None:
-            raise ThroughlineError(
-                f"{where} is signed by Sigstore, which is not trusted: set `sigstore_identity` and `sigstore_issuer` "
-                "to who may sign."
-            )
+            remedy = "set `sigstore_identity` and `sigstore_issuer` to who may sign"
+            raise ThroughlineError(f"{where} is signed by Sigstore, which is not trusted: {remedy}.")
+        identity, issuer = settings.sigstore_identity, settings.sigstore_issuer
         try:
-            return verifier.use_sigstore_verifier(
-                identity=settings.sigstore_identity, oidc_issuer=settings.sigstore_issuer
-            )
+            return verifier.use_sigstore_verifier(identity=identity, oidc_issuer=issuer)
         except Exception as error:  # it fetches Sigstore's own keys
             raise ThroughlineError(f"{where} cannot be verified, Sigstore fails ({_one_line(error)}).") from error
     public = _trusted(settings).get(key)
     if public is None:
-        raise ThroughlineError(
-            f"{where} is signed with the key {key[:12]}, which is not trusted: if it should be, put its public key "
-            f"into {settings.keys / TRUSTED} as NAME.pub."
-        )
+        remedy = f"if it should be, put its public key into {settings.keys / TRUSTED} as NAME.pub"
+        raise ThroughlineError(f"{where} is signed with the key {key[:12]}, which is not trusted: {remedy}.")
     return verifier.use_elliptic_key_verifier(public_key=public)
 
 
 def _trusted(settings: Settings) -> dict[str, Path]:
-    """Public keys by what signatures call them."""
+    """Public keys by the fingerprint that signatures have of them."""
     from cryptography.hazmat.primitives import serialization
 
     found = {}
@@ -187,8 +178,8 @@ def _pem(key: Any) -> bytes:
 
 
 def _hashing() -> Hashing:
-    """Every file counts, those of git, too."""
-    from model_signing.hashing import Config
+    """All files are hashed, also git's."""
+    from model_signing.hashing import Config  # postpones model_signing
 
     return Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
 
@@ -203,7 +194,7 @@ def _read(content: bytes) -> tuple[str | None, dict[str, str]]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Whatever is no folder, by name relative to `folder`; a link to one counts, too."""
+    """Files and links, by name relative to `folder`."""
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return {name: path for path in found if (name := path.relative_to(folder).as_posix()) != SIGNATURE}
 
@@ -211,8 +202,8 @@ def _files(folder: Path) -> dict[str, Path]:
 def _differences(folder: Path, signed: dict[str, str]) -> str:
     found = _files(folder)
     changed = [name for name in signed if name in found and _digest(found[name]) != signed[name]]
-    told = {"changed": changed, "added": found.keys() - signed.keys(), "removed": signed.keys() - found.keys()}
-    return "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in told.items() if names)
+    by_kind = {"changed": changed, "added": found.keys() - signed.keys(), "removed": signed.keys() - found.keys()}
+    return "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in by_kind.items() if names)
 
 
 def _digest(path: Path) -> str:

@@ -29,7 +29,7 @@ HOLDOUT = START + timedelta(days=50)
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> Path:
-    """The folder of prepared rows: a number and a category that tell something, gaps, unknown words."""
+    """The folder of prepared rows: an informative number and category, gaps, unknown words."""
     draw = np.random.default_rng(3)
     count = 3000
     x, c = draw.normal(size=count), draw.integers(0, 5, count)
@@ -274,7 +274,7 @@ def test_a_checkpoint_runs_no_code_when_it_is_read_and_is_replaced_whole(rows, t
     assert (folder / checkpoint.FILE).read_bytes() == before
 
 
-def test_checkpoints_are_as_far_apart_as_asked(rows, tmp_path, capsys):
+def test_checkpoints_are_as_far_apart_as_specified(rows, tmp_path, capsys):
     run(rows, tmp_path, {"checkpoint": str(tmp_path / "checkpoint"), "checkpoint_s": 3600}, epochs=2)
     assert events_of(capsys.readouterr().out, "checkpoint") == []
 

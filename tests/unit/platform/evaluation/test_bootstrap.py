@@ -27,7 +27,7 @@ def test_a_metric_under_a_draw_is_that_of_the_rows_drawn(seed: int, days: int) -
 
 
 def test_days_that_differ_make_the_interval_wider_than_rows_would() -> None:
-    """Twenty days, on half of which everything is late: what one knows is twenty numbers, not two thousand."""
+    """Twenty days, on half of which everything is late: that is a sample of twenty, not of two thousand."""
     day = np.repeat(np.arange(20), 100)
     labels = (day % 2).astype(float)
     scores = np.full(2000, 0.5)
@@ -57,13 +57,13 @@ def test_two_models_on_the_same_draws_are_compared_day_by_day() -> None:
     labels = (draw.random(2800) < 0.1 + 0.5 * (draw.random(14) < 0.4)[day]).astype(float)
     good, worse = np.where(labels == 1, 0.5, 0.3), np.where(labels == 1, 0.48, 0.31)
     draws = Draws.of(day)
-    alone = [interval(draws.metrics(scores, labels)["log_loss"]) for scores in (good, worse)]
-    assert alone[0].high > alone[1].low  # told apart from nothing on their own
+    separate = [interval(draws.metrics(scores, labels)["log_loss"]) for scores in (good, worse)]
+    assert separate[0].high > separate[1].low  # unpaired intervals overlap
     difference = draws.metrics(worse, labels)["log_loss"] - draws.metrics(good, labels)["log_loss"]
     assert interval(difference).low > 0
 
 
-def test_what_cannot_be_said_has_no_interval() -> None:
+def test_too_few_days_or_classes_have_no_interval() -> None:
     one_class = Draws.of(np.arange(10)).metrics(np.full(10, 0.3), np.zeros(10))
     assert interval(one_class["auc"]) is None
     assert interval(np.array([])) is None

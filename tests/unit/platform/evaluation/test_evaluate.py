@@ -75,7 +75,7 @@ def test_what_cannot_be_computed_is_nan(scores, labels):
 
 
 class Stub:
-    """Scores as told."""
+    """Has one score for every row."""
 
     sha256, size_bytes, numeric = "d" * 64, 1000, ()
 
@@ -225,7 +225,7 @@ def test_of_a_champion_that_learned_from_some_of_the_rows_the_later_ones_are_com
 
 
 @pytest.mark.parametrize(("left", "compared"), [(5, True), (4, False)])
-def test_days_of_too_small_a_number_compare_nobody(left, compared):
+def test_fewer_days_than_the_minimum_do_not_compare(left, compared):
     record = against_champion_trained_until(HOLDOUT + timedelta(days=13 - left, hours=13))
     assert (record.champion is not None) == compared
     assert (decided(record, a_model(2), OVER_CHAMPION, NOW).decision == "release") == compared

@@ -127,18 +127,18 @@ def test_an_explanation_scores_as_many_rows_as_stated() -> None:
 
 def test_a_passed_deadline_ends_an_explanation() -> None:
     class Slow(Model):
-        asked = 0
+        calls = 0
 
         def score(self, features: pl.DataFrame) -> np.ndarray:
             if features.height > 100:
-                self.asked += 1
+                self.calls += 1
                 time.sleep(0.05)
             return super().score(features)
 
     slow = Slow()
     with pytest.raises(explain.TooSlow, match="not done in time"):
         explain.explain(slow, ROW, AGAINST, pairs=5000, until=time.monotonic() + 0.1)
-    assert slow.asked <= 3
+    assert slow.calls <= 3
 
 
 def test_importance_is_the_mean_size_of_contributions_over_a_bounded_sample(monkeypatch) -> None:
@@ -164,16 +164,16 @@ def test_the_plot_names_the_features_that_matter_most() -> None:
 
 
 def test_a_background_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
-    odd = ROWS.with_columns(carrier=pl.when(pl.col("a") < 0).then(pl.col("carrier")))
-    drawn = background.background_of(MODEL, odd)
-    assert background.background_of(MODEL, odd) == drawn
+    with_gaps = ROWS.with_columns(carrier=pl.when(pl.col("a") < 0).then(pl.col("carrier")))
+    drawn = background.background_of(MODEL, with_gaps)
+    assert background.background_of(MODEL, with_gaps) == drawn
     path = tmp_path / "background.json"
     path.write_text(drawn.model_dump_json())
     frame = background.frame_of(background.read(path), MODEL, MODEL.sha256)
-    assert frame.equals(explain.sample(odd, background.ROWS).select(frame.columns))
+    assert frame.equals(explain.sample(with_gaps, background.ROWS).select(frame.columns))
     assert frame["b"].null_count() > 0
     assert frame["carrier"].null_count() > 0
-    assert explain.explain(MODEL, ROW, frame) == explain.explain(MODEL, ROW, explain.sample(odd, background.ROWS))
+    assert explain.explain(MODEL, ROW, frame) == explain.explain(MODEL, ROW, explain.sample(with_gaps, background.ROWS))
 
 
 def test_a_background_of_another_model_is_refused() -> None:

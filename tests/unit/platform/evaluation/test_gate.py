@@ -41,12 +41,12 @@ def test_a_good_candidate_is_released_with_its_reasons():
 
 
 def test_without_a_champion_the_constant_is_the_baseline():
-    alone = {"champion": None, "champion_model": None}
-    decision = decided(evaluation(**alone), MODEL, BOUNDS, NOW)
+    no_champion = {"champion": None, "champion_model": None}
+    decision = decided(evaluation(**no_champion), MODEL, BOUNDS, NOW)
     assert decision.decision == "release"
     assert NO_CHAMPION in decision.reasons
     poor = metrics(log_loss=0.52)
-    assert decided(evaluation(**alone, candidate=poor), MODEL, BOUNDS, NOW).decision == "reject"
+    assert decided(evaluation(**no_champion, candidate=poor), MODEL, BOUNDS, NOW).decision == "reject"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_a_nan_that_a_rule_reads_never_releases(who, name):
 
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_a_rule_whose_number_is_nan_cannot_say(rule):
-    blind = metrics(log_loss=float("nan"), auc=float("nan"), ece=float("nan"))
-    decision = decided(evaluation(candidate=blind, champion=blind), MODEL, {rule: Bound(at_most=1e9)}, NOW)
+    unknown = metrics(log_loss=float("nan"), auc=float("nan"), ece=float("nan"))
+    decision = decided(evaluation(candidate=unknown, champion=unknown), MODEL, {rule: Bound(at_most=1e9)}, NOW)
     assert verdicts(decision)[rule] == "cannot_say"
     assert decision.decision == "reject"

@@ -48,7 +48,7 @@ def usecase() -> UseCase:
 
 @pytest.fixture(scope="module")
 def rows() -> Rows:
-    """44 days: what happens depends on the queue and the wind; `chance` is what a perfect model would say."""
+    """44 days: what happens depends on the queue and the wind; `chance` is a perfect model's score."""
     draw = np.random.default_rng(5)
     day = np.sort(draw.integers(0, DAYS, ROWS))
     queue, wind = draw.normal(size=ROWS), draw.normal(size=ROWS)
@@ -102,7 +102,7 @@ def shifted(rows: pl.DataFrame) -> np.ndarray:
     return honest(rows) + 0.6
 
 
-def deaf_at_one_origin(rows: pl.DataFrame) -> np.ndarray:
+def flat_at_one_origin(rows: pl.DataFrame) -> np.ndarray:
     """As good as the others but at LGA, where the wind plays no part."""
     return honest(rows) - 0.8 * number(rows, "wind") * (rows["origin"] == "LGA").to_numpy()
 
@@ -163,7 +163,7 @@ def test_one_whose_scores_are_too_high_is_refused_for_its_calibration(usecase, r
 
 def test_one_that_is_worse_on_one_big_slice_only_is_refused_and_the_slice_is_named(usecase, rows):
     generous = {**GATE, "log_loss_over_champion": Bound(at_most=0.05)}
-    evaluation = evaluate(usecase, Made(deaf_at_one_origin), record(2), rows, DATASET, NOW, (Made(honest), record(1)))
+    evaluation = evaluate(usecase, Made(flat_at_one_origin), record(2), rows, DATASET, NOW, (Made(honest), record(1)))
     decision = decided(evaluation, record(2), generous, NOW)
     assert failed(decision) == {"slice_log_loss_over_champion": "origin=LGA"}
     assert "origin=LGA" in decision.failures
@@ -192,7 +192,7 @@ def test_a_source_that_does_not_deliver_costs_what_the_evaluation_says(usecase, 
     assert interval.low < evaluation.candidate.log_loss < interval.high
 
 
-def test_of_days_too_few_no_slice_is_judged_against_the_champion_and_the_gate_cannot_say(usecase, rows):
+def test_with_too_few_days_no_slice_is_compared_and_the_gate_rejects(usecase, rows):
     few = Rows(rows.holdout.filter(pl.col("prediction_time") < HOLDOUT + timedelta(days=2)), rows.before, 0.25)
     evaluation = evaluate(usecase, Made(honest), record(2), few, DATASET, NOW, (Made(honest), record(1)))
     decision = decided(evaluation, record(2), GATE, NOW)
@@ -202,12 +202,12 @@ def test_of_days_too_few_no_slice_is_judged_against_the_champion_and_the_gate_ca
 
 
 @pytest.mark.parametrize("rule", ["slice_log_loss_under_constant", "disparity_calibration", "broken_behaviour"])
-def test_a_rule_about_what_was_not_declared_cannot_say(usecase, rows, rule):
+def test_a_rule_without_its_declared_check_cannot_say(usecase, rows, rule):
     bare = usecase.model_copy(update={"evaluation": Evaluation(holdout="14d")})
     evaluation = evaluate(bare, Made(honest), record(2), rows, DATASET, NOW)
     (verdict,) = [one for one in decided(evaluation, record(2), {rule: GATE[rule]}, NOW).rules if one.rule == rule]
     assert verdict.verdict == "cannot_say"
 
 
-def test_each_rule_that_may_be_declared_is_one_the_gate_knows():
+def test_the_gate_has_every_rule_that_may_be_declared():
     assert set(get_args(GateRule)) == set(RULES)

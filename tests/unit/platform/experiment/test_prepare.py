@@ -1,4 +1,4 @@
-"""Which rows are trained on, and that prepared rows are whole, the same for everybody, and read where they lie."""
+"""Which rows are trained on; prepared rows are complete, equal for all workers, and mapped into memory."""
 
 from __future__ import annotations
 
@@ -176,20 +176,20 @@ def test_every_row_is_in_the_files_once_in_an_order_drawn_by_the_seed(tmp_path, 
     assert not np.array_equal(orders[0][:100], orders[1][:100])
 
 
-def test_what_is_learned_is_learned_from_training_rows_alone(tmp_path):
+def test_preprocessing_is_learned_from_training_rows_only(tmp_path):
     """A word and a number that only validation rows have leave no mark."""
     table = frame()
     _, validation = split_rows(table, DATASET, seed=1)
     held = pl.col("row_key").is_in(validation["row_key"].to_list())
-    strange = table.with_columns(
+    changed = table.with_columns(
         x=pl.when(held).then(1e9).otherwise(pl.col("x")),
         c=pl.when(held).then(pl.lit("only here")).otherwise(pl.col("c")),
     )
-    plain, with_strange = (
+    plain, with_changed = (
         open_prepared(prepare(tmp_path / name / "prepared", written(tmp_path / name, each), seed=1)).facts
-        for name, each in (("a", table), ("b", strange))
+        for name, each in (("a", table), ("b", changed))
     )
-    assert plain == with_strange
+    assert plain == with_changed
 
 
 def test_rows_are_read_where_the_file_is_mapped_and_a_share_is_a_view(tmp_path, dataset):
@@ -212,7 +212,7 @@ def test_rows_are_read_where_the_file_is_mapped_and_a_share_is_a_view(tmp_path, 
 
 
 @pytest.mark.parametrize("without", ["numeric", "categorical"])
-def test_a_dataset_may_have_numbers_alone_or_categories_alone(tmp_path, dataset, without):
+def test_a_dataset_may_have_only_numbers_or_only_categories(tmp_path, dataset, without):
     rows = open_prepared(prepare(tmp_path / "prepared", dataset.model_copy(update={without: []}), seed=1))
     empty = rows.train.numbers if without == "numeric" else rows.train.codes
     assert empty.shape == (rows.facts.rows_trained, 0)
@@ -266,7 +266,7 @@ print(module.prepare(Path(sys.argv[1]), dataset, 1), flush=True)
 
 
 def caller(tmp_path: Path, dataset: DatasetRecord) -> subprocess.Popen:
-    """A process that prepares, and says before and after writing that it waits for a line."""
+    """A process that prepares; before and after writing it prints a line and waits for one."""
     (tmp_path / "dataset.json").write_text(dataset.model_dump_json())
     command = [sys.executable, "-c", CALLER, str(tmp_path / "prepared"), str(tmp_path / "dataset.json")]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""What is trained is identified by all that decides it, and what is asked is refused before anything starts."""
+"""A recipe's fingerprint covers everything that decides the model; wrong parameters are refused before a start."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_requests_that_contradict_themselves_are_refused(fields, problem):
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        ({"as_of": "2013-04-02"}, "has not come: the data clock stands at 2013-04-01"),
+        ({"as_of": "2013-04-02"}, "is in the future: the data clock stands at 2013-04-01"),
         ({"as_of": "2012-12-31"}, "before the data, which begin on 2013-01-01"),
         ({"as_of": "2013-01-01"}, "before the data"),
         ({"as_of": "spring"}, "no day and no instant"),

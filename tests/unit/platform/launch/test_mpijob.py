@@ -66,7 +66,7 @@ def test_kubernetes_neither_repeats_nor_outlives_a_launch():
     assert [replica["restartPolicy"] for replica in replicas(made)] == ["Never", "Never"]
 
 
-def test_nothing_of_this_machine_is_in_it():
+def test_no_path_of_this_machine_is_in_the_manifest():
     assert "/here" not in json.dumps(job())
 
 
@@ -75,7 +75,7 @@ def test_a_value_is_not_expanded_by_kubernetes():
     assert variables["PRICE"] == "5$$"
 
 
-def test_what_a_worker_is_asked_for_overrides_the_number_of_threads():
+def test_env_of_a_launch_overrides_the_number_of_threads():
     made = job(replace(SPEC, env={"OMP_NUM_THREADS": "4"}))
     assert {"name": "OMP_NUM_THREADS", "value": "4"} in container(replicas(made)[0])["env"]
 
@@ -87,7 +87,7 @@ def test_an_elastic_launch_finds_its_hosts_while_it_runs():
     assert "--min-np" not in container(replicas(job())[0])["command"]
 
 
-def test_gpus_are_asked_for_where_there_are_to_be_some():
+def test_gpus_are_a_limit_of_workers_only():
     with_some, without = container(replicas(job())[1]), container(replicas(job(worker=Resources()))[1])
     assert with_some["resources"]["limits"] == {"memory": "4Gi", "nvidia.com/gpu": "1"}
     assert without["resources"] == {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "2Gi"}}

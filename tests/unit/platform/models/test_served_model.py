@@ -47,7 +47,7 @@ def core(width: int, opset: int = 17, inputs: tuple[str, ...] = ("numbers", "cod
         [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n", 1])],
         [numpy_helper.from_array(np.int64([1]), "axes")],
     )
-    nodes[0].doc_string = "File /somebody/s/machine.py, line 1"
+    nodes[0].doc_string = "File /vendor/s/machine.py, line 1"
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
@@ -99,7 +99,7 @@ def test_missing_is_the_mean_with_a_flag_and_unknown_is_code_zero():
     assert LEARNED.indicators == ["wind", "never"]
 
 
-def test_an_absurd_reading_is_bounded():
+def test_an_extreme_value_is_clipped():
     frame = ROWS.head(1).with_columns(wind=pl.lit(1e30), gust=pl.lit(float("inf")))
     assert np.abs(LEARNED.numbers(numeric_matrix(frame, NUMERIC))).max() == LEARNED.clip
 
@@ -114,9 +114,9 @@ def test_integers_booleans_and_more_columns_are_taken(model):
     np.testing.assert_array_equal(model.score(frame), model.score(same))
 
 
-def test_a_row_scores_the_same_alone_and_among_others(model):
-    alone = np.concatenate([model.score(ROWS[row]) for row in range(ROWS.height)])
-    np.testing.assert_array_equal(alone, model.score(ROWS))
+def test_a_row_scores_the_same_in_any_batch(model):
+    one_by_one = np.concatenate([model.score(ROWS[row]) for row in range(ROWS.height)])
+    np.testing.assert_array_equal(one_by_one, model.score(ROWS))
     assert model.score(ROWS.head(0)).shape == (0,)
 
 
@@ -166,9 +166,9 @@ def test_what_is_not_a_model_is_refused(tmp_path):
 
 def test_operators_beyond_the_standard_are_refused(tmp_path):
     model = compose(LEARNED, core(LEARNED.width))
-    model.opset_import.append(helper.make_opsetid("com.somebody", 1))
+    model.opset_import.append(helper.make_opsetid("com.vendor", 1))
     path = save(tmp_path, model)
-    with pytest.raises(ThroughlineError, match=r"com\.somebody"):
+    with pytest.raises(ThroughlineError, match=r"com\.vendor"):
         ServedModel.load(path, sha256_of(path))
 
 

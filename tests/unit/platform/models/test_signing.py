@@ -1,4 +1,4 @@
-"""Only what a trusted key signed, whole and unchanged, is ever loaded; a refusal says why, and the history has it."""
+"""Only files that a trusted key signed, complete and unchanged, are loaded; a refusal has a reason and is recorded."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FILES = {
     "requirements.txt": b"onnx\n",
 }
 ROUNDS = 60  # of two processes that race for a key
-ASKS_FOR_KEYS = """
+MAKES_KEYS = """
 import hashlib, sys
 from pathlib import Path
 from throughline.models.signing import own_key
@@ -116,7 +116,7 @@ def sign_in_another_home(folder: Path, _: Path) -> None:
 
 
 def forge(folder: Path, _: Path) -> None:
-    """Another model, and a statement that says so under the signature of the first."""
+    """Another model, with its own digest in the statement under the signature of the first."""
     import base64
     import hashlib
 
@@ -133,7 +133,7 @@ def forge(folder: Path, _: Path) -> None:
 
 
 def certify(folder: Path, _: Path) -> None:
-    """As Sigstore signs: by a certificate of somebody's."""
+    """A signature by certificate, as Sigstore makes it."""
     bundle = json.loads((folder / SIGNATURE).read_text())
     bundle["verificationMaterial"] = {"certificate": {"rawBytes": ""}, "tlogEntries": []}
     (folder / SIGNATURE).write_text(json.dumps(bundle))
@@ -151,7 +151,7 @@ TAMPERED = {
     "half a signature": (lambda folder, _: os.truncate(folder / SIGNATURE, 300), "no valid signature .*damaged"),
     "no JSON": (lambda folder, _: (folder / SIGNATURE).write_text("[" * 100_000), "no valid signature .*damaged"),
     "another statement": (forge, "signature of .* does not hold"),
-    "somebody's certificate": (certify, "signed by Sigstore, which is not trusted"),
+    "a certificate": (certify, "signed by Sigstore, which is not trusted"),
     "another home's key": (sign_in_another_home, r"signed with the key [0-9a-f]{12}, which is not trusted"),
 }
 
@@ -170,11 +170,11 @@ def test_what_was_signed_is_fetched_whole_and_scores(settings, record, tmp_path)
 
 
 @pytest.mark.parametrize("how", TAMPERED)
-def test_a_version_tampered_with_in_the_registry_is_refused_and_told(settings, folder, record, trace, tmp_path, how):
-    tamper, says = TAMPERED[how]
+def test_a_version_changed_in_the_registry_is_refused_and_recorded(settings, folder, record, trace, tmp_path, how):
+    tamper, problem = TAMPERED[how]
     tamper(folder, trace)
     copy = tmp_path / "copy"
-    with pytest.raises(ThroughlineError, match=rf"^Model {USECASE}/3 is refused: .*{says}") as refusal:
+    with pytest.raises(ThroughlineError, match=rf"^Model {USECASE}/3 is refused: .*{problem}") as refusal:
         models.fetch(settings, record, copy)
     assert "\n" not in str(refusal.value)
     assert str(folder) in str(refusal.value)
@@ -182,16 +182,16 @@ def test_a_version_tampered_with_in_the_registry_is_refused_and_told(settings, f
     (event,) = history.events(settings, USECASE, target=record.reference, action="refused")
     assert (event.actor, event.reason in str(refusal.value)) == ("graph", True)
 
-    with pytest.raises(ThroughlineError, match=says):  # before it is evaluated
+    with pytest.raises(ThroughlineError, match=problem):  # before it is evaluated
         models.load(settings, record)
     place = settings.serving_home / USECASE / "3"
-    with pytest.raises(ThroughlineError, match=says):  # before it is served
+    with pytest.raises(ThroughlineError, match=problem):  # before it is served
         place_folder(settings, record, place)
     assert not place.exists()
     assert not trace.exists()
 
 
-def test_a_pickle_is_refused_also_where_a_trusted_key_signed_it(settings, folder, record, trace, tmp_path):
+def test_a_pickle_is_refused_even_when_a_trusted_key_signed_it(settings, folder, record, trace, tmp_path):
     add_pickle("python_model.pkl")(folder, trace)
     sign(settings, folder)
     with pytest.raises(ThroughlineError, match=r"holds python_model.pkl, which is no part of a registered model"):
@@ -200,7 +200,7 @@ def test_a_pickle_is_refused_also_where_a_trusted_key_signed_it(settings, folder
     assert events(settings) == [f"graph refused {record.reference}"]
 
 
-def test_the_folder_of_another_version_is_refused_though_its_signature_holds(settings, folder, record, tmp_path):
+def test_the_folder_of_another_version_is_refused_even_with_a_valid_signature(settings, folder, record, tmp_path):
     (folder / "model.onnx").write_bytes(model_bytes(bias=2.0))
     sign(settings, folder)
     with pytest.raises(ThroughlineError, match=f"holds another model .*registered: {record.sha256[:12]}"):
@@ -220,7 +220,7 @@ def test_the_folder_of_another_version_is_refused_though_its_signature_holds(set
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_a_version_of_which_the_registry_says_something_else_is_refused(settings, record, tmp_path, change):
+def test_a_version_whose_tags_differ_from_what_was_signed_is_refused(settings, record, tmp_path, change):
     claimed = record.model_copy(update=change)
     with pytest.raises(ThroughlineError, match=rf"signed with another {next(iter(change))} than MLflow's tags have"):
         models.fetch(settings, claimed, tmp_path / "copy")
@@ -229,14 +229,14 @@ def test_a_version_of_which_the_registry_says_something_else_is_refused(settings
     assert models.fetch(settings, record, tmp_path / "copy").exists()
 
 
-def test_a_signed_model_that_says_nothing_of_its_making_is_refused(settings, folder, record, tmp_path):
+def test_a_signed_model_without_provenance_is_refused(settings, folder, record, tmp_path):
     (folder / "provenance.json").unlink()
     sign(settings, folder)
-    with pytest.raises(ThroughlineError, match=r"no provenance\.json\): train it again"):
+    with pytest.raises(ThroughlineError, match=r"no statement of its origin \(provenance\.json\): train it again"):
         models.fetch(settings, record, tmp_path / "copy")
 
 
-def test_a_refusal_stands_where_the_history_cannot_be_written(settings, folder, record, tmp_path):
+def test_a_model_is_refused_even_when_the_history_cannot_be_written(settings, folder, record, tmp_path):
     change("model.onnx")(folder, tmp_path)
     settings.lakehouse.parent.mkdir(parents=True, exist_ok=True)
     settings.lakehouse.write_text("no folder")
@@ -244,7 +244,7 @@ def test_a_refusal_stands_where_the_history_cannot_be_written(settings, folder, 
         models.fetch(settings, record, tmp_path / "copy")
 
 
-def test_a_key_is_trusted_once_its_public_half_is_put_there(settings, folder, tmp_path):
+def test_a_key_is_trusted_once_its_public_key_is_in_the_folder(settings, folder, tmp_path):
     another = load_settings(home=tmp_path / "another-home")
     sign(another, folder)
     with pytest.raises(ThroughlineError, match=str(settings.keys / "trusted")):
@@ -261,7 +261,7 @@ def test_a_key_is_trusted_once_its_public_half_is_put_there(settings, folder, tm
 def test_a_home_that_only_serves_needs_no_private_key(settings, folder):
     (settings.keys / "signing.pem").unlink()
     assert verify(settings, folder)
-    with pytest.raises(ThroughlineError, match=r"signing\.pem is gone.*restore it"):
+    with pytest.raises(ThroughlineError, match=r"signing\.pem is missing.*restore it"):
         sign(settings, folder)
 
 
@@ -272,7 +272,7 @@ def test_a_signer_that_cannot_sign_is_not_replaced_by_the_homes_key(settings, fo
     assert not (folder / SIGNATURE).exists()
 
 
-def test_the_private_key_is_its_owners_alone(settings):
+def test_only_the_owner_can_read_the_private_key(settings):
     before = os.umask(0)
     try:
         private = own_key(settings)
@@ -295,7 +295,7 @@ def test_processes_that_start_at_once_end_with_one_key(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT / "platform")}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", ASKS_FOR_KEYS, *map(str, homes)],
+            [sys.executable, "-c", MAKES_KEYS, *map(str, homes)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True, bufsize=1,
         )
         for _ in range(2)
@@ -320,7 +320,7 @@ def test_processes_that_start_at_once_end_with_one_key(tmp_path):
         assert {path.name for path in settings.keys.iterdir()} == {"signing.pem", "signing.pub"}
 
 
-def test_any_folder_can_be_signed_and_every_file_in_it_counts(settings, tmp_path):
+def test_any_folder_can_be_signed_and_every_file_is_verified(settings, tmp_path):
     names = ["card.md", ".gitignore", ".git/config", "plots/reliability.png"]
     for name in names:
         (tmp_path / "card" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -335,7 +335,7 @@ def test_any_folder_can_be_signed_and_every_file_in_it_counts(settings, tmp_path
         file.write_text("content")
 
 
-def test_what_a_signature_itself_asks_to_ignore_counts_here(settings, folder, trace):
+def test_files_that_a_signature_lists_as_ignored_are_verified(settings, folder, trace):
     """OpenSSF's own tool leaves files of git out of what it signs."""
     import model_signing.hashing
     import model_signing.signing
@@ -349,7 +349,7 @@ def test_what_a_signature_itself_asks_to_ignore_counts_here(settings, folder, tr
 
 
 @pytest.mark.parametrize("signing", ["pkcs11:token=t?pin-value=1234", "gpg", ""])
-def test_a_signer_that_is_none_is_refused_without_repeating_it(signing):
+def test_an_unknown_signer_is_refused_without_repeating_it(signing):
     with pytest.raises(ThroughlineError, match=r"signing: .*pin-source") as refusal:
         load_settings(signing=signing)
     assert "1234" not in str(refusal.value)
@@ -368,7 +368,7 @@ def repository(settings) -> Any:
 
 
 @pytest.mark.parametrize("how", TAMPERED)
-def test_the_server_refuses_a_revision_tampered_with_and_goes_on_with_the_one_before(settings, repository, trace, how):
+def test_the_server_refuses_a_changed_revision_and_keeps_serving_the_one_before(settings, repository, trace, how):
     put_revision(settings, version=1)
     repository.load(USECASE)
     put_revision(settings, version=2, bias=1.0)
@@ -376,16 +376,16 @@ def test_the_server_refuses_a_revision_tampered_with_and_goes_on_with_the_one_be
     for name, content in FILES.items():
         (place / name).write_bytes(content)
     sign(settings, place)
-    tamper, says = TAMPERED[how]
+    tamper, problem = TAMPERED[how]
     tamper(place, trace)
-    with pytest.raises(RevisionRefused, match=says):
+    with pytest.raises(RevisionRefused, match=problem):
         repository.load(USECASE)
     assert [entry["version"] for entry in repository.served()] == [1]
     assert events(settings) == [f"graph refused {USECASE}/2"]
     assert not trace.exists()
 
 
-def test_a_version_deployed_before_is_served_again_without_the_registry(settings, folder, record):
+def test_a_version_deployed_before_is_served_without_the_registry(settings, folder, record):
     place = settings.serving_home / USECASE / "3"
     place_folder(settings, record, place)
     gone = record.model_copy(update={"uri": str(folder.with_name("gone"))})
@@ -395,7 +395,7 @@ def test_a_version_deployed_before_is_served_again_without_the_registry(settings
     assert (place / "model.onnx").stat().st_ino == before
 
 
-def test_a_deployed_version_tampered_with_is_replaced_by_what_was_registered(settings, record, trace):
+def test_a_changed_deployed_version_is_replaced_by_the_registered_one(settings, record, trace):
     place = settings.serving_home / USECASE / "3"
     place_folder(settings, record, place)
     add_pickle("model.pkl")(place, trace)

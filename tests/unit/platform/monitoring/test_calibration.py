@@ -1,4 +1,4 @@
-"""The verdict on a serving model counts its own judged predictions in the window, and says so when it cannot say."""
+"""The verdict counts the serving model's own labelled predictions in the window; without data it is `cannot_say`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_window_excludes_its_start_and_includes_its_end() -> None:
         {"label": None},
     ],
 )
-def test_what_others_predicted_or_nobody_knows_is_not_counted(changes: dict[str, Any]) -> None:
+def test_predictions_of_others_or_without_a_label_are_not_counted(changes: dict[str, Any]) -> None:
     record = judge(predictions(100, late=50), predictions(1000, score=0.9, **changes))
     assert (record.outcomes, record.verdict, record.mean_score) == (100, "ok", 0.5)
 

@@ -1,4 +1,4 @@
-"""A table is fresh on the data clock, or it is said how old it is."""
+"""A table is judged fresh or not on the data clock, with its age as the reason."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def past(state: str, at: datetime = NOW, window: str = "w") -> Retraining:
 
 
 class Instance:
-    """What a Dagster instance keeps: the runs that were asked for, and every run key it ever saw."""
+    """What a Dagster instance keeps: the runs that were requested, and every run key so far."""
 
     def __init__(self) -> None:
         self.runs: list[Retraining] = []
@@ -57,13 +57,13 @@ class Instance:
     def tick(self, verdict: str, now: datetime) -> bool:
         """One look of the sensor; whether a run was started."""
         newest_first = self.runs[::-1]
-        asked = decide(verdict, now, newest_first)
-        if not asked.retrain:
+        request = decide(verdict, now, newest_first)
+        if not request.retrain:
             return False
-        if asked.run_key in self.keys:  # Dagster starts nothing for a key it has seen
-            raise AssertionError(f"{asked.run_key} was used before: this retraining would never run")
-        self.keys.append(asked.run_key)
-        self.runs.append(Retraining(asked.window, now, "running"))
+        if request.run_key in self.keys:  # Dagster starts nothing for a key it has seen
+            raise AssertionError(f"{request.run_key} was used before: this retraining would never run")
+        self.keys.append(request.run_key)
+        self.runs.append(Retraining(request.window, now, "running"))
         return True
 
     def end(self, state: Literal["succeeded", "failed"]) -> None:
@@ -147,7 +147,7 @@ def test_age_cools_down_too() -> None:
     assert not decide("ok", history=[past("succeeded", NOW - DAY)], trained_until=NOW - 90 * DAY).retrain
 
 
-def test_asked_again_the_answer_is_the_same() -> None:
+def test_the_same_history_gives_the_same_verdict() -> None:
     history = [past("failed", NOW - DAY, "w"), past("succeeded", NOW - 30 * DAY, "v")]
     assert len({decide(history=history) for _ in range(10)} | {decide(history=history[::-1])}) == 1
     assert decide(history=history).run_key == "w/attempt-2"
