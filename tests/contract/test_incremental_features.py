@@ -17,10 +17,10 @@ import pytest
 from tests.support import s3_server
 from throughline.featurestore import dbt
 from throughline.featurestore.incremental import Build, dbt_variables, plan_builds
-from throughline.foundation.fingerprint import fingerprint_frame
 from throughline.foundation.settings import Settings, load_settings
 from throughline.ingestion.ingest import ingest_days, ingest_static
 from throughline.lakehouse import spark
+from throughline.lakehouse.content import fingerprint_frame
 from throughline.lakehouse.table import RUN_ID, pin, read, replace_days
 from throughline.usecase import UseCase, get_usecase
 

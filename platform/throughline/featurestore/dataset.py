@@ -16,9 +16,10 @@ import polars as pl
 
 from throughline.featurestore.spine import as_known
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.fingerprint import combine, fingerprint_frame
+from throughline.foundation.fingerprint import combine
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
+from throughline.lakehouse.content import fingerprint_frame
 from throughline.lakehouse.table import history, read, replace_all, scan
 from throughline.records import DatasetRecord, FeatureStoreRecord
 from throughline.usecase import UseCase, load_object

@@ -1,7 +1,6 @@
-"""Fingerprints of content: of a table's rows, of code, of several things together.
+"""Fingerprints of code and of several things together: hex SHA-256, the same on every machine.
 
-Owns: what counts (values, nulls, NaN, types, column names) and what does not (order of rows and columns, chunks, how
-a text is stored). Does not own: uses of a fingerprint. Each is a hex SHA-256, the same on every machine.
+Owns: what of a source file counts. Does not own: fingerprints of rows (`lakehouse/content.py`), uses of a fingerprint.
 """
 
 from __future__ import annotations
@@ -15,40 +14,10 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-import polars as pl
-
 from throughline.foundation.errors import ThroughlineError
 
 # Part of every digest: change it together with the rules below.
 RULES = "throughline-fingerprint-1"
-_PLACE = "\0place"  # no column is called so
-
-
-def fingerprint_frame(frame: pl.DataFrame | pl.LazyFrame, keys: list[str], exclude: Iterable[str] = ()) -> str:
-    """Digest of the rows, ordered by `keys`; `exclude` names columns that are not content (run ids, ...).
-
-    -0.0 is 0.0; every NaN is the same NaN and differs from null. When the keys of a lazy frame are unique, only one
-    other column is in memory at a time. Raises `ThroughlineError` for a missing key or a type without a stable form.
-    """
-    excluded = set(exclude)
-    schema = frame.lazy().collect_schema()
-    if missing := [key for key in keys if key not in schema or key in excluded]:
-        raise ThroughlineError(f"Fingerprint keys {', '.join(missing)} are no columns of the table: correct the keys.")
-    columns = sorted(name for name in schema if name not in excluded)
-    rows = frame.lazy().select(columns)
-    keyed = rows.select(keys or columns).collect()
-    if not keys or keyed.is_duplicated().any():
-        # rows with equal keys are ordered by their other columns
-        rows = rows.with_columns(pl.col(pl.Float32, pl.Float64) + 0.0).collect().lazy()
-        keyed = rows.select(*keys, *(name for name in columns if name not in keys)).collect()
-    order = keyed.with_row_index(_PLACE).sort(keyed.columns, nulls_last=True)[_PLACE]
-    digest = hashlib.sha256(f"{RULES}\n{order.len()}\n".encode())
-    for name in columns:
-        digest.update(f"{json.dumps(name)} {schema[name]}\n".encode())
-        for part in _content(rows.select(name).collect().to_series().gather(order)):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def fingerprint_code(places: Iterable[Path | str]) -> str:
@@ -127,51 +96,6 @@ def _file_of(module: str) -> Path | None:
 def combine(*parts: str) -> str:
     """Digest of strings (other digests, names) in their order."""
     return hashlib.sha256(json.dumps([RULES, *parts]).encode()).hexdigest()
-
-
-def _content(column: pl.Series) -> Iterator[bytes]:
-    """A column as bytes of its logical content only: where the nulls are, then the values."""
-    yield np.packbits(column.is_null().to_numpy()).tobytes()
-    kind = column.dtype
-    if isinstance(kind, pl.Categorical | pl.Enum):
-        yield from _texts(column.cast(pl.String))
-    elif kind == pl.String:
-        yield from _texts(column)
-    elif kind == pl.Binary:
-        values = column.fill_null(b"")
-        yield values.bin.size().cast(pl.UInt64).to_numpy().astype("<u8").tobytes()
-        yield b"".join(values)
-    elif kind.is_float():
-        values = column.fill_null(0.0).to_numpy() + 0.0
-        yield np.where(np.isnan(values), np.nan, values).astype(values.dtype.newbyteorder("<")).tobytes()
-    elif kind.is_integer() and kind not in (pl.Int128, getattr(pl, "UInt128", None)):
-        values = column.fill_null(0).to_numpy()
-        yield values.astype(values.dtype.newbyteorder("<")).tobytes()
-    elif kind == pl.Boolean:
-        yield np.packbits(column.fill_null(False).to_numpy()).tobytes()
-    elif kind.is_temporal():
-        yield column.to_physical().fill_null(0).cast(pl.Int64).to_numpy().astype("<i8").tobytes()
-    elif isinstance(kind, pl.Array):
-        yield from _content(column.arr.to_list())
-    elif isinstance(kind, pl.List):
-        yield column.list.len().fill_null(0).cast(pl.UInt64).to_numpy().astype("<u8").tobytes()
-        yield from _content(column.filter(column.list.len() > 0).explode())
-    elif isinstance(kind, pl.Struct):
-        for field in kind.fields:
-            yield f"{json.dumps(field.name)}\n".encode()
-            yield from _content(column.struct.field(field.name))
-    elif kind == pl.Null:
-        return
-    elif isinstance(kind, pl.Decimal) or kind.is_integer():
-        yield from _texts(column.cast(pl.String))
-    else:
-        raise ThroughlineError(f"Column {column.name} of type {kind} has no stable form: leave it out or cast it.")
-
-
-def _texts(column: pl.Series) -> Iterator[bytes]:
-    values = column.fill_null("")
-    yield values.str.len_bytes().cast(pl.UInt64).to_numpy().astype("<u8").tobytes()
-    yield (values.str.join("").item() if len(values) else "").encode()
 
 
 def _source(module: str) -> Path:

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from tests.support.tables import rows
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.fingerprint import fingerprint_frame
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.append import AppendOnce
+from throughline.lakehouse.content import fingerprint_frame
 from throughline.lakehouse.delta import PROPERTIES
 from throughline.lakehouse.table import current_version, history, pin, read, replace_all, replace_days, scan
 

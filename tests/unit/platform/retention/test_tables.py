@@ -19,10 +19,9 @@ from hypothesis import strategies as st
 
 from throughline.featurestore.incremental import Origin
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.fingerprint import fingerprint_frame
 from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.settings import Settings
-from throughline.lakehouse.content import net_changes
+from throughline.lakehouse.content import fingerprint_frame, net_changes
 from throughline.lakehouse.maintenance import maintain, tables
 from throughline.lakehouse.table import current_version, pin, read, replace_all, replace_days, scan
 from throughline.records import (
