@@ -62,11 +62,11 @@ _VIEWS: dict[str, tuple[list[str], dict[str, str], dict[str, tuple[str, str]]]] 
             "delay": ("minutes", "Mean arrival delay of the carrier's flights from the origin over the last {span}."),
             "station_late_so_far_4h": (
                 "share",
-                "Share late so far of the carrier's flights from the origin of the last 4 hours.",
+                "Share late so far of the carrier's flights from the origin, last 4 hours.",
             ),
             "station_overdue_share_4h": (
                 "share",
-                "Share overdue of the carrier's flights from the origin of the last 4 hours.",
+                "Share overdue of the carrier's flights from the origin, last 4 hours.",
             ),
         },
     ),
@@ -99,7 +99,7 @@ _VIEWS: dict[str, tuple[list[str], dict[str, str], dict[str, tuple[str, str]]]] 
             "departures": ("flights", "How often the aircraft departed in the last {span}."),
             "aircraft_spare_minutes": (
                 "minutes",
-                "Spare time to fly there and back before its next departure, -600 to 1440.",
+                "Spare time to fly there and back before the next departure, -600 to 1440.",
             ),
             "aircraft_seats": ("seats", "Seats of the aircraft, from the register."),
             "aircraft_age_years": ("years", "Calendar years since the aircraft was built, from the register."),

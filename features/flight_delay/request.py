@@ -1,4 +1,4 @@
-"""Features computed from the request alone, by one function for training rows and live requests."""
+"""Features computed from the request only, by one function for training rows and live requests."""
 
 from __future__ import annotations
 

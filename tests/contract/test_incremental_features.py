@@ -43,7 +43,7 @@ def usecase() -> UseCase:
 
 
 class Home:
-    """A home on the shared server, whose catalog forgets the one before."""
+    """A home on the shared server, whose catalog is emptied of the previous home."""
 
     def __init__(self, server: Settings, usecase: UseCase, name: str, lakehouse: str | None = None) -> None:
         self.usecase = usecase
@@ -203,57 +203,61 @@ def test_a_changed_value_or_line_changes_what_follows_from_it_and_nothing_else(
     }
 
 
-def test_within_a_day_out_of_order_and_in_a_bucket_the_features_are_the_same(
-    spark_server: Settings,
-    usecase: UseCase,
-    of_one_batch: dict[str, str],
-    s3: dict[str, str] | None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Some days at once, the last of them as of 7 o'clock; then the next day, and one that arrives late."""
+@pytest.fixture
+def bucket(s3: dict[str, str] | None, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """A bucket's URI, with its credentials in the environment; None without a server."""
     for name, value in (s3 or {}).items():
         monkeypatch.setenv(name, value)
-    home = Home(spark_server, usecase, "pieces", "s3://lake/pieces" if s3 else None)
+    return "s3://lake" if s3 else None
+
+
+def home_without_the_late_day(server: Settings, usecase: UseCase, name: str, lakehouse: str | None, last: date) -> Home:
+    """All days until `last` are ingested, except `LATE`; nothing is built."""
+    home = Home(server, usecase, name, lakehouse)
     home.ingest(FIRST, LATE - DAY)
-    home.ingest(LATE + DAY, HOURLY)
+    home.ingest(LATE + DAY, last)
+    return home
+
+
+def ranges_of_the_late_day(*due: tuple[date, date]) -> Ranges:
+    """What is built when `LATE` arrives last; `due`: built at this clock anyway.
+
+    An arrival is read on its route for 24 hours, weather for 12, all else for 168 or more: past the last day.
+    """
+    long = ("origin_ticks", "carrier_ticks", "station_ticks", "destination_ticks", "flight_ticks", "aircraft_ticks")
+    short = ("route_ticks", "weather_ticks")
+    return {
+        **{key: [(LATE, LAST)] for key in long},
+        **{key: [(LATE, LATE + DAY), *due] for key in short},
+        "labelled_flights": [(LATE, LATE), *due],
+    }
+
+
+def test_within_a_day_out_of_order_and_in_a_bucket_the_features_are_the_same(
+    spark_server: Settings, usecase: UseCase, of_one_batch: dict[str, str], bucket: str | None
+) -> None:
+    """Some days at once, the last of them as of 7 o'clock; then the next day, and one that arrives late."""
+    lakehouse = bucket and f"{bucket}/pieces"
+    home = home_without_the_late_day(spark_server, usecase, "pieces", lakehouse, HOURLY)
     home.build(home.at(HOURLY, 7))
     assert ranges(home.plan(home.at(HOURLY, 16))) == {name: [(HOURLY, HOURLY)] for name in MODELS}
     home.ingest(LAST, LAST)
     assert ranges(home.plan(home.at(LAST + DAY), requested=(LAST,)))["origin_ticks"] == [(HOURLY, LAST)]
     home.ingest(LATE, LATE)
-    # an arrival is read on its route for 24 hours, weather for 12, all else for 168 or more: past the last day
-    assert ranges(home.build(home.at(LAST + DAY))) == {
-        "origin_ticks": [(LATE, LAST)],
-        "carrier_ticks": [(LATE, LAST)],
-        "station_ticks": [(LATE, LAST)],
-        "destination_ticks": [(LATE, LAST)],
-        "route_ticks": [(LATE, LATE + DAY), (HOURLY, LAST)],
-        "flight_ticks": [(LATE, LAST)],
-        "aircraft_ticks": [(LATE, LAST)],
-        "labelled_flights": [(LATE, LATE), (HOURLY, LAST)],
-        "weather_ticks": [(LATE, LATE + DAY), (HOURLY, LAST)],
-    }
+    assert ranges(home.build(home.at(LAST + DAY))) == ranges_of_the_late_day((HOURLY, LAST))
     assert home.fingerprints() == of_one_batch
 
 
 @pytest.mark.drill(minutes=12)
 @pytest.mark.parametrize("place", ["folder", "bucket"])
 def test_built_at_every_step_the_features_are_those_of_one_batch(
-    spark_server: Settings,
-    usecase: UseCase,
-    of_one_batch: dict[str, str],
-    s3: dict[str, str] | None,
-    monkeypatch: pytest.MonkeyPatch,
-    place: str,
+    spark_server: Settings, usecase: UseCase, of_one_batch: dict[str, str], bucket: str | None, place: str
 ) -> None:
     """Some days at once, one by the hour, one on request, one late; then the same rows again. A build at every step."""
-    if place == "bucket" and s3 is None:
+    if place == "bucket" and bucket is None:
         pytest.skip(s3_server.MISSING)
-    for name, value in (s3 or {}).items():
-        monkeypatch.setenv(name, value)
-    home = Home(spark_server, usecase, f"steps-{place}", "s3://lake/steps" if place == "bucket" else None)
-    home.ingest(FIRST, LATE - DAY)
-    home.ingest(LATE + DAY, HOURLY - DAY)
+    lakehouse = f"{bucket}/steps" if place == "bucket" else None
+    home = home_without_the_late_day(spark_server, usecase, f"steps-{place}", lakehouse, HOURLY - DAY)
     home.build(home.at(HOURLY))
     home.ingest(HOURLY, HOURLY)
     for hours in (7, 16):
@@ -261,17 +265,7 @@ def test_built_at_every_step_the_features_are_those_of_one_batch(
     home.ingest(LAST, LAST)
     assert ranges(home.build(home.at(LAST + DAY), requested=(LAST,)))["origin_ticks"] == [(HOURLY, LAST)]
     home.ingest(LATE, LATE)
-    assert ranges(home.build(home.at(LAST + DAY))) == {
-        "origin_ticks": [(LATE, LAST)],
-        "carrier_ticks": [(LATE, LAST)],
-        "station_ticks": [(LATE, LAST)],
-        "destination_ticks": [(LATE, LAST)],
-        "route_ticks": [(LATE, LATE + DAY)],
-        "flight_ticks": [(LATE, LAST)],
-        "aircraft_ticks": [(LATE, LAST)],
-        "labelled_flights": [(LATE, LATE)],
-        "weather_ticks": [(LATE, LATE + DAY)],
-    }
+    assert ranges(home.build(home.at(LAST + DAY))) == ranges_of_the_late_day()
     assert home.fingerprints() == of_one_batch
     home.ingest(FIRST + DAY, LAST)
     assert ranges(home.build(home.at(LAST + DAY))) == {}

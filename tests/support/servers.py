@@ -1,4 +1,4 @@
-"""Starting a server for a test and knowing that it is the one which answers.
+"""Starts a server for a test, and checks that the answers are its own.
 
 Owns: the wait for a process of ours to listen and to answer. Does not own: the ports (`services/ports.py`).
 """

@@ -1,6 +1,6 @@
-"""A home of the built-in use case as a user has it, through the command line: what the tests of the whole thread share.
+"""A home of the built-in use case, used through the command line, for the tests of the whole thread.
 
-Owns: the home with its environment, its commands and its endpoint. Does not own: what is expected of them.
+Owns: the home with its environment, its commands and its endpoint. Does not own: what the tests expect.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ThreadHome:
         return httpx.post(url, json={"instances": [instance]}, timeout=30)
 
     def kill_service(self, name: str) -> None:
-        """SIGKILL the process that listens on a service's port, as a machine in trouble would."""
+        """SIGKILL the process that listens on a service's port, as an out-of-memory kill does."""
         port = self.settings.port(name)
         (pid,) = {c.pid for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port}
         os.kill(pid, signal.SIGKILL)

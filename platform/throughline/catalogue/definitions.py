@@ -1,4 +1,4 @@
-"""What the Feast definitions and the registry say about features, as records of the feature store.
+"""The Feast definitions and the registry's views, as records of the feature store.
 
 Does not own: the entries that people see (`features.py`, which needs no Feast).
 """

@@ -1,7 +1,7 @@
 """The catalogue of features: registered features with their freshness, the models that use them, and their reads.
 
 Owns: entries, search, deprecation. Does not own: what a feature is (the use case's Feast definitions), what a table is
-(dbt's schema.yml), how entries are shown (`cli/features.py`, the graph). Imports no Feast: it reads records and tables.
+(dbt's schema.yml), how entries are shown (`cli/features.py`, the graph). Imports no Feast.
 
 The tag `deprecated` (why), with `replaced_by` where there is a replacement, deprecates a feature or all of a view.
 """
@@ -185,18 +185,18 @@ def find(catalogue: Sequence[Entry], name: str) -> Entry:
     if found:
         usecases = ", ".join(sorted({entry.usecase for entry in found}))
         raise ThroughlineError(f"{name} is in several use cases ({usecases}): choose one with --usecase.")
-    near = nearest([entry.name for entry in catalogue], name)
+    near = nearest(catalogue, name)
     advice = f"did you mean {', '.join(near)}?" if near else "`throughline features list` shows what there is."
     raise ThroughlineError(f"No feature or feature view is called {name}: {advice}")
 
 
-def nearest(names: Iterable[str], wrong: str, limit: int = 3) -> list[str]:
-    """Names similar to `wrong`, or that contain it, the most similar first."""
-    known = {name.lower(): name for name in names}
+def nearest(catalogue: Iterable[Entry], wrong: str) -> list[str]:
+    """At most three names that are similar to `wrong` or contain it, the most similar first."""
+    names = {entry.name.lower(): entry.name for entry in catalogue}
     wrong = wrong.lower()
-    alike = difflib.get_close_matches(wrong, known, n=limit, cutoff=0.6)
-    holding = [name for name in known if wrong and wrong in name and name not in alike]
-    return [known[name] for name in (*alike, *holding)][:limit]
+    similar = difflib.get_close_matches(wrong, names, n=3, cutoff=0.6)
+    containing = [name for name in names if wrong and wrong in name and name not in similar]
+    return [names[name] for name in (*similar, *containing)][:3]
 
 
 def search(catalogue: Iterable[Entry], words: Sequence[str]) -> list[Entry]:

@@ -55,7 +55,7 @@ def search(
     _emit(found, clock, as_json)
     if not found and not as_json:
         nowhere = [word for word in words if not catalogue.search(entries, [word])]
-        near = [name for word in nowhere for name in catalogue.nearest([entry.name for entry in entries], word)]
+        near = [name for word in nowhere for name in catalogue.nearest(entries, word)]
         hint = f" ({', '.join(nowhere)} occurs nowhere)" if nowhere else ""
         advice = f": similar names are {', '.join(near)}" if near else ""
         out().print(escape(f"No feature contains all of: {' '.join(words)}{hint}{advice}."))

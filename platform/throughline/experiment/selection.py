@@ -19,7 +19,7 @@ import polars as pl
 from throughline.experiment.recipe import Recipe
 from throughline.experiment.spec import MODEL_FILE
 from throughline.experiment.train import Run, fit
-from throughline.featurestore.dataset import identity
+from throughline.featurestore.dataset import dataset_fingerprint
 from throughline.lakehouse.table import scan
 from throughline.mlflow.tracking import client_of
 from throughline.models.metrics import log_loss
@@ -84,5 +84,5 @@ def with_features(dataset: DatasetRecord, features: set[str]) -> DatasetRecord:
     rows = scan(dataset.path, dataset.table.version).select(
         "row_key", "prediction_time", "label_available_at", "label", *numeric, *categorical
     )
-    fingerprint = identity(rows, numeric, categorical, dataset.holdout_from, dataset.service)
+    fingerprint = dataset_fingerprint(rows, numeric, categorical, dataset.holdout_from, dataset.service)
     return dataset.model_copy(update={"numeric": numeric, "categorical": categorical, "fingerprint": fingerprint})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +27,8 @@ from throughline.usecase.requests import row_keys
 
 LAYER, TABLE = "training", "dataset"
 KEY, TIME = "row_key", "prediction_time"
-NOTE = "throughline.dataset"  # in the notes of a commit: the record, without the version that the commit itself is
+NOTE = "throughline.dataset"  # in the notes of a commit: the record without its table version, which the commit gives
+_FIXED = (KEY, TIME, "label_available_at", "label")
 PART_ROWS = 2_000_000
 
 
@@ -41,7 +42,7 @@ def labelled_rows(usecase: UseCase, spine: pl.LazyFrame, as_of: datetime) -> pl.
 def labelled_parts(usecase: UseCase, spine: pl.LazyFrame, as_of: datetime) -> Iterator[pl.DataFrame]:
     """`labelled_rows` in parts of about `PART_ROWS`, in the same order; no prediction time is divided."""
     if usecase.prediction.time_field not in usecase.prediction.key:
-        # rows of one key may be of different times then, and only together do they say which one counts
+        # rows of one key may have different times then, and the newest known counts among all of them
         ranges = [pl.lit(True)]
     else:
         times = spine.select(TIME).collect().to_series().drop_nulls().sort()
@@ -90,64 +91,57 @@ def _joined(settings: Settings, usecase: UseCase, rows: pl.DataFrame) -> pl.Data
 def _written(
     settings: Settings, usecase: UseCase, store: FeatureStoreRecord, as_of: datetime, dataset: pl.LazyFrame
 ) -> DatasetRecord:
-    """Write the rows as the dataset's next version, under their identity."""
+    """Write the rows as the dataset's next version, with the record in the notes of the commit."""
     categorical = usecase.features.categories
-    fixed = [KEY, TIME, "label_available_at", "label", *categorical]
-    numeric = [name for name in dataset.collect_schema() if name not in fixed]
+    numeric = [name for name in dataset.collect_schema() if name not in (*_FIXED, *categorical)]
     holdout_from = as_of - usecase.evaluation.holdout
     service = usecase.features.service
     path = settings.table_path(usecase.name, LAYER, TABLE)
     inputs = [*store.sources, store.spine]
-    said = DatasetRecord(
+    views = {view.name: [each.name for each in view.features if each.name in numeric] for view in store.views}
+    record = DatasetRecord(
         usecase=usecase.name,
         table=TableReference(f"{usecase.name}/{LAYER}/{TABLE}", 0),  # the commit below gives the version
         path=str(path),
-        fingerprint=identity(dataset, numeric, categorical, holdout_from, service),
+        fingerprint=dataset_fingerprint(dataset, numeric, categorical, holdout_from, service),
         as_of=as_of,
         rows=dataset.select(pl.len()).collect().item(),
         numeric=numeric,
         categorical=categorical,
         service=service,
-        views=_views(store, numeric),
+        views={view: names for view, names in views.items() if names},
         inputs=inputs,
         holdout_from=holdout_from,
     )
-    notes = {"fingerprint": said.fingerprint, NOTE: said.model_dump_json(exclude={"table"})}
-    version = replace_all(path, dataset, notes, inputs=inputs)
-    return said.at(version)
+    notes = {"fingerprint": record.fingerprint, NOTE: record.model_dump_json(exclude={"table"})}
+    return record.at(replace_all(path, dataset, notes, inputs=inputs))
 
 
-def _views(store: FeatureStoreRecord, numeric: list[str]) -> dict[str, list[str]]:
-    given = {view.name: [each.name for each in view.features if each.name in numeric] for view in store.views}
-    return {view: names for view, names in given.items() if names}
-
-
-def identity(
-    rows: pl.LazyFrame, numeric: list[str], categorical: list[str], holdout_from: datetime, service: str
+def dataset_fingerprint(
+    rows: pl.LazyFrame, numeric: Sequence[str], categorical: Sequence[str], holdout_from: datetime, service: str
 ) -> str:
-    """Fingerprint of a dataset: its rows, which columns are features, what is held out, and the feature service."""
+    """Of the rows, which columns are features, what is held out, and the feature service."""
     return combine(fingerprint_frame(rows, [KEY]), *numeric, "|", *categorical, holdout_from.isoformat(), service)
 
 
 def fingerprint_at_version(record: DatasetRecord) -> str:
-    """The fingerprint of what stands at the recorded version now, of the columns that the record names."""
-    fixed = [KEY, TIME, "label_available_at", "label"]
-    rows = scan(record.path, record.table.version).select(*fixed, *record.numeric, *record.categorical)
-    return identity(rows, record.numeric, record.categorical, record.holdout_from, record.service)
+    """The fingerprint of the table at the recorded version now, of the columns that the record names."""
+    rows = scan(record.path, record.table.version).select(*_FIXED, *record.numeric, *record.categorical)
+    return dataset_fingerprint(rows, record.numeric, record.categorical, record.holdout_from, record.service)
 
 
 def find_dataset(
     settings: Settings, usecase: UseCase, fingerprint: str | None = None, version: int | None = None
 ) -> DatasetRecord:
     """An earlier dataset of the use case by its fingerprint (or how that begins), or by its table's version."""
-    path = settings.table_path(usecase.name, LAYER, TABLE)
-    wanted = fingerprint or f"{usecase.name}/{LAYER}/{TABLE}@{version}"
+    name = f"{usecase.name}/{LAYER}/{TABLE}"
+    wanted = fingerprint or f"{name}@{version}"
     found = {}
-    for commit in history(path):
+    for commit in history(settings.lakehouse / name):
         if NOTE not in commit.notes:
             continue
-        table = TableReference(f"{usecase.name}/{LAYER}/{TABLE}", commit.version)
-        record = DatasetRecord.model_validate({**json.loads(commit.notes[NOTE]), "table": table})
+        fields = {**json.loads(commit.notes[NOTE]), "table": TableReference(name, commit.version)}
+        record = DatasetRecord.model_validate(fields)
         if commit.version == version or (fingerprint and record.fingerprint.startswith(fingerprint)):
             found.setdefault(record.fingerprint, record)
     if len(found) != 1:

@@ -1,7 +1,7 @@
 """Refuses a Feast registry that holds code.
 
-Feast stores transformations pickled and as text, and loads them when it lists views: whoever writes the registry could
-run code wherever it is read. Does not own: references to our own code (`delta_store.from_code`).
+Feast stores transformations pickled and as text, and loads them when it lists views: who can write the registry could
+run code in every process that reads it. Does not own: references to our own code (`delta_store.from_code`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Materialises feature views online: windows of pinned versions, or a view whole where a window is not enough.
 
-Owns: reading what a window needs, writing it, the state kept beside it in the online store, and that one process of
-this home writes at a time. Does not own: the rule (`windows.py`), how stores keep the newest row (`online_stores.py`).
+Owns: reading what a window needs, writing it, the state beside it in the online store, and the lock that serialises the
+writers of this home. Does not own: the rule (`windows.py`), how a store keeps the newest row (`online_stores.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Generator
 from datetime import datetime, timedelta
-from functools import cached_property, partial
+from functools import cached_property
 
 import polars as pl
 from feast import FeatureView
@@ -40,9 +40,10 @@ from throughline.usecase import UseCase
 def materialise_until(
     settings: Settings, usecase: UseCase, until: datetime
 ) -> tuple[OnlineStoreRecord, dict[str, Window]]:
-    """Make the online store hold, per entity, the newest row known up to `until` (UTC); also the window per view.
+    """Make the online store hold, per entity, the newest row known up to `until` (UTC).
 
-    Views are read at their registered versions, pushed rows at the newest.
+    Views are read at their registered versions, pushed rows at the newest. Returns the record, and per view the window
+    that was written.
     """
     with online_writer(settings, usecase) as writer:
         windows = {view.name: writer.materialise_until(view, until, usecase.online.overlap) for view in writer.views}
@@ -63,15 +64,14 @@ def materialise(settings: Settings, usecase: UseCase, start: datetime, end: date
 def view_states(settings: Settings, usecase: UseCase) -> dict[str, ViewState]:
     """By view that is online: until when it was materialised, from which versions, and its newest row."""
     with online_writer(settings, usecase) as writer:
-        states = {view.name: writer.state(view.name) for view in writer.views}
-    return {name: state for name, state in states.items() if state is not None}
+        return {view.name: state for view in writer.views if (state := writer.state(view.name)) is not None}
 
 
 class OnlineWriter:
     """The online store of a use case, as registered when this was made; hold it by `online_writer`."""
 
     def __init__(self, settings: Settings, usecase: UseCase) -> None:
-        self._open_rows = partial(open_rows, settings, usecase.name)
+        self._settings, self._usecase = settings, usecase.name
         self._lakehouse = str(settings.lakehouse)
         self._schemas: dict[str, pl.Schema] = {}
         self.store = open_store(settings, usecase)
@@ -81,7 +81,7 @@ class OnlineWriter:
     @cached_property
     def rows(self) -> OnlineRows:
         """The rows of the store, as requests read them."""
-        return self._open_rows()
+        return open_rows(self._settings, self._usecase)
 
     @cached_property
     def views(self) -> list[FeatureView]:
@@ -199,15 +199,14 @@ def online_lock(settings: Settings, usecase: UseCase) -> Generator[None]:
         try:
             yield
         except RedisError as error:
-            # Redis' message names the address at most, never the password
+            reason = str(error).splitlines()[0]  # names the address at most, never the password
             raise ThroughlineError(
-                f"The online store does not answer ({str(error).splitlines()[0]}): start it, or correct "
-                "THROUGHLINE_ONLINE_STORE."
+                f"The online store does not answer ({reason}): start it, or correct THROUGHLINE_ONLINE_STORE."
             ) from error
 
 
 def to_rows(view: FeatureView, rows: pl.DataFrame) -> list[Row]:
-    """A frame with the view's own column names, as an online store takes it. A NaN is a missing value."""
+    """A frame with the view's own column names as rows of an online store. A NaN is a missing value."""
     protos = {
         field.name: python_values_to_proto_values(rows[field.name].to_list(), field.dtype.to_value_type())
         for field in [*view.entity_columns, *view.features]
@@ -216,19 +215,17 @@ def to_rows(view: FeatureView, rows: pl.DataFrame) -> list[Row]:
     keys = join_keys(view)
     if not keys:
         keys, protos[DUMMY_KEY] = [DUMMY_KEY], [Value(string_val="")] * rows.height
-    features = [field.name for field in view.features]
     source = source_of(view)
-    times = rows[source.timestamp_field].to_list()
     created = source.created_timestamp_column
     known = rows[created].to_list() if created else [None] * rows.height
     return [
         (
             EntityKey(join_keys=keys, entity_values=[protos[name][n] for name in keys]),
-            {name: protos[name][n] for name in features},
-            times[n],
-            known[n],
+            {field.name: protos[field.name][n] for field in view.features},
+            event,
+            created_at,
         )
-        for n in range(rows.height)
+        for n, (event, created_at) in enumerate(zip(rows[source.timestamp_field].to_list(), known, strict=True))
     ]
 
 

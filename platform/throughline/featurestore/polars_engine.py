@@ -160,8 +160,10 @@ def _without_expired(batch: pl.DataFrame, views: Sequence[ViewRead], time: str) 
         if event not in batch.columns:
             continue
         if view.ttl:
-            alive = pl.col(time) - pl.col(event) <= view.ttl
-            batch = batch.with_columns(pl.when(alive).then(pl.col(name)).alias(name) for name in view.features.values())
+            in_time = pl.col(time) - pl.col(event) <= view.ttl
+            batch = batch.with_columns(
+                pl.when(in_time).then(pl.col(name)).alias(name) for name in view.features.values()
+            )
         batch = batch.drop(event)
     return batch
 

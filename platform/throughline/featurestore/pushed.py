@@ -16,6 +16,9 @@ from feast.protos.feast.core.DataSource_pb2 import DataSource as DataSourceProto
 from throughline.featurestore.delta_source import DeltaSource
 from throughline.featurestore.layout import KNOWN, PUSHED
 
+_TIMES = ("timestamp_field", "created_timestamp_column", "field_mapping")
+_FIELDS = ("name", "path", "version", *_TIMES, "description", "tags", "owner")
+
 
 class PushedSource(DeltaSource):
     """A table at a version, and the rows pushed beside it at another.
@@ -41,13 +44,9 @@ class PushedSource(DeltaSource):
     @property
     def pushed(self) -> DeltaSource:
         """The table of pushed rows."""
+        times = {name: getattr(self, name) for name in _TIMES}
         return DeltaSource(
-            name=f"{self.name}{PUSHED}",
-            path=f"{self.path}{PUSHED}",
-            version=self.pushed_version,
-            timestamp_field=self.timestamp_field,
-            created_timestamp_column=self.created_timestamp_column,
-            field_mapping=self.field_mapping,
+            name=f"{self.name}{PUSHED}", path=f"{self.path}{PUSHED}", version=self.pushed_version, **times
         )
 
     @staticmethod
@@ -66,18 +65,7 @@ def with_pushed(source: DeltaSource, version: int | None) -> DeltaSource:
     """The source with the rows pushed beside it at a version; the source itself when there are none (None)."""
     if version is None:
         return source
-    return PushedSource(
-        name=source.name,
-        path=source.path,
-        version=source.version,
-        pushed_version=version,
-        timestamp_field=source.timestamp_field,
-        created_timestamp_column=source.created_timestamp_column,
-        field_mapping=source.field_mapping,
-        description=source.description,
-        tags=source.tags,
-        owner=source.owner,
-    )
+    return PushedSource(pushed_version=version, **{name: getattr(source, name) for name in _FIELDS})
 
 
 def tables_of(source: DeltaSource) -> list[DeltaSource]:

@@ -85,15 +85,12 @@ def register(settings: Settings, usecase: UseCase, pins: list[TableReference]) -
     defined = {each.name for each in objects}
     gone: list[Any] = [view for view in store.list_feature_views() if view.name not in defined]
     store.apply(objects, objects_to_delete=gone, partial=not gone)
-    write_record(views_path(settings, usecase.name), OnlineViews(views=service_views(store, usecase.features.service)))
+    # requests read the views of the feature service, each with the service's features of it
+    views = {view.name: view for view in store.list_feature_views()}
+    projections = store.get_feature_service(usecase.features.service).feature_view_projections
+    read = [online_view(views[each.name], [feature.name for feature in each.features]) for each in projections]
+    write_record(views_path(settings, usecase.name), OnlineViews(views=read))
     return used
-
-
-def service_views(store: FeatureStore, service: str) -> list[OnlineView]:
-    """The views that requests read: those of a feature service, each with the service's features of it."""
-    known = {view.name: view for view in store.list_feature_views()}
-    projections = store.get_feature_service(service).feature_view_projections
-    return [online_view(known[each.name], [feature.name for feature in each.features]) for each in projections]
 
 
 def online_view(view: FeatureView, features: list[str]) -> OnlineView:

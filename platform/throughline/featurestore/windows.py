@@ -1,7 +1,7 @@
 """Which window of a feature view to write online; pure.
 
 Owns: the rule that after each materialisation the online store holds, per entity, the newest row known up to `until`,
-as if the view had been written whole. A window suffices unless something changed outside it. Does not own: reading or
+as if the view had been written whole. A window is enough unless rows outside it changed. Does not own: reading or
 writing (`materialise.py`).
 """
 
@@ -71,7 +71,7 @@ class Window:
 
 
 def plan_window(held: ViewState | None, wanted: ViewState, changes: Changes | None, overlap: timedelta) -> Window:
-    """The window that brings the view from `held` to `wanted`; `changes` up to `held.until`, None when unknown."""
+    """The window to write to take the view from `held` to `wanted`; `changes` up to `held.until`, None when unknown."""
     if held is None:
         return Window(None, "whole: no state is recorded")
     if held.definition != wanted.definition:
