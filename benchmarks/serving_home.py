@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from throughline.featurestore.layout import EVENT_TIME, KNOWN
-from throughline.featurestore.materialise import EPOCH, materialise
+from throughline.featurestore.materialise import materialise_until
 from throughline.featurestore.online import FeatureReader
 from throughline.featurestore.store import register
 from throughline.foundation.references import TableReference
@@ -134,4 +134,4 @@ def _features(settings: Settings, usecase: UseCase, keys: dict[str, list[Any]]) 
         version = replace_all(settings.table_path(usecase.name, "features", table), rows)
         pins.append(TableReference(f"{usecase.name}/features/{table}", version))
     register(settings, usecase, pins)
-    materialise(settings, usecase, EPOCH, now)
+    materialise_until(settings, usecase, now)

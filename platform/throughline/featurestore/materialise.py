@@ -50,17 +50,6 @@ def materialise_until(
         return OnlineStoreRecord(usecase=usecase.name, until=until, sources=writer.sources), windows
 
 
-def materialise(settings: Settings, usecase: UseCase, start: datetime, end: datetime) -> None:
-    """Write to the online store, per entity, the newest row with event time in [start, end] (UTC, inclusive).
-
-    Windows may overlap: a second write of a row changes nothing, an older row never replaces a newer one. A window from
-    `EPOCH` replaces what is there.
-    """
-    with online_writer(settings, usecase) as writer:
-        for view in writer.views:
-            writer.materialise(view, start, end)
-
-
 def view_states(settings: Settings, usecase: UseCase) -> dict[str, ViewState]:
     """By view that is online: until when it was materialised, from which versions, and its newest row."""
     with online_writer(settings, usecase) as writer:
@@ -117,27 +106,17 @@ class OnlineWriter:
         held, wanted = self.state(view.name), self._wanted(view, until)
         same = held is not None and held.definition == wanted.definition
         window = plan_window(held, wanted, _changes(view, held) if same else None, overlap)
-        newest = self._write(view, window.start, until)
+        newest = self.write(view, window.start, until)
         if held is not None and window.start is not None:
             newest = max(newest, held.age)
         self.save_state(view.name, wanted.with_newest(newest))
         return window
 
-    def materialise(self, view: FeatureView, start: datetime, end: datetime) -> None:
-        """Write a window. The state is saved only while it names all that the view's rows were made from."""
-        held, wanted = self.state(view.name), self._wanted(view, end)
-        if start <= EPOCH:
-            self.save_state(view.name, wanted.with_newest(self._write(view, None, end)))
-            return
-        newest = self._write(view, start, end)
-        if held and start <= held.until and (held.definition, held.source) == (wanted.definition, wanted.source):
-            onward = held.model_copy(update={"until": max(held.until, end)})
-            self.save_state(view.name, onward.with_newest(max(newest, held.age)))
+    def write(self, view: FeatureView, start: datetime | None, end: datetime) -> tuple[datetime, datetime]:
+        """Write the newest rows with event time in [start, end] (UTC, inclusive); a start of None replaces the view.
 
-    def _write(self, view: FeatureView, start: datetime | None, end: datetime) -> tuple[datetime, datetime]:
-        """Write the newest rows; returns event and knowledge time of the newest (both `EPOCH` without any).
-
-        The state is removed before, so that a whole write follows one that is cut short.
+        Returns event and knowledge time of the newest row (both `EPOCH` without any). An older row never replaces a
+        newer one. The state is removed first, so that a whole write follows one that is cut short.
         """
         source = source_of(view)
         job = DeltaOfflineStore.pull_latest_from_table_or_query(
@@ -251,6 +230,8 @@ def _changes(view: FeatureView, held: ViewState) -> Changes | None:
     total = Changes()
     versions = (held.source.version, held.pushed)
     for table, before in zip(tables_of(source_of(view)), versions, strict=False):
+        if before == table.version:
+            continue
         changes = _changes_of(view, table, before, held.until)
         if changes is None:
             return None
@@ -275,8 +256,6 @@ def _changes_of(view: FeatureView, table: DeltaSource, before: int | None, until
 def _rewritten(path: str, before: int | None, after: int) -> tuple[pl.LazyFrame, pl.LazyFrame] | None:
     """The rows of both versions in those partitions whose files differ; None when that is most of the table."""
     rows = scan(path, after)
-    if before == after:
-        return rows.head(0), rows.head(0)
     if before is None:
         return rows.head(0), rows
     old, new = (_files(path, version) for version in (before, after))

@@ -86,13 +86,12 @@ def _replay_hours(
     settings: Settings, usecase: UseCase, clock: ReplayClock, end: datetime, report: Callable[[str], None]
 ) -> int:
     """Hour by hour to `end`: ticks go online, then every request due within the hour is sent. Returns how many."""
-    from throughline.featurestore.materialise import materialise  # postpones feast (4 s)
+    from throughline.featurestore.materialise import materialise_until  # postpones feast (4 s)
 
     sent = 0
     while (now := clock.now()) < end:
         hour_end = min(now.replace(minute=0, second=0, microsecond=0) + HOUR, end)
-        # two hours of overlap: a tick that an interrupted hour left out is picked up by the next
-        materialise(settings, usecase, now - 2 * HOUR, now)
+        materialise_until(settings, usecase, now)
         due = requests_between(settings, usecase, now, hour_end)
         if due.height:
             predict(settings, usecase, as_instances(usecase, due))

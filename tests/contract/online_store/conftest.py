@@ -155,6 +155,12 @@ class World:
         self.register()
         return materialise_until(self.settings, self.usecase, self.now)[1]
 
+    def rewrite(self, start: datetime | None, end: datetime | None = None) -> None:
+        """Write a window of every view, up to the data clock or `end`, without its state."""
+        with online_writer(self.settings, self.usecase) as writer:
+            for view in writer.views:
+                writer.write(view, start, end or self.now)
+
     def expected(self, view: str, at: datetime) -> dict[Any, tuple[datetime, dict[str, Any]]]:
         """By entity the row that counts at `at`: brute force over ticks and pushed rows."""
         best: dict[Any, tuple[Any, dict[str, Any]]] = {}

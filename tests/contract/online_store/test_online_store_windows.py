@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.contract.online_store.conftest import DAY, HOUR, PLACES, START, World, make_world
 from throughline.featurestore import online_stores
-from throughline.featurestore.materialise import EPOCH, materialise, materialise_until
+from throughline.featurestore.materialise import materialise_until
 from throughline.lakehouse.table import replace_all, replace_days
 
 VIEWS = ("kept", "expiring")
@@ -149,11 +149,11 @@ def test_a_write_that_was_cut_short_is_followed_by_a_whole_one(world: World, mon
 def test_an_older_window_never_hides_a_newer_value(world: World) -> None:
     filled(world)
     for start, end in ((0, 10), (20, 40), (71, 71.5), (-5, 72)):
-        materialise(world.settings, world.usecase, START + start * HOUR, START + end * HOUR)
+        world.rewrite(START + start * HOUR, START + end * HOUR)
         agrees(world)
 
 
-def test_explicit_windows_hour_by_hour_are_followed_by_a_window(world: World) -> None:
+def test_hour_by_hour_each_write_is_a_window(world: World) -> None:
     """As in a replay: each hour's ticks are written when the clock gets there, from versions that hold them already."""
     for view in VIEWS:
         for place in PLACES:
@@ -161,21 +161,13 @@ def test_explicit_windows_hour_by_hour_are_followed_by_a_window(world: World) ->
                 world.set(view, place, hour, hour)
     world.at(START + DAY).bring()
     for hour in range(24, 48):
-        world.at(START + hour * HOUR)
-        materialise(world.settings, world.usecase, world.now - 2 * HOUR, world.now)
+        windows = materialise_until(world.settings, world.usecase, world.at(START + hour * HOUR).now)[1]
+        hour_before = START + max(hour - 1, 24) * HOUR
+        assert {window.start for window in windows.values()} == {hour_before - world.usecase.online.overlap}
         agrees(world)
     world.set("kept", "a", 50, 1.0)
     windows = world.at(START + 2 * DAY + 3 * HOUR).bring()
     assert windows["kept"].start == START + 47 * HOUR - world.usecase.online.overlap
-    agrees(world)
-
-
-def test_a_window_with_a_gap_before_it_leaves_no_state(world: World) -> None:
-    world.set("kept", "a", 90, 1.0)
-    filled(world)
-    world.at(START + 5 * DAY)
-    materialise(world.settings, world.usecase, START + 4 * DAY, world.now)
-    assert world.bring()["kept"].start is None
     agrees(world)
 
 
@@ -186,13 +178,13 @@ def test_a_removed_row_of_the_last_instant_is_removed_online(world: World) -> No
     agrees(world)
 
 
-def test_a_window_from_the_epoch_replaces_the_view(world: World) -> None:
+def test_a_write_without_a_start_replaces_the_view(world: World) -> None:
     filled(world)
     for hour in range(0, 72, 2):
         world.set("kept", "c", hour, None)
     world.write()
     world.register()
-    materialise(world.settings, world.usecase, EPOCH, world.now)
+    world.rewrite(None)
     agrees(world)
 
 

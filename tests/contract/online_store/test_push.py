@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from tests.contract.online_store.conftest import DAY, HOUR, START, World
 from throughline.cli import push as command
 from throughline.cli.main import app
-from throughline.featurestore import materialise, store
 from throughline.featurestore import push as pushing
+from throughline.featurestore import store
 from throughline.featurestore.push import Pusher
 from throughline.foundation.errors import ThroughlineError
 from throughline.lakehouse.table import current_version
@@ -77,7 +77,7 @@ def test_an_older_tick_does_not_overwrite_a_pushed_row_and_a_newer_one_does(fill
     filled.push("kept", [kept()])
     filled.bring()
     assert online(filled) == 5.0
-    materialise.materialise(filled.settings, filled.usecase, materialise.EPOCH, filled.now)
+    filled.rewrite(None)
     assert online(filled) == 5.0
     filled.set("kept", "a", 25, 7.0)
     filled.at(NOON + HOUR).bring()
@@ -137,8 +137,8 @@ def test_writers_at_once_lose_nothing(filled: World) -> None:
             )
 
     def materialises() -> None:
-        for start in (materialise.EPOCH, START, materialise.EPOCH):
-            materialise.materialise(filled.settings, filled.usecase, start, filled.now)
+        for start in (None, START, None):
+            filled.rewrite(start)
 
     with ThreadPoolExecutor() as pool:
         writing = [pool.submit(pushes, events[n::3]) for n in range(3)] + [pool.submit(materialises)]

@@ -21,7 +21,7 @@ from feast.value_type import ValueType
 
 from throughline.featurestore import store as feature_store
 from throughline.featurestore.delta_store import DeltaSource
-from throughline.featurestore.materialise import EPOCH, materialise
+from throughline.featurestore.materialise import materialise_until, online_writer
 from throughline.featurestore.online import FeatureReader
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
@@ -358,10 +358,8 @@ def offline(home: Settings, usecase: UseCase, wanted: pl.DataFrame, at: datetime
 def test_online_equals_offline_at_every_tick_and_between_ticks(home: Settings, usecase: UseCase) -> None:
     wanted = requests(*EVERYBODY)
     compared = 0
-    before = START - HOUR
     for at in (START + hours * HOUR for hours in (0, 0.5, 1, 3, 4, 7.25, 11, 15)):
-        materialise(home, usecase, before - 2 * HOUR, at)
-        before = at
+        materialise_until(home, usecase, at)
         expected = offline(home, usecase, wanted, at)
         got = FeatureReader(home, usecase).read(wanted).values.select(expected.columns)
         assert got.cast(pl.Float64).equals(expected.cast(pl.Float64)), at
@@ -373,17 +371,19 @@ def test_a_window_written_twice_or_overlapping_leaves_the_same(tmp_path: Path, u
     settings = Settings(home=tmp_path)
     feature_store.register(settings, usecase, tick_tables(settings, usecase, 2))
     wanted = requests(*EVERYBODY)
-    materialise(settings, usecase, EPOCH, START + 6 * HOUR)
+    materialise_until(settings, usecase, START + 6 * HOUR)
     once = FeatureReader(settings, usecase).read(wanted)
-    for start in (START + 6 * HOUR, START + 2 * HOUR, EPOCH):
-        materialise(settings, usecase, start, START + 6 * HOUR)
+    for start in (START + 6 * HOUR, START + 2 * HOUR, None):
+        with online_writer(settings, usecase) as writer:
+            for view in writer.views:
+                writer.write(view, start, START + 6 * HOUR)
         again = FeatureReader(settings, usecase).read(wanted)
         assert again.values.equals(once.values)
         assert again.event_times == once.event_times
 
 
 def test_materialising_prints_nothing(home: Settings, usecase: UseCase, capsys: pytest.CaptureFixture[str]) -> None:
-    materialise(home, usecase, START, START + HOUR)
+    materialise_until(home, usecase, START + HOUR)
     assert capsys.readouterr().out == ""
 
 
@@ -426,7 +426,7 @@ def test_a_source_without_a_pin_is_refused(tmp_path: Path, usecase: UseCase) -> 
 
 @pytest.fixture(scope="module")
 def reader(home: Settings, usecase: UseCase) -> FeatureReader:
-    materialise(home, usecase, EPOCH, START + 11 * HOUR)
+    materialise_until(home, usecase, START + 11 * HOUR)
     return FeatureReader(home, usecase)
 
 
@@ -459,7 +459,7 @@ def test_a_known_entity_whose_values_are_all_missing_is_not_unknown(tmp_path: Pa
     pins = [pin for pin in pins if not pin.table.endswith("aircraft_ticks")]
     pins.append(TableReference(f"{usecase.name}/features/aircraft_ticks", write(path, empty)))
     feature_store.register(settings, usecase, pins)
-    materialise(settings, usecase, EPOCH, START + 12 * HOUR)
+    materialise_until(settings, usecase, START + 12 * HOUR)
     read = FeatureReader(settings, usecase).read(requests({"tailnum": empty["tailnum"][0]}))
     assert "aircraft" not in read.unknown[0]
     assert read.event_times["aircraft_ticks"] == [empty["event_timestamp"][0]]
@@ -488,11 +488,11 @@ def test_request_time_features_come_along_and_the_request_stays(reader: FeatureR
 def test_a_reload_reads_the_definitions_registered_since(tmp_path: Path, usecase: UseCase) -> None:
     settings = Settings(home=tmp_path)
     feature_store.register(settings, usecase, tick_tables(settings, usecase, 5))
-    materialise(settings, usecase, EPOCH, START + 11 * HOUR)
+    materialise_until(settings, usecase, START + 11 * HOUR)
     reader = FeatureReader(settings, usecase)
     before = reader.read(requests({})).values
     feature_store.register(settings, usecase, tick_tables(settings, usecase, 6))
-    materialise(settings, usecase, EPOCH, START + 11 * HOUR)
+    materialise_until(settings, usecase, START + 11 * HOUR)
     reader.reload()
     after = reader.read(requests({})).values
     assert not after.equals(before)

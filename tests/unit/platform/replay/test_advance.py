@@ -68,8 +68,8 @@ class World:
         return [run for run in self.retraining if tags.items() <= run.tags.items()][:limit]
 
     # the stores and the endpoint
-    def materialise(self, settings: Settings, usecase: UseCase, start: datetime, end: datetime) -> None:
-        self.log.append(("online", start, end, self.now))
+    def materialise(self, settings: Settings, usecase: UseCase, until: datetime) -> None:
+        self.log.append(("online", until, self.now))
 
     def predict(self, settings: Settings, usecase: UseCase, instances: Sequence[dict[str, Any]]) -> list[Any]:
         if self.breaks_at is not None and self.now >= self.breaks_at:
@@ -114,7 +114,7 @@ def make_world(settings: Settings, usecase: UseCase, monkeypatch: pytest.MonkeyP
     )  # fmt: skip
     path = settings.table_path(usecase.name, "features", usecase.features.spine)
     write_deltalake(str(path), spine.reverse().to_arrow())
-    monkeypatch.setattr("throughline.featurestore.materialise.materialise", world.materialise)
+    monkeypatch.setattr("throughline.featurestore.materialise.materialise_until", world.materialise)
     monkeypatch.setattr(replay, "predict", world.predict)
     return world
 
@@ -154,7 +154,7 @@ def test_every_request_of_the_day_is_sent_once_in_its_hour_after_that_hours_tick
     for hour in range(24):
         online, sent = replayed[2 * hour : 2 * hour + 2]
         at = start + hour * HOUR
-        assert online == ("online", at - 2 * HOUR, at, at)
+        assert online == ("online", at, at)
         assert sent == ("predict", due(world, at, at + HOUR), at)
 
 
