@@ -146,7 +146,7 @@ def test_another_versions_folder_in_its_place_is_refused(settings, store, record
     assert models.fetch(settings, other, tmp_path / "other").read_bytes() == file.read_bytes()
 
 
-def test_a_folder_that_is_gone_is_no_refusal_and_says_so(settings, store, record, tmp_path):
+def test_a_missing_folder_is_an_error_and_no_refusal(settings, store, record, tmp_path):
     shutil.rmtree(kept(store, settings, record))
     with pytest.raises(ThroughlineError, match="MLflow cannot send it"):
         models.fetch(settings, record, tmp_path / "copy")

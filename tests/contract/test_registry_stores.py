@@ -119,7 +119,7 @@ def register(settings: Settings, folder: Path, weight: float) -> ModelRecord:
     )  # fmt: skip
 
 
-def test_a_version_its_file_and_its_alias_outlive_the_server(registry: Registry, tmp_path: Path) -> None:
+def test_a_version_its_file_and_its_alias_survive_a_restart_of_the_server(registry: Registry, tmp_path: Path) -> None:
     settings = registry.settings
     record = register(settings, tmp_path, 0.5)
     models.set_alias(settings, record.reference)
@@ -160,7 +160,7 @@ def test_the_password_of_the_store_is_in_no_command_line_and_in_no_file(registry
     assert not [path for path in files if PASSWORD.encode() in path.read_bytes()]
 
 
-def test_the_list_of_versions_says_alias_trainer_data_and_what_was_decided(registry: Registry, tmp_path: Path) -> None:
+def test_the_list_of_versions_has_alias_trainer_dataset_and_decision(registry: Registry, tmp_path: Path) -> None:
     settings = registry.settings
     record = register(settings, tmp_path, 1.5)
     models.set_alias(settings, record.reference)

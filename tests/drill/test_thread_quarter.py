@@ -25,11 +25,11 @@ def data_from() -> date | None:
     return None
 
 
-example, first_run, home, lived_day, settings = (
+example, first_run, home, day, settings = (
     small.example,
     small.first_run,
     small.home,
-    small.lived_day,
+    small.day,
     small.settings,
 )
 
@@ -74,7 +74,7 @@ def test_the_same_training_submitted_again_is_not_done_again(home: ThreadHome, f
         (["--trainer", "mlp", "--set", "lr=1e30", "--set", "epochs=1"], 1, "training loss became"),
     ],
 )
-def test_a_training_that_cannot_be_is_one_line_and_registers_nothing(
+def test_an_impossible_training_is_one_line_and_registers_nothing(
     home: ThreadHome, first_run: dict[str, Any], options: list[str], code: int, problem: str
 ) -> None:
     small.refused_training(home, options, code, problem)
@@ -99,9 +99,9 @@ def test_a_cancelled_training_leaves_no_worker(home: ThreadHome, settings: Setti
 
 
 test_killed_services_recover = small.test_killed_services_are_reported_and_the_next_run_recovers_and_recomputes_nothing
-test_a_day_passes = small.test_a_day_passes_and_its_predictions_meet_their_outcomes
+test_a_day_passes = small.test_after_a_replayed_day_its_predictions_have_their_outcomes
 test_the_drift_sensor_gives_its_reason = small.test_the_drift_sensor_gives_its_reason_for_not_retraining
-test_served_is_offline = small.test_what_was_served_is_what_the_offline_store_says_for_the_same_instant
+test_served_is_offline = small.test_served_features_equal_those_of_the_offline_store_at_the_same_instant
 
 
 def test_down_leaves_nothing_behind_and_up_starts_all_again(

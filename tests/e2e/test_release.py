@@ -111,18 +111,18 @@ def since(settings: Settings, begun: datetime) -> list[tuple[str, str, ModelRefe
 V1, V2, V3 = (ModelReference(USECASE, version) for version in (1, 2, 3))
 
 
-def test_what_the_gate_releases_one_after_the_other_is_champion_everywhere(settings, released):
+def test_each_release_becomes_champion_everywhere(settings, released):
     found = [event for event in events(settings, USECASE, action="champion") if event.actor == GRAPH]
     assert [(version(event.old), version(event.new)) for event in found] == [(None, V1), (V1, V2), (V2, V3)]
 
 
-def test_releasing_the_champion_again_changes_and_tells_nothing(settings, usecase, three):
+def test_releasing_the_champion_again_changes_and_records_nothing(settings, usecase, three):
     begun = datetime.now(UTC)
     release(settings, usecase, three[3], decisions.newest(settings, USECASE, V3), "again")
     assert (everywhere(settings), since(settings, begun)) == ({V3}, [])
 
 
-def test_rolling_back_twice_goes_one_further_back_and_no_third_time(settings, usecase, three):
+def test_a_second_rollback_returns_to_the_champion_before_and_a_third_fails(settings, usecase, three):
     begun = datetime.now(UTC)
     assert rollback(settings, usecase, ADA, "it warns too often").model == V2
     assert everywhere(settings) == {V2}
@@ -139,7 +139,7 @@ def test_rolling_back_twice_goes_one_further_back_and_no_third_time(settings, us
     assert everywhere(settings) == {V1}
 
 
-def test_a_rollback_needs_nothing_but_the_artifact_that_served_before(settings, usecase, three):
+def test_a_rollback_needs_only_the_folder_that_served_before(settings, usecase, three):
     """Not the registry's: it may be the very thing that broke."""
     hidden = Path(three[2].uri).with_name("away")
     Path(three[2].uri).rename(hidden)
@@ -149,7 +149,7 @@ def test_a_rollback_needs_nothing_but_the_artifact_that_served_before(settings, 
         hidden.rename(three[2].uri)
 
 
-def test_a_tampered_artifact_is_not_served_again_but_the_registered_one(settings, usecase, three):
+def test_a_changed_folder_is_replaced_by_the_registered_one(settings, usecase, three):
     file = settings.serving_home / USECASE / "2" / "model.onnx"
     good = file.read_bytes()
     file.write_bytes(model_bytes(bias=9.0))
@@ -158,7 +158,7 @@ def test_a_tampered_artifact_is_not_served_again_but_the_registered_one(settings
     assert everywhere(settings) == {V2}
 
 
-def test_where_no_artifact_is_as_it_was_a_rollback_changes_nothing(settings, usecase, three):
+def test_a_rollback_without_an_unchanged_folder_changes_nothing(settings, usecase, three):
     begun = datetime.now(UTC)
     files = [settings.serving_home / USECASE / "2" / "model.onnx", Path(three[2].uri) / "model.onnx"]
     good = files[0].read_bytes()
@@ -173,7 +173,7 @@ def test_where_no_artifact_is_as_it_was_a_rollback_changes_nothing(settings, use
     assert (everywhere(settings), since(settings, begun)) == ({V3}, [])
 
 
-def test_what_the_gate_never_released_is_not_promoted(settings, usecase, three, tmp_path):
+def test_a_version_without_a_release_is_not_promoted(settings, usecase, three, tmp_path):
     begun = datetime.now(UTC)
     new = register(settings, tmp_path, bias=0.7)
     with pytest.raises(ThroughlineError, match="the gate has not decided"):
@@ -189,7 +189,7 @@ def test_what_the_gate_never_released_is_not_promoted(settings, usecase, three, 
     assert (everywhere(settings), since(settings, begun)) == ({V3}, [])
 
 
-def test_of_two_candidates_at_once_the_second_is_not_deployed(settings, usecase, three, tmp_path):
+def test_the_second_of_two_concurrent_candidates_is_not_deployed(settings, usecase, three, tmp_path):
     """Both were compared with the second version and released; meanwhile the third is champion."""
     late = register(settings, tmp_path, bias=0.8)
     decision = decide(settings, late, V2)
@@ -198,7 +198,7 @@ def test_of_two_candidates_at_once_the_second_is_not_deployed(settings, usecase,
     assert everywhere(settings) == {V3}
 
 
-def test_what_was_rolled_back_from_only_people_bring_back(settings, usecase, three):
+def test_a_withdrawn_version_is_served_again_only_by_a_person(settings, usecase, three):
     rollback(settings, usecase, ADA, "")
     with pytest.raises(ThroughlineError, match=f"throughline promote {V3}"):
         release(settings, usecase, three[3], decisions.newest(settings, USECASE, V3), "released by the gate")
@@ -207,7 +207,7 @@ def test_what_was_rolled_back_from_only_people_bring_back(settings, usecase, thr
     assert everywhere(settings) == {V3}
 
 
-def test_an_alias_moved_by_hand_is_put_where_the_history_says(settings, usecase, three):
+def test_an_alias_moved_by_hand_is_put_back_by_the_history(settings, usecase, three):
     models.set_alias(settings, V1)
     assert models.champion(settings, USECASE) == three[3]
     assert restore(settings, usecase).champion == V3
@@ -348,7 +348,7 @@ def test_approving_what_is_not_the_candidate_or_does_not_wait_is_refused(setting
     assert events(settings, USECASE, action="approved") == []
 
 
-def test_an_approval_stands_though_the_graph_does_not_answer(settings, usecase, three, monkeypatch, capsys, tmp_path):
+def test_an_approval_is_recorded_though_dagster_does_not_run(settings, usecase, three, monkeypatch, capsys, tmp_path):
     """And the approver is not who registered the version."""
     me = getpass.getuser()
     for lenient, problem in ((False, f"{me} submitted it"), (True, None)):

@@ -55,7 +55,7 @@ def sql(settings: Settings, *statements: str) -> str:
     return done.stdout.strip()
 
 
-def test_a_table_by_name_outlives_a_killed_spark_server(settings: Settings) -> None:
+def test_a_table_by_name_survives_a_killed_spark_server(settings: Settings) -> None:
     assert {one.state for one in services.up(settings, ["spark"])} == {"running"}
     sql(settings, "CREATE SCHEMA kept", "CREATE TABLE kept.t USING delta AS SELECT 7 AS a")
     kill(settings, "spark")
@@ -120,7 +120,7 @@ def test_a_port_that_another_process_holds_is_refused_naming_both(settings: Sett
             services.up(settings, ["dagster-webserver"])
 
 
-def test_the_command_ends_although_its_services_live(settings: Settings) -> None:
+def test_the_command_ends_while_its_services_run(settings: Settings) -> None:
     """A reader of the output of `throughline up` sees its end."""
     services.down(settings)
     environment = {

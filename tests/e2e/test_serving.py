@@ -422,7 +422,7 @@ def test_curl_without_a_content_type_and_binary_tensors_are_understood(served, i
     assert len(raw.raw_output_contents) == 5
 
 
-def test_a_refused_revision_leaves_the_served_one_alone_and_a_good_one_replaces_it(served, usecase, instance, doubles):
+def test_a_refused_revision_keeps_the_served_one_and_a_good_one_replaces_it(served, usecase, instance, doubles):
     """Through `serve`, with the model file where a registry keeps it."""
     registry = served.settings.home / "registered"
     registry.mkdir()
@@ -520,7 +520,7 @@ def test_no_event_is_lost_while_the_collector_is_killed_and_the_server_restarted
             assert sorted(sequence) == list(range(1, len(sequence) + 1))
 
 
-def test_beyond_loopback_a_token_is_demanded_and_without_a_revision_the_server_says_so(tmp_path, instance):
+def test_beyond_loopback_a_token_is_demanded_and_without_a_revision_the_model_is_not_ready(tmp_path, instance):
     with place(tmp_path / "home", bind="0.0.0.0", token="s3cret") as at:
         at.start_server()
         url, right = f"{at.url}/v1/models/{NAME}:predict", {"Authorization": "Bearer s3cret"}

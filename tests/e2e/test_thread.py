@@ -231,7 +231,7 @@ def test_a_training_is_submitted_with_a_few_values_and_not_done_twice(
         (["--trainer", "logistic", "--as-of", "2013-02-15T12:00:00Z"], 1, "no row with a known label before"),
     ],
 )
-def test_a_training_that_cannot_be_is_one_line_and_registers_nothing(
+def test_an_impossible_training_is_one_line_and_registers_nothing(
     home: ThreadHome, first_run: dict[str, Any], options: list[str], code: int, problem: str
 ) -> None:
     refused_training(home, options, code, problem)
@@ -272,37 +272,38 @@ def test_killed_services_are_reported_and_the_next_run_recovers_and_recomputes_n
 
 
 @pytest.fixture(scope="module")
-def lived_day(home: ThreadHome, first_run: dict[str, Any]) -> dict[str, Any]:
-    """What one recorded day brought."""
+def replayed_day(home: ThreadHome, first_run: dict[str, Any]) -> dict[str, Any]:
+    """The row of a replayed day, as `throughline advance --json` prints it."""
     done = home.cli("advance", "--days", "1", "--json")
     assert done.returncode == 0, done.stderr
     (day,) = json.loads(done.stdout)
     return day
 
 
-def test_a_day_passes_and_its_predictions_meet_their_outcomes(settings: Settings, lived_day: dict[str, Any]) -> None:
-    day = lived_day
-    assert day["predictions"] > 700
-    assert day["labelled"] > 500
-    assert day["verdict"] == "cannot_say"  # a single day's outcomes are too few to judge by
+def test_after_a_replayed_day_its_predictions_have_their_outcomes(
+    settings: Settings, replayed_day: dict[str, Any]
+) -> None:
+    assert replayed_day["predictions"] > 700
+    assert replayed_day["labelled"] > 500
+    assert replayed_day["verdict"] == "cannot_say"  # a single day's outcomes are too few to judge by
     outcomes = read(settings, pin(settings, "flight_delay/monitoring/outcomes")).collect()
     judged = outcomes.filter(pl.col("state") == "labelled")
     assert judged["label"].mean() == pytest.approx(judged["score"].mean(), abs=0.25)
 
 
-def test_the_drift_sensor_gives_its_reason_for_not_retraining(settings: Settings, lived_day: dict[str, Any]) -> None:
-    assert lived_day["retraining"] is None
+def test_the_drift_sensor_gives_its_reason_for_not_retraining(settings: Settings, replayed_day: dict[str, Any]) -> None:
+    assert replayed_day["retraining"] is None
     selector = {"repositoryLocationName": LOCATION, "repositoryName": REPOSITORY, "sensorName": "flight_delay_drift"}
     query = """query($selector: SensorSelector!) { sensorOrError(sensorSelector: $selector) {
         ... on Sensor { sensorState { ticks(limit: 20) { skipReason } } } } }"""
     question = {"query": query, "variables": {"selector": selector}}
     answer = httpx.post(f"{settings.url('dagster')}/graphql", json=question, timeout=30).raise_for_status().json()
     reasons = [tick["skipReason"] for tick in answer["data"]["sensorOrError"]["sensorState"]["ticks"]]
-    assert f"cannot_say: {lived_day['reason']}" in reasons
+    assert f"cannot_say: {replayed_day['reason']}" in reasons
 
 
-def test_what_was_served_is_what_the_offline_store_says_for_the_same_instant(
-    settings: Settings, lived_day: dict[str, Any]
+def test_served_features_equal_those_of_the_offline_store_at_the_same_instant(
+    settings: Settings, replayed_day: dict[str, Any]
 ) -> None:
     log = read(settings, pin(settings, "flight_delay/monitoring/inference_log")).collect()
     spine = read(settings, pin(settings, "flight_delay/features/labelled_flights")).collect()

@@ -61,7 +61,7 @@ def test_work_that_fails_as_a_whole_does_not_end_the_batcher():
     batcher.close()
 
 
-def test_closing_answers_what_waits():
+def test_closing_answers_the_waiting_requests():
     slow = threading.Event()
 
     def work(jobs):

@@ -101,7 +101,7 @@ def test_features_that_are_too_old_to_be_used_are_flagged():
     assert [event.flags for event in events] == [[], ["expired:view"]]
 
 
-def test_a_request_that_fails_does_not_take_its_neighbours_with_it():
+def test_a_failing_request_does_not_fail_the_rest_of_its_batch():
     made, events, _ = predictor(FakeModel())
     first, failed, last = made.predict([request(6), request(carrier="??"), request(12)])
     assert (first[0].score, last[0].score) == (0.25, 0.5)
@@ -111,7 +111,7 @@ def test_a_request_that_fails_does_not_take_its_neighbours_with_it():
 
 
 @pytest.mark.parametrize("score", [float("nan"), -0.1, 1.1, float("inf")])
-def test_what_is_not_a_probability_is_not_an_answer(score):
+def test_a_score_that_is_no_probability_is_not_answered(score):
     made, events, _ = predictor(FakeModel(score))
     (answer,) = made.predict([request()])
     assert isinstance(answer, Unavailable)

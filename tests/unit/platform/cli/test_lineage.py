@@ -90,7 +90,7 @@ def test_an_impact_has_the_documented_keys(call) -> None:
         (["impact", f"{NAME}/raw/planes@9"], "its versions are 0 to 0"),
     ],
 )
-def test_what_cannot_be_had_is_one_line(call, arguments: list[str], problem: str) -> None:
+def test_what_cannot_be_found_is_one_line(call, arguments: list[str], problem: str) -> None:
     done = call(*arguments)
     assert isinstance(done.exception, ThroughlineError)  # `main` makes a line and exit code 1 of it
     assert problem in str(done.exception)

@@ -56,7 +56,7 @@ def logged(settings: Settings) -> pl.DataFrame:
     return pl.read_delta(str(settings.table_path("flight_delay", "monitoring", "inference_log")))
 
 
-def test_an_event_comes_back_as_it_was_sent():
+def test_an_event_is_read_as_it_was_sent():
     sent = event()
     headers, body = wire(sent)
     assert headers["ce-id"] == str(sent.id)
@@ -95,7 +95,7 @@ def test_an_event_that_cannot_be_stored_is_refused_by_name(headers, body, proble
         from_binary(changed, good_body if body is None else body)
 
 
-def test_the_table_holds_each_id_once_whoever_writes_it_again(settings):
+def test_the_table_holds_each_id_once_though_it_is_written_again(settings):
     first, second = event(1), event(2)
     table = LogTable(settings, "flight_delay")
     assert table.append([first, second, first]) == 2
@@ -107,7 +107,7 @@ def test_the_table_holds_each_id_once_whoever_writes_it_again(settings):
     assert set(logged(settings)["day"].to_list()) == {NOW.date(), NOW.date() + timedelta(days=1)}
 
 
-def test_a_row_says_what_the_prediction_was_made_of(settings):
+def test_a_row_has_the_features_of_the_prediction(settings):
     LogTable(settings, "flight_delay").append([event()])
     (row,) = logged(settings).to_dicts()
     assert json.loads(row["request"]) == {"origin": "JFK", "tailnum": None}

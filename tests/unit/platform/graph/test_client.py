@@ -271,7 +271,7 @@ def test_assets_come_with_what_they_hold_and_depend_on(webserver: Callable[[Answ
     assert (states[1].status, states[1].upstream, states[1].partitions) == ("MISSING", frozenset({("u", "raw")}), None)
 
 
-def test_a_daily_asset_of_changed_code_is_stale_though_dagster_says_fresh(
+def test_a_daily_asset_of_changed_code_is_stale_though_dagster_reports_it_fresh(
     webserver: Callable[[Answer], Graph],
 ) -> None:
     held = (DAYS[0], DAYS[3], "MATERIALIZED")

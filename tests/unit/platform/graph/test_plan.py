@@ -36,12 +36,12 @@ def test_nothing_changed_is_nothing_to_do() -> None:
     assert plan.days is None
 
 
-def test_a_new_home_does_everything_for_all_days() -> None:
+def test_in_a_new_home_everything_is_planned_for_all_days() -> None:
     states = asset("raw", days=[], status="MISSING"), asset("planes", status="MISSING"), asset("model", "raw")
     assert planned(*states) == (["model", "planes", "raw"], (FIRST, UNTIL - timedelta(days=1)))
 
 
-def test_missing_days_are_brought_and_only_those() -> None:
+def test_only_missing_days_are_planned() -> None:
     assert planned(asset("raw", days=DAYS[:3]), asset("model", "raw"), asset("other")) == (
         ["model", "raw"],
         (date(2013, 1, 4), date(2013, 1, 5)),
@@ -58,16 +58,16 @@ def test_a_gap_is_closed_by_the_range_around_it() -> None:
     assert planned(asset("raw", days=[DAYS[0], DAYS[2], DAYS[4]]))[1] == (date(2013, 1, 2), date(2013, 1, 4))
 
 
-def test_a_day_that_is_not_yet_over_is_not_wanted() -> None:
+def test_a_day_that_is_not_over_is_not_planned() -> None:
     assert planned(asset("raw", days=DAYS)) == ([], None)
     assert plan_run([asset("raw", days=[])], FIRST, FIRST).assets == []
 
 
-def test_days_held_beyond_the_wanted_ones_are_left_alone() -> None:
+def test_days_beyond_the_range_are_not_planned() -> None:
     assert planned(asset("raw", days=[*DAYS, "2013-02-01"])) == ([], None)
 
 
-def test_a_stale_daily_table_is_brought_anew_for_all_its_days() -> None:
+def test_a_stale_daily_table_is_made_again_for_all_its_days() -> None:
     assert planned(asset("raw", days=DAYS, status="STALE"), asset("model", "raw")) == (
         ["model", "raw"],
         (FIRST, UNTIL - timedelta(days=1)),
@@ -147,7 +147,7 @@ def thread(**statuses: tuple[str, str]) -> list[AssetState]:
     ]
 
 
-def test_newer_data_alone_trains_no_model() -> None:
+def test_newer_data_by_itself_trains_no_model() -> None:
     states = thread(dataset=("STALE", "DATA"), endpoint=("STALE", "DATA"))
     assert planned(*states) == ([], None)
 
@@ -168,12 +168,12 @@ def test_a_new_day_makes_features_but_no_candidate() -> None:
     assert planned(*states) == (["outcomes", "raw", "ticks"], (date(2013, 1, 5), date(2013, 1, 5)))
 
 
-def test_a_training_that_never_ended_is_taken_up_again() -> None:
+def test_a_training_that_never_ended_is_planned_again() -> None:
     states = thread(model=("MISSING", ""), gate=("MISSING", ""), endpoint=("MISSING", ""), outcomes=("MISSING", ""))
     assert planned(*states) == (["endpoint", "gate", "model", "outcomes"], None)
 
 
-def test_features_that_a_failed_run_left_behind_are_made_though_dagster_says_fresh() -> None:
+def test_features_that_a_failed_run_did_not_make_are_planned_though_dagster_reports_them_fresh() -> None:
     plan = plan_run(thread(), FIRST, UNTIL, behind=frozenset({"features"}))
     assert [key[-1] for key in plan.assets] == ["outcomes", "ticks"]
     assert plan.days is None

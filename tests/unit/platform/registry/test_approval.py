@@ -91,7 +91,7 @@ def test_an_approval_that_does_not_count_releases_nothing_and_is_in_the_reasons(
     assert why in decision.failures
 
 
-def test_one_that_counts_is_enough(usecase):
+def test_one_approval_that_counts_is_enough(usecase):
     assert decided(usecase, approval(Principal("eve")), approval(sha256="b"), approval(BOB)).decision == "release"
 
 
