@@ -25,11 +25,11 @@ def data_from() -> date | None:
     return None
 
 
-example, first_run, home, day, settings = (
+example, first_run, home, replayed_day, settings = (
     small.example,
     small.first_run,
     small.home,
-    small.day,
+    small.replayed_day,
     small.settings,
 )
 
