@@ -182,6 +182,7 @@ ENVIRONMENT_READERS = {
     "training/trainers/keras_mlp.py": "sets Keras's backend, which Keras reads at import",
     "training/world.py": "the launcher names the engine that connects the workers there",
     "platform/throughline/launch/local.py": "hands a chosen part of its own environment to workers",
+    "platform/throughline/services/control.py": "hands its own environment to the setup of a service",
     "platform/throughline/services/daemon.py": "hands its own environment to supervisord",
     "platform/throughline/services/mlflow_server.py": "names the stores to MLflow, which reads them at import",
     "platform/throughline/mlflow/tracking.py": "switches MLflow's telemetry off, which MLflow reads at import",
