@@ -62,7 +62,7 @@ def _endpoint(usecase: UseCase) -> AssetsDefinition:
             context.log.warning(f"{model.reference} is not released: {former_champion(model).bound}")
             return
         if gate.decision != "release" and gate.model == model.reference:
-            context.log.warning(f"{model.reference} is not released, the gate says {gate.decision}: {gate.failures}")
+            context.log.warning(f"{model.reference} is not released ({gate.decision}): {gate.failures}")
             return
         reason = "; ".join(["released by the gate", *filter(None, [context.run.tags.get(tags.CAUSE)])])
         record = release(settings, usecase, model, gate, reason)

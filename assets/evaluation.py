@@ -78,7 +78,7 @@ def _gate(usecase: UseCase) -> AssetsDefinition:
     @asset(
         key=[usecase.name, GROUP, "gate"],
         group_name=GROUP,
-        description="Release, wait or reject, with every rule's number and bound. What cannot be said fails.",
+        description="Release, wait or reject, with every rule's number and bound. A missing number fails its rule.",
         code_version=code_version(DECIDES, *usecase.gate.values(), usecase.release, *usecase.gate, *usecase.approvers),
         ins={
             "model": record_of(usecase, TRAINING, "model"),

@@ -39,7 +39,7 @@ def experiments(usecase: UseCase) -> Definitions:
     job = define_asset_job(
         f"{usecase.name}_train",
         AssetSelection.assets(model),
-        description="Train an experiment; its config says which rows, which trainer, which parameters.",
+        description="Train an experiment; the run's config names rows, trainer and parameters.",
     )
     return Definitions(assets=[model], jobs=[job])
 

@@ -111,7 +111,7 @@ def run_within(command: list[str], seconds: float, env: dict[str, str]) -> str |
     except subprocess.TimeoutExpired:
         return f"not done after {seconds:.0f} s"
     finally:
-        # A build ends its compilers when it is asked to; whoever does not end is killed.
+        # A build ends its compilers at SIGTERM; what has not ended after that is killed.
         for number, patience in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):
             try:
                 os.killpg(process.pid, number)
@@ -198,7 +198,7 @@ def build(stages: Stages, python: str, wheels: Path | None, gpu: bool) -> bool:
 
 
 def measure(chosen: argparse.Namespace, found: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The result as far as it came; `partial` says what is missing from it."""
+    """The result so far; `partial` names what is missing."""
     stages = Stages(chosen.within)
     result: dict[str, Any] = {"benchmark": "gpu_training", "quick": chosen.quick, "figures": {}, "ratio": {}}
     python = make_environment(folder / "environment")

@@ -66,8 +66,8 @@ def train(launcher: str, workers: int, rows: Path, folder: Path, epochs: int, ba
 
 
 def figures_of(events: list[dict[str, Any]]) -> dict[str, float]:
-    told = [event for event in events if event["event"] == "epoch"][1:]
-    return {name: statistics.median(event[name] for event in told) for name in ("samples_per_s", "data_share")}
+    epochs = [event for event in events if event["event"] == "epoch"][1:]
+    return {name: statistics.median(event[name] for event in epochs) for name in ("samples_per_s", "data_share")}
 
 
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:

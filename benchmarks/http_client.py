@@ -1,6 +1,6 @@
 """A client that costs little next to the server it measures: kept connections and prepared bytes.
 
-Owns: sending, counting and timing. Does not own: what is asked. Only whole 200 answers with the marker count;
+Owns: sending, counting and timing. Does not own: the requests. Only whole 200 answers with the marker count;
 anything else ends the measurement.
 """
 
@@ -50,7 +50,7 @@ def take(buffer: bytes) -> tuple[bytes, bytes] | None:
         raise ThroughlineError(f"Not a 200 under load: {head.splitlines()[0].decode()} {rest[:200].decode()}")
     lines = [line for line in head.lower().splitlines() if line.startswith(_LENGTH)]
     if not lines:
-        raise ThroughlineError("An answer under load has no Content-Length: the client cannot tell where it ends.")
+        raise ThroughlineError("An answer under load has no Content-Length: its end is unknown.")
     length = int(lines[0][len(_LENGTH) :])
     return (head, rest) if len(rest) >= length else None
 

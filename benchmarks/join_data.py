@@ -111,13 +111,13 @@ def right_answer(spine: pl.DataFrame, views: list[pl.DataFrame]) -> pl.DataFrame
         names = ordered[key(number)].unique().sort()
         places = dict(zip(names.to_list(), range(1, names.len() + 1), strict=True))
         # spine keys without rows get place 0, which no row has
-        asked = spine[key(number)].replace_strict(places, default=0, return_dtype=pl.Int64).to_numpy()
+        wanted = spine[key(number)].replace_strict(places, default=0, return_dtype=pl.Int64).to_numpy()
         owner = ordered[key(number)].replace_strict(places, return_dtype=pl.Int64).to_numpy()
         width = 1 << 42  # hours of decades in milliseconds fit below it
         at, when = (frame[TIME].dt.epoch("ms").to_numpy() for frame in (spine, ordered))
-        found = np.searchsorted(owner * width + when, asked * width + at, side="right") - 1
+        found = np.searchsorted(owner * width + when, wanted * width + at, side="right") - 1
         safe = np.maximum(found, 0)
-        good = (found >= 0) & (owner[safe] == asked)
+        good = (found >= 0) & (owner[safe] == wanted)
         if ttl(number):
             good &= at - when[safe] <= ttl(number).total_seconds() * 1000
         taken = ordered.select(features(number))[safe]
@@ -127,17 +127,17 @@ def right_answer(spine: pl.DataFrame, views: list[pl.DataFrame]) -> pl.DataFrame
 
 
 def rows_wrong(answer: pl.DataFrame, expected: pl.DataFrame) -> int:
-    """Spine rows that were not answered once and right, and answers nobody asked for. NaN counts as missing.
+    """Spine rows that were not answered once and right, and answers nobody wanted for. NaN counts as missing.
 
     expected: its rows are numbered from 0, in this order. One column is looked at a time: answers are large.
     """
     numbers = answer[ROW].cast(pl.Int64)
-    asked = numbers.is_between(0, expected.height - 1) & numbers.is_first_distinct()
-    places = numbers.filter(asked)
+    wanted = numbers.is_between(0, expected.height - 1) & numbers.is_first_distinct()
+    places = numbers.filter(wanted)
     right = pl.repeat(True, places.len(), eager=True)
     for name in expected.columns:
         if name.startswith("v"):
-            given = answer[name].filter(asked).cast(pl.Float64).fill_nan(None)
+            given = answer[name].filter(wanted).cast(pl.Float64).fill_nan(None)
             right &= given.eq_missing(expected[name].gather(places))
     return expected.height - int(right.sum()) + answer.height - places.len()
 

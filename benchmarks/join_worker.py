@@ -1,9 +1,9 @@
 """One candidate of the point-in-time benchmark, in a process of its own: its memory is nobody else's.
 
-Owns: how each candidate is asked for the same join. Does not own: rounds and ratios.
-It first says that it is ready: importing Feast takes seconds. Then a line on stdin is one join: `run` to one Arrow
-table, `save` the same and then to a file, `stream` through what batches there are. Answers are JSON lines on what was
-stdout at the start.
+Owns: the same join in each candidate. Does not own: rounds and ratios.
+Its first line means that it is ready: importing Feast takes seconds. Then a line on stdin is one join: `run` to one
+Arrow table, `save` the same and then to a file, `stream` through what batches there are. Answers are JSON lines on the
+first stdout.
 """
 
 from __future__ import annotations

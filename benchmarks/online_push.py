@@ -27,7 +27,7 @@ ABOUT = """
 A push writes a row of a feature view to its Delta table and to the online store, and returns when requests read it; the
 lookup of all views that follows must give what was pushed, or the benchmark fails. `event_to_online` is from the call
 to its return, `read` is that lookup. `feast_online_only` is Feast's `write_to_online_store` with its own store of the
-same kind: it writes no table, and on SQLite lets an older row hide a newer one. The ratio says what it costs that
+same kind: it writes no table, and on SQLite lets an older row hide a newer one. The ratio is what it costs that
 training sees the pushed row, too, from the instant on at which requests did.
 """
 STORES = ("sqlite", "redis")
@@ -72,9 +72,9 @@ def _alternately(
     for number in range(-10, pushes):  # the first ones warm and do not count
         instance, value = instances[number % len(instances)], float(number)
         row = {key: instance[key], **dict.fromkeys(features, value)}
-        asked = parse_instances(usecase, [instance])
+        requested = parse_instances(usecase, [instance])
         pushed, _ = _timed(lambda row=row: pusher.push(view, [row]))
-        took, read = _timed(lambda asked=asked: reader.read(asked))
+        took, read = _timed(lambda requested=requested: reader.read(requested))
         if read.values[features[0]][0] != value:
             raise ThroughlineError(f"Push {number} of {view} was not read back: {read.values[features[0]][0]}.")
         peer, _ = _timed(lambda row=row: by_feast(row))

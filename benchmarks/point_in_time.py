@@ -48,7 +48,7 @@ SLOW_S = 30
 
 
 class Worker:
-    """A candidate's process; started before its data is there. After it failed once it is not asked again."""
+    """A candidate's process; started before its data is there. After a failure it gets no more requests."""
 
     def __init__(self, folder: Path, name: str, rows: int, deadline_s: float) -> None:
         self.name = name
@@ -64,8 +64,8 @@ class Worker:
             cwd=PROJECT_ROOT,
         )
 
-    def ask(self, what: str) -> dict[str, float] | None:
-        """One join; None when there is no answer, and then `failed` says why."""
+    def request(self, what: str) -> dict[str, float] | None:
+        """One join; None without an answer, whose reason is then in `failed`."""
         if self.failed:
             return None
         assert self._process.stdin is not None
@@ -75,7 +75,7 @@ class Worker:
         return self.heard()
 
     def heard(self) -> dict[str, float] | None:
-        """What it says next; the first is that it is ready."""
+        """Its next line; the first means that it is ready."""
         assert self._process.stdout is not None
         timer = threading.Timer(self._deadline_s, self._process.kill)
         timer.start()
@@ -109,7 +109,7 @@ def race(
     wrong: dict[str, int] = {}
     try:
         for worker in workers:
-            if warm := worker.ask("save"):
+            if warm := worker.request("save"):
                 # such a slow candidate is measured once: it would decide how long all take
                 answers[worker.name] = [warm] if warm["seconds"] > SLOW_S else []
                 wrong[worker.name] = alone(join_data.check, folder, rows, folder / f"{worker.name}_{rows}.arrow")
@@ -117,7 +117,7 @@ def race(
         running = [worker for worker in workers if not answers[worker.name]]
         for number in range(rounds):
             for worker in running:
-                if answer := worker.ask("run"):
+                if answer := worker.request("run"):
                     answers[worker.name].append(answer)
                     report.progress(f"round {number + 1}: {worker.name} {answer['seconds']:.2f} s")
         failed = {worker.name: worker.failed for worker in workers if worker.failed}
@@ -157,7 +157,7 @@ def growth(folder: Path, rows: int, deadline_s: float) -> dict[str, Any]:
     worker = Worker(folder, report.OURS, rows, deadline_s)
     try:
         worker.heard()
-        answer = worker.ask("stream")
+        answer = worker.request("stream")
     finally:
         worker.end()
     if answer is None:

@@ -43,7 +43,7 @@ def result(
     """The object a benchmark prints.
 
     figures: candidate -> figure -> number or `spread`; `failed` (a text) instead, where a peer gave no answer.
-    ratios:  peer -> what `ratio` returned; `unit` says of what.
+    ratios:  peer -> what `ratio` returned; `unit`: of which quantity.
     """
     return {
         "benchmark": name,

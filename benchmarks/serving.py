@@ -31,7 +31,7 @@ ABOUT = """
 `throughline` is the model server as it is deployed: each request is parsed, its features are read from the online
 store (SQLite), scored by an ONNX network and logged as an event, which a collector process receives meanwhile.
 `kserve_trivial` is KServe's server with a model that returns a constant: no features, no model, no event. It is the
-ceiling of what any model in this framework can reach, not a competitor: the ratio says how much of it is left. Both
+ceiling of what any model in this framework can reach, not a competitor: the ratio is how much of it is left. Both
 get the same requests over REST V1 on loopback, from one client process on the same cores.
 """
 PEER = "kserve_trivial"

@@ -34,14 +34,14 @@ SEED = 2013
 
 
 def make_home(settings: Settings, usecase: UseCase) -> list[dict[str, Any]]:
-    """Fill the home and return instances to ask for: each with keys for which the online store has rows."""
+    """Fill the home and return instances to request: each with keys for which the online store has rows."""
     keys = {field: _keys(usecase, field) for field in usecase.entities.values()}
     instances = [{**example_instance(usecase), **{f: k[i] for f, k in keys.items()}} for i in range(ENTITIES)]
     _features(settings, usecase, keys)
     values = FeatureReader(settings, usecase).read(parse_instances(usecase, instances)).values
     numeric = [name for name in values.columns if name not in usecase.request]
     content = model_bytes(values, numeric, usecase.features.categories)
-    said = Provenance(
+    origin = Provenance(
         name=usecase.name,
         run_id="none",
         sha256=hashlib.sha256(content).hexdigest(),
@@ -51,11 +51,11 @@ def make_home(settings: Settings, usecase: UseCase) -> list[dict[str, Any]]:
         parameters={},
         tags={},
     )
-    model = ModelRecord(version=1, uri="none", **said.model_dump(exclude={"tags"}))
+    model = ModelRecord(version=1, uri="none", **origin.model_dump(exclude={"tags"}))
     folder = settings.serving_home / usecase.name
     (folder / "1").mkdir(parents=True)
     (folder / "1" / "model.onnx").write_bytes(content)
-    provenance.seal(settings, folder / "1", said)
+    provenance.seal(settings, folder / "1", origin)
     write_revision(folder, revision_of(usecase.name, model, datetime.now(UTC)))
     return instances
 

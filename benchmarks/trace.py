@@ -101,9 +101,9 @@ def read_again(settings: Settings, traces: Iterable[Trace]) -> tuple[int, int]:
     checked = wrong = 0
     for (table, *columns), rows in reported.items():
         held = read(settings, TableReference.parse(table)).select(columns).unique().collect()
-        asked = pl.DataFrame(list(rows), schema={name: held.schema[name] for name in columns}, orient="row")
-        checked += asked.height
-        wrong += asked.join(held, on=columns, how="anti", nulls_equal=True).height
+        wanted = pl.DataFrame(list(rows), schema={name: held.schema[name] for name in columns}, orient="row")
+        checked += wanted.height
+        wrong += wanted.join(held, on=columns, how="anti", nulls_equal=True).height
     return checked, wrong
 
 

@@ -77,8 +77,8 @@ def measure(
                 report = TrainingReport.model_validate_json((output / REPORT_FILE).read_text())
                 scores = ServedModel.load(output / MODEL_FILE, report.sha256, threads=2).score(month)
                 metrics = metrics_of(scores, month["label"].to_numpy())
-                told = {**metrics.model_dump(), "seconds": round(report.seconds, 1)}
-                found.setdefault(name, {})[f"{begin:%Y-%m}"] = told
+                row = {**metrics.model_dump(), "seconds": round(report.seconds, 1)}
+                found.setdefault(name, {})[f"{begin:%Y-%m}"] = row
                 progress(f"{begin:%Y-%m} {name}: AUC {metrics.auc:.4f}, log loss {metrics.log_loss:.4f}")
     for by_month in found.values():
         each = list(by_month.values())
@@ -110,20 +110,22 @@ def main() -> int:
     parser.add_argument("--trainers", nargs="*", help="else all that are declared")
     parser.add_argument("--search", type=int, default=0, metavar="TRIALS", help="also with searched parameters")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
-    asked = parser.parse_args()
-    settings, usecase = load_settings(), get_usecase(asked.usecase)
+    chosen = parser.parse_args()
+    settings, usecase = load_settings(), get_usecase(chosen.usecase)
     dataset = load_record(settings, (usecase.name, "training", "dataset"), DatasetRecord)
-    until = asked.until or usecase.replay.end
+    until = chosen.until or usecase.replay.end
     if dataset.as_of < usecase.day_start(until):
         raise ThroughlineError(
             f"The dataset of this home ends on {dataset.as_of:%Y-%m-%d}: make one that reaches {until}, in a home with "
             f"THROUGHLINE_DATA_UNTIL={until}."
         )
-    trainers = asked.trainers or list(usecase.trainers)
+    trainers = chosen.trainers or list(usecase.trainers)
     began = datetime.now(UTC)
-    found = measure(Run(settings), usecase, dataset, trainers, asked.first or usecase.replay.until, until, asked.search)
+    found = measure(
+        Run(settings), usecase, dataset, trainers, chosen.first or usecase.replay.until, until, chosen.search
+    )
     sys.stdout.write(table(found) + "\n")
-    if asked.json:
+    if chosen.json:
         seconds = (datetime.now(UTC) - began).total_seconds()
         sys.stdout.write(json.dumps({"benchmark": "walk_forward", "seconds": seconds, "figures": found}) + "\n")
     return 0

@@ -127,10 +127,10 @@ def test_a_token_that_cannot_sign_is_told_in_one_line_without_its_pin(settings, 
         "key": token.uri.replace(KEY, "another"),
         "module": token.uri.replace("libsofthsm2.so", "nothing.so"),
     }[wrong]
-    told = refusal_of(settings.model_copy(update={"signing": uri}), folder)
-    assert "cannot be signed" in told
-    assert "setting `signing`" in told
-    assert not any(secret in told for secret in ("\n", PIN, "11112222"))
+    message = refusal_of(settings.model_copy(update={"signing": uri}), folder)
+    assert "cannot be signed" in message
+    assert "setting `signing`" in message
+    assert not any(secret in message for secret in ("\n", PIN, "11112222"))
     assert not (folder / SIGNATURE).exists()
     sign(settings, folder)  # the failure left nothing behind that stands in the way
 

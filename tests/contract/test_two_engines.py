@@ -1,4 +1,4 @@
-"""On a local disk Spark and delta-rs write the same table at once: the loser is told, and nothing is lost."""
+"""On a local disk Spark and delta-rs write the same table at once: the loser gets an error, no row is lost."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_acknowledged_write_of_two_engines_is_in_the_table(spark_server: S
     replace_days(path, pl.concat([rows(day, 0) for day in (SPARKS, OURS, SHARED)]), SPARKS, SHARED)
     by_spark: list[int] = []
     last: dict[date, tuple[int, int]] = {}  # day -> version that was acknowledged last, value
-    told_by_spark: list[str] = []
+    spark_errors: list[str] = []
     failures: list[BaseException] = []
 
     def write_by_spark() -> None:
@@ -39,7 +39,7 @@ def test_every_acknowledged_write_of_two_engines_is_in_the_table(spark_server: S
                         try:
                             session.sql(f"INSERT INTO delta.`{path}` REPLACE WHERE day = date'{day}' VALUES {three}")
                         except PySparkException as error:
-                            told_by_spark.append(str(error))
+                            spark_errors.append(str(error))
                         else:
                             by_spark.append(value)
                             if day == SPARKS:
@@ -62,7 +62,7 @@ def test_every_acknowledged_write_of_two_engines_is_in_the_table(spark_server: S
         thread.join(0.5)
     assert failures == []
     assert by_spark
-    assert all("CONCURRENT" in told.upper() for told in told_by_spark)
+    assert all("CONCURRENT" in error.upper() for error in spark_errors)
     assert current_version(path) == ours + len(by_spark)  # each acknowledged write is a version, and no other is
     held = scan(path, current_version(path)).collect()
     assert held.height == 9

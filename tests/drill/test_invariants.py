@@ -114,6 +114,6 @@ def test_the_named_test_fails_when_the_invariant_is_broken(copy: Path, broken: B
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
     finally:
         path.write_text(before)
-    # 1: tests ran and failed; anything else says that the test was not found or did not get that far
+    # 1: tests ran and failed; with any other code the test was not found or not reached
     assert done.returncode == 1, done.stdout[-3000:]
     assert " failed" in done.stdout

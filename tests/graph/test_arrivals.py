@@ -75,7 +75,7 @@ def instance() -> Iterator[DagsterInstance]:
 
 
 class Home:
-    """What the daemon does: ticks that remember, and runs of what they asked for."""
+    """What the daemon does: ticks with a cursor, and runs of what they requested."""
 
     def __init__(self, settings: Settings, usecase: UseCase, instance: DagsterInstance) -> None:
         self.settings, self.usecase, self.instance = settings, usecase, instance
@@ -112,14 +112,14 @@ class Home:
         )
 
     def until_quiet(self) -> int:
-        """Tick and execute until nothing is asked for. Returns the number of runs."""
+        """Tick and execute until nothing is requested. Returns the number of runs."""
         for runs in range(20):
             requests = self.tick()
             if not requests:
                 return runs
             for request in requests:
                 assert self.execute(request).success
-        raise AssertionError("asked for ever")
+        raise AssertionError("requested for ever")
 
     def content(self) -> pl.DataFrame:
         return read(self.settings, pin(self.settings, "shop/raw/orders")).collect().sort("order_id")

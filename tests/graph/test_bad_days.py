@@ -183,8 +183,8 @@ def test_the_error_names_the_reason_the_quarantine_and_what_to_do(
     (failure,) = done.get_step_failure_events()
     line = failure.step_failure_data.error.cause.message
     assert line.count("\n") <= 1
-    for told in (f"{RAW} 2013-01-03", "volume: 20 rows, 48 to 75 expected", f"{QUARANTINE}@0", "materialise"):
-        assert told in line
+    for part in (f"{RAW} 2013-01-03", "volume: 20 rows, 48 to 75 expected", f"{QUARANTINE}@0", "materialise"):
+        assert part in line
 
 
 @pytest.mark.parametrize("mend", ["source", "expectation"])

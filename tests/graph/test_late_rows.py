@@ -71,7 +71,7 @@ def instance() -> Iterator[DagsterInstance]:
 
 
 def build(settings: Settings, usecase: UseCase) -> None:
-    """Every feature table says that it was built from what stands there now."""
+    """Every feature table was built from the present versions of its sources, by its own commit."""
     manifest = dbt.manifest(settings)
     pins = source_versions(settings, usecase)
     assert pins is not None

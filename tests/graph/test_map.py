@@ -1,4 +1,4 @@
-"""The graph is what the house says: the same assets and edges, one connected whole, every asset in its room."""
+"""The graph has the assets and edges of the snapshot, is connected, and has every asset in its group."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ Owns: parameters, boosting, thresholds that ONNX can hold, the export. Does not 
 folder (`training.output`).
 
 An epoch is `EPOCH_ROUNDS` rounds of boosting, one tree each. Categories are LightGBM's own categorical features: a
-split asks whether a code is in a set, which ONNX carries as a chain of equalities. LightGBM's thresholds are float64,
+split tests whether a code is in a set, which ONNX carries as a chain of equalities. LightGBM's thresholds are float64,
 those of ONNX float32, and a value between the two would go another way; each threshold is therefore rounded down to
 a float32, which sends every float32 value where it went before. The rounded booster is the model: what is validated,
 compared and exported.

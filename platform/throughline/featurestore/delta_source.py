@@ -61,7 +61,7 @@ class DeltaSource(DataSource):
 
     @property
     def created_column(self) -> str | None:
-        """The table's column that says when a row was created, where there is one."""
+        """The table's column with the time at which a row was created, where there is one."""
         return self.column(self.created_timestamp_column) if self.created_timestamp_column else None
 
     def scan(self) -> pl.LazyFrame:

@@ -105,7 +105,7 @@ class Supervisor:
             self._call("addProcessGroup", name)
 
     def shutdown(self) -> None:
-        """Ask it to stop every service and itself; returns at once."""
+        """Stop every service and supervisord itself; returns at once."""
         self._call("shutdown")
 
     def _call(self, method: str, *arguments: object) -> Any:

@@ -62,7 +62,7 @@ worlds = st.tuples(st.lists(spine_rows, max_size=6), st.lists(held_rows, max_siz
 
 
 def oracle(entity: dict[str, Any], rows: list[dict[str, Any]], view: str, known_only: bool) -> set[int | None]:
-    """The values that a spine row may get: of one row, or of several that nothing tells apart."""
+    """The values that a spine row may get: of one row, or of several that are equal in every key."""
     keys, created, ttl = VIEWS[view]
     at, best = entity["event_timestamp"], None
     allowed: set[int | None] = {None}
@@ -96,7 +96,7 @@ def draw(count: int) -> list[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
 
 @pytest.fixture(scope="module")
 def drawn() -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Spine and table of all worlds, each in an order that says nothing."""
+    """Spine and table of all worlds, each in a random order."""
     together = draw(WORLDS)
     spine = [{"world": n, **row} for n, (rows, _) in enumerate(together) for row in rows]
     held = [{"world": n, **row} for n, (_, rows) in enumerate(together) for row in rows]

@@ -1,4 +1,4 @@
-"""What the offline store refuses, it refuses in one line that says what to do; and no code comes out of a registry."""
+"""What the offline store refuses, it refuses in one line with the remedy; and no code comes out of a registry."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def doubled_lists(columns: dict) -> dict:
 
 
 class Bomb:
-    """Tells of its being unpickled."""
+    """Leaves a mark when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker

@@ -1,4 +1,4 @@
-"""The client counts whole, good answers only, and keeps as many requests under way as it was told."""
+"""The client counts whole, good answers only, and keeps the given number of requests under way."""
 
 from __future__ import annotations
 

@@ -66,8 +66,8 @@ def test_the_table_has_a_row_per_candidate_with_spread_and_failures():
 
 
 def test_the_page_says_when_and_on_what_and_names_no_machine(monkeypatch):
-    for ask in ("platform.node", "socket.gethostname"):
-        monkeypatch.setattr(ask, lambda: "a-machine-with-a-name")
+    for function in ("platform.node", "socket.gethostname"):
+        monkeypatch.setattr(function, lambda: "a-machine-with-a-name")
     facts = machine_facts()
     text = page([measured()], {"point_in_time": "About."}, facts, datetime(2024, 5, 6, tzinfo=UTC))
     assert "2024-05-06" in text

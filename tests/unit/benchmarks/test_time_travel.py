@@ -26,7 +26,7 @@ def test_a_reader_that_loses_rows_is_no_figure(tmp_path):
 
 
 def test_the_first_read_of_each_version_only_warms(tmp_path):
-    asked = []
-    seconds = time_travel.compare("r", lambda path, version: asked.append(version) or 5, tmp_path, (1, 2), 5, 3)
-    assert asked == [1, 2] * 4
+    read = []
+    seconds = time_travel.compare("r", lambda path, version: read.append(version) or 5, tmp_path, (1, 2), 5, 3)
+    assert read == [1, 2] * 4
     assert [len(taken) for taken in seconds] == [3, 3]

@@ -1,4 +1,4 @@
-"""Months follow each other without gap or overlap, and the table says what was measured."""
+"""Months follow each other without gap or overlap, and the table has what was measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every feature of the built-in use case says what it is, in what unit, and is a column that its table's SQL makes."""
+"""Every feature of the built-in use case has a description and a unit, and is a column of its table's SQL."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_every_feature_says_what_it_is_and_its_unit(objects: list) -> None:
     features = [feature for view in objects if isinstance(view, FeatureView) for feature in view.features]
     assert len(features) == 45
     for feature in features:
-        assert feature.description.endswith("."), f"{feature.name} says nothing"
+        assert feature.description.endswith("."), f"{feature.name} has no description"
         assert 20 <= len(feature.description) <= 90, f"{feature.name}: one short sentence"
         assert feature.tags["unit"], f"{feature.name} has no unit"
     assert len({feature.description for feature in features}) == len(features), "two features have one description"

@@ -115,7 +115,7 @@ def test_the_last_week_without_schedules_stops_nothing(judged: Judge) -> None:
 
 
 def test_a_null_tailnum_says_nothing_about_any_label(usecase: UseCase) -> None:
-    """Only cancelled flights lack one, and these never get a label: among labelled rows it tells no two apart."""
+    """Only cancelled flights lack one, and these never get a label: it is the same for all labelled rows."""
     schedules = read_days(SETTINGS, usecase, "flight_schedules", FIRST, LAST, FIRST)
     arrivals = read_days(SETTINGS, usecase, "flight_arrivals", FIRST, LAST, FIRST)
     departures = read_days(SETTINGS, usecase, "flight_departures", FIRST, LAST, FIRST)

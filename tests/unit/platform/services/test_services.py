@@ -245,9 +245,9 @@ def test_whoever_holds_a_port_is_named_and_known_as_ours_or_not() -> None:
 def test_models_are_what_the_server_says_and_nothing_when_it_is_silent(home: Path, monkeypatch) -> None:
     nowhere = settings(home, port_base=64990)
     assert control.served_models(nowhere) == []
-    told = [{"usecase": "u", "name": "u", "version": 1, "alias": "champion", "share": 1.0, "role": "stable"}]
-    monkeypatch.setattr(health, "get_json", lambda *_: told)
-    assert control.served_models(nowhere) == told
+    listed = [{"usecase": "u", "name": "u", "version": 1, "alias": "champion", "share": 1.0, "role": "stable"}]
+    monkeypatch.setattr(health, "get_json", lambda *_: listed)
+    assert control.served_models(nowhere) == listed
 
 
 def test_status_of_a_home_where_nothing_was_ever_started_is_stopped_and_leaves_no_file(tmp_path: Path) -> None:
