@@ -95,7 +95,7 @@ class TorchWorld(World):
     """torch.distributed under torchrun: the same training without Horovod."""
 
     def __init__(self) -> None:
-        from torch import distributed
+        from torch import distributed  # postpones torch.distributed
 
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         self._distributed = distributed

@@ -159,7 +159,7 @@ def _load_member(name: str, folder: Path) -> onnx.ModelProto:
 
 def core_of(model: onnx.ModelProto, name: str, learned: Preprocessing) -> onnx.ModelProto:
     """The part of a served model behind its preprocessing, which must be `learned`."""
-    from onnx import helper
+    from onnx import helper  # postpones onnx
 
     (front, _), (nodes, constants) = _divided(model)
     produced = {node.output[0] for node in front}
@@ -207,7 +207,7 @@ class _Ensemble:
         return sum(weight * core.score(rows) for weight, core in zip(self._weights, self._cores, strict=True))
 
     def export(self) -> onnx.ModelProto:
-        from onnx import TensorProto, helper, numpy_helper
+        from onnx import TensorProto, helper, numpy_helper  # postpones onnx
         from onnx.compose import add_prefix
 
         nodes, constants, terms = [], [], []

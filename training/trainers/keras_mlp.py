@@ -91,7 +91,7 @@ def train(task: worker.Task, parameters: Parameters) -> None:
 
 def _prepare_torch(spec: TrainingSpec) -> str:
     """Set PyTorch up. Returns the device to train on."""
-    import torch
+    import torch  # postpones torch
 
     torch.set_num_threads(spec.threads)
     return "cuda" if spec.device == "cuda" or (spec.device == "auto" and torch.cuda.is_available()) else "cpu"
@@ -122,7 +122,7 @@ def _prepare_tensorflow(spec: TrainingSpec) -> str:
 
 def _network(facts: Facts, parameters: Parameters, policy: str) -> keras.Model:
     """`numbers [rows, K]` and `codes [rows, M]`, as far as there are any, `-> logits [rows, 1]`."""
-    from keras import Input, Model, initializers, layers
+    from keras import Input, Model, initializers, layers  # postpones keras
 
     learned, inputs, parts = facts.preprocessing, [], []
     if learned.width:

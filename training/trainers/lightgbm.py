@@ -123,7 +123,7 @@ def at_most(values: np.ndarray) -> np.ndarray:
 
 def rounded(booster: lightgbm.Booster) -> lightgbm.Booster:
     """The booster with each threshold rounded down to a float32."""
-    import lightgbm
+    import lightgbm  # postpones lightgbm
 
     def line(found: re.Match[str]) -> str:
         # Of a split on a category this is the number of a set, a small integer, which stays as it is.
@@ -147,7 +147,7 @@ class _FittedTrees:
         return np.asarray(self._booster.predict(_matrix(rows)))
 
     def export(self) -> onnx.ModelProto:
-        import onnx
+        import onnx  # postpones onnx
         from onnxmltools import convert_lightgbm
         from onnxmltools.convert.common.data_types import FloatTensorType
 

@@ -77,7 +77,7 @@ class _Design:
 
     def matrix(self, rows: Arrays) -> scipy.sparse.csr_matrix:
         """float64 [rows, columns]; sparse, because of each category's columns one is not zero."""
-        from scipy import sparse
+        from scipy import sparse  # postpones scipy
 
         places = rows.codes + self.starts[:-1]
         columns = np.concatenate([np.broadcast_to(np.arange(self.width), rows.numbers.shape), places], axis=1)
@@ -98,7 +98,7 @@ class _FittedRegression:
         return self._model.predict_proba(self._design.matrix(rows))[:, 1]
 
     def export(self) -> onnx.ModelProto:
-        from onnx import TensorProto, helper, numpy_helper
+        from onnx import TensorProto, helper, numpy_helper  # postpones onnx
 
         learned, given = self._design.learned, core_inputs(self._design.learned)
         coefficients, width = np.asarray(self._model.coef_[0], np.float32), learned.width

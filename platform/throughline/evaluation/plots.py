@@ -74,7 +74,7 @@ def importance_plot(importance: GlobalImportance) -> str:
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
     """Without pyplot, which keeps a state for the whole process."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # postpones matplotlib
 
     figure = Figure(figsize=(width, max(1.2, height)), layout="constrained")
     axes = figure.subplots(1, columns)
@@ -85,7 +85,7 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]
 
 def _svg(figure: Figure) -> str:
     """The drawing alone: a page has one XML declaration at most. Texts stay texts, so that a page can be searched."""
-    from matplotlib import rc_context
+    from matplotlib import rc_context  # postpones matplotlib
 
     drawn = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "throughline"}):

@@ -163,7 +163,7 @@ def compose(preprocessing: Preprocessing, core: onnx.ModelProto) -> onnx.ModelPr
 
 def _plain(core: onnx.ModelProto) -> onnx.ModelProto:
     """A copy without what an exporter leaves of its machine (source paths, stack traces) and without stale shapes."""
-    import onnx
+    import onnx  # postpones onnx
 
     copy = onnx.ModelProto()
     copy.CopyFrom(core)
@@ -179,7 +179,7 @@ def _plain(core: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _front(preprocessing: Preprocessing, wanted: set[str], opset: int) -> onnx.ModelProto:
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, helper, numpy_helper  # postpones onnx
 
     nodes, initial, inputs = [], [], []
 
@@ -228,7 +228,7 @@ def _front(preprocessing: Preprocessing, wanted: set[str], opset: int) -> onnx.M
 
 def core_inputs(preprocessing: Preprocessing) -> dict[str, onnx.ValueInfoProto]:
     """What the preprocessing gives: the inputs of a core, by name."""
-    from onnx import TensorProto, helper
+    from onnx import TensorProto, helper  # postpones onnx
 
     kinds = {
         "numbers": (TensorProto.FLOAT, preprocessing.width),
@@ -246,7 +246,7 @@ def make_model(
     opsets: Mapping[str, int],
 ) -> onnx.ModelProto:
     """A graph as a model; `opsets`: version by domain of the operators used."""
-    from onnx import helper
+    from onnx import helper  # postpones onnx
 
     graph = helper.make_graph(nodes, name, inputs, outputs, constants)
     imports = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]

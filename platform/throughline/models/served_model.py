@@ -143,7 +143,7 @@ def session_of(content: bytes, threads: int) -> onnxruntime.InferenceSession:
 
 
 def _refuse_foreign(content: bytes, where: Path) -> None:
-    import onnx
+    import onnx  # postpones onnx
     from google.protobuf.message import DecodeError
 
     try:

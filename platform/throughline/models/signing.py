@@ -90,7 +90,7 @@ def verify(settings: Settings, folder: Path, where: object = None) -> dict[str, 
 
 def own_key(settings: Settings) -> Path:
     """The home's private key (PEM), made with its public one when there is none. Safe from two processes at once."""
-    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives import serialization  # postpones cryptography
     from cryptography.hazmat.primitives.asymmetric import ec
 
     folder = settings.keys
@@ -156,7 +156,7 @@ def _verifier(settings: Settings, key: str | None, where: object) -> Verifying:
 
 def _trusted(settings: Settings) -> dict[str, Path]:
     """Public keys by the fingerprint that signatures have of them."""
-    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives import serialization  # postpones cryptography
 
     found = {}
     for path in (settings.keys / PUBLIC, *sorted((settings.keys / TRUSTED).glob("*.pub"))):
@@ -171,7 +171,7 @@ def _trusted(settings: Settings) -> dict[str, Path]:
 
 
 def _pem(key: Any) -> bytes:
-    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives import serialization  # postpones cryptography
 
     form = serialization.PublicFormat.SubjectPublicKeyInfo
     return key.public_bytes(serialization.Encoding.PEM, form)
