@@ -75,7 +75,11 @@ def test_without_an_approval_it_waits_and_the_decision_names_the_command(usecase
 @pytest.mark.parametrize(
     ("given", "submitted_by", "why"),
     [
-        (approval(Principal("eve", frozenset({"staff"}))), {GRAPH}, "eve is not among the approvers of shop"),
+        (
+            approval(Principal("eve", frozenset({"staff"}))),
+            {GRAPH},
+            "eve is not among the approvers of shop (returns",
+        ),
         (approval(Principal(GRAPH, frozenset({"returns"}))), {"carl"}, "graph is not among"),
         (approval(sha256="b" * 64), {GRAPH}, "another file"),
         (approval(sha256=None), {GRAPH}, "another file"),
@@ -105,7 +109,8 @@ def test_the_submitter_may_approve_where_the_policy_permits_it(usecase):
 def test_without_declared_approvers_no_approval_counts(usecase):
     without = usecase.model_copy(update={"approvers": []})
     assert decided(without, approval(), approval(BOB)).decision == "wait"
-    assert "none is declared" in decided(without).failures
+    assert "ada is not among the approvers of shop (none declared)" in decided(without, approval()).failures
+    assert "waits for an approver, but none is declared: throughline approve" in decided(without).failures
 
 
 def test_an_approval_does_not_mend_a_rule_that_failed(usecase):

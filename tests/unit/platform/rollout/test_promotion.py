@@ -43,6 +43,7 @@ class World:
         self.settings, self.usecase = settings, get_usecase(NAME)
         self.steps: list[str] = []
         self.failing: set[str] = set()
+        self.placed: list[int] = []
         self.alias: ModelReference | None = None
 
     def step(self, name: str, act: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,6 +57,7 @@ class World:
         return acting
 
     def serve(self, settings: Settings, usecase: UseCase, model: ModelRecord) -> EndpointRecord:
+        assert usecase.name == NAME
         revision = revision_of(NAME, model, NOW)
         write_revision(settings.serving_home / NAME, revision)
         return EndpointRecord(
@@ -63,8 +65,21 @@ class World:
             deployed_at=NOW,
         )  # fmt: skip
 
+    def place(self, settings: Settings, usecase: UseCase, model: ModelRecord) -> None:
+        assert (settings, usecase.name) == (self.settings, NAME)
+        self.placed.append(model.version)
+
     def set_alias(self, settings: Settings, reference: ModelReference) -> None:
+        assert settings == self.settings
         self.alias = reference
+
+    def get_alias(self, settings: Settings, name: str) -> ModelReference | None:
+        assert (settings, name) == (self.settings, NAME)
+        return self.alias
+
+    def get(self, settings: Settings, reference: ModelReference) -> ModelRecord:
+        assert settings == self.settings
+        return version(reference.version)
 
     def everywhere(self) -> set[int | None]:
         """The version that serves, that of the endpoint's record, and that of the alias."""
@@ -74,6 +89,8 @@ class World:
 
     def changes(self) -> list[tuple[str, str, str | None, str | None, str]]:
         found = [event for event in events(self.settings, NAME) if event.action in ("champion", "withdrawn")]
+        targets = {event.target for event in found if event.action == "champion"}
+        assert targets <= {NAME}
         return [(event.action, event.actor, event.old, event.new, event.reason) for event in found]
 
     def decide(self, number: int, over: int | None = None, word: str = "release", **changes: Any) -> GateDecision:
@@ -98,12 +115,12 @@ class World:
 def world(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World(settings)
     monkeypatch.setattr(promotion, "serve", world.step("serve", world.serve))
-    monkeypatch.setattr(promotion, "place", world.step("place", lambda *_: None))
+    monkeypatch.setattr(promotion, "place", world.step("place", world.place))
     monkeypatch.setattr(promotion, "append", world.step("history", append))
     monkeypatch.setattr(promotion, "save_record", world.step("record", save_record))
     monkeypatch.setattr(promotion.models, "set_alias", world.step("alias", world.set_alias))
-    monkeypatch.setattr(promotion.models, "alias", lambda *_: world.alias)
-    monkeypatch.setattr(promotion.models, "get", lambda _, reference: version(reference.version))
+    monkeypatch.setattr(promotion.models, "alias", world.get_alias)
+    monkeypatch.setattr(promotion.models, "get", world.get)
     return world
 
 
@@ -138,7 +155,9 @@ def test_a_repeated_release_serves_again_and_records_nothing_new(two: World) -> 
 
 def test_a_candidate_that_was_compared_with_another_champion_is_not_released(two: World) -> None:
     for over in (1, None):
-        with pytest.raises(ThroughlineError, match=rf"compared with .*, but {NAME}/2 is champion now"):
+        with pytest.raises(
+            ThroughlineError, match=rf"compared with ({NAME}/1|no champion), but {NAME}/2 is champion now"
+        ):
             two.release(3, over=over)
     assert two.steps == []
 
@@ -221,7 +240,7 @@ def test_an_interrupted_promotion_is_completed_by_its_repetition(two: World, fai
 def test_a_rollback_returns_to_the_champion_before_and_a_second_one_finds_none(two: World) -> None:
     assert two.rollback().model == ModelReference(NAME, 1)
     assert two.steps == ["place", "history", *STEPS]
-    assert two.everywhere() == {1}
+    assert (two.placed, two.everywhere()) == ([1], {1})
     change = ("ada", f"{NAME}/2", f"{NAME}/1", "bad")
     assert two.changes()[2:] == [("withdrawn", *change), ("champion", *change)]
     with pytest.raises(ThroughlineError, match=rf"no champion before {NAME}/1 to return to"):
@@ -236,8 +255,15 @@ def test_a_version_that_was_rolled_back_from_is_promoted_as_a_new_champion(two: 
 
 
 def test_without_a_champion_there_is_no_rollback(world: World) -> None:
-    with pytest.raises(ThroughlineError, match="no champion before the first to return to"):
+    with pytest.raises(ThroughlineError, match="has no champion before the first to return to: `throughline history"):
         world.rollback()
+
+
+def test_a_rollback_where_nothing_is_deployed_serves_the_champion_again(two: World) -> None:
+    (two.settings.serving_home / NAME / FILE).unlink()
+    two.alias = None
+    assert two.rollback().model == ModelReference(NAME, 2)
+    assert two.steps == ["place", "serve", "record", "alias"]
 
 
 def test_a_rollback_to_a_file_that_was_never_released_changes_nothing(
@@ -288,6 +314,12 @@ def test_restore_serves_the_champion_when_the_revision_file_is_damaged_or_gone(t
     file.write_text("{half") if damaged else file.unlink()
     restore(two.settings, two.usecase)
     assert two.everywhere() == {2}
+
+
+def test_restore_writes_a_missing_record_of_the_endpoint(two: World) -> None:
+    (two.settings.records / NAME / "deployment" / "endpoint.json").unlink()
+    restore(two.settings, two.usecase)
+    assert (two.steps, two.everywhere()) == (["serve", "record", "alias"], {2})
 
 
 def test_restore_leaves_an_interrupted_rollback_to_its_repetition(two: World) -> None:
