@@ -5,7 +5,6 @@ Owns: lines on the terminal, JSON on stdout. Does not own: what the services do 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -93,7 +92,7 @@ def show_services(statuses: list[ServiceStatus], models: Sequence[dict] = ()) ->
 @contextmanager
 def progress() -> Generator[Callable[[str, str, float], None]]:
     """What `services.up` reports to: a live table on a terminal, a line per change of state elsewhere; on stderr."""
-    if not sys.stderr.isatty():
+    if not console.is_terminal:
         yield _lines()
         return
     columns = (
@@ -107,7 +106,7 @@ def progress() -> Generator[Callable[[str, str, float], None]]:
 
         def report(name: str, state: str, seconds: float) -> None:
             if name not in tasks:
-                tasks[name] = shown.add_task(name, total=1)
+                tasks[name] = shown.add_task(name, total=1, state=state)
             shown.update(tasks[name], state=state, completed=int(state != "starting"))
 
         yield report

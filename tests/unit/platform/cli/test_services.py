@@ -1,13 +1,16 @@
 """The command line's promises: exit codes, one line on stderr, only JSON on stdout, light."""
 
+import io
 import json
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from throughline import services
 from throughline.cli import main as cli
+from throughline.cli import services as commands
 from throughline.foundation.errors import ThroughlineError
 from throughline.services import ServiceFailed, ServiceStatus
 
@@ -108,6 +111,16 @@ def test_progress_away_from_a_terminal_is_a_line_per_change(monkeypatch, capsys)
     out, err = capsys.readouterr()
     assert err.splitlines() == ["spark starting (0.1 s)", "spark running (2.0 s)"]
     assert json.loads(out) == {"services": [{"name": "spark", "state": "running", "address": "sc://x"}]}
+
+
+def test_progress_on_a_terminal_shows_each_service_with_its_state(monkeypatch) -> None:
+    screen = Console(file=io.StringIO(), force_terminal=True, width=80)
+    monkeypatch.setattr(commands, "console", screen)
+    with commands.progress() as report:
+        for service, state in (("spark", "starting"), ("mlflow", "running"), ("spark", "running")):
+            report(service, state, 0.1)
+    shown = screen.file.getvalue()
+    assert all(word in shown for word in ("spark", "starting", "mlflow", "running"))
 
 
 def test_a_refusal_of_the_library_is_the_error_type_people_read() -> None:
