@@ -1,1 +1,1 @@
-"""Load on the live endpoint, held against service levels: `python -m loadtests`."""
+"""Load tests of the live endpoint against service levels: `python -m loadtests`."""

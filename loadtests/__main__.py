@@ -1,7 +1,7 @@
 """`python -m loadtests`: gevent first, then the command.
 
-Locust patches the standard library when it is imported. Done after another library has started threads, as reading a
-Delta table does, that import waits for itself for ever; so the process is patched before anything else is imported.
+Locust patches the standard library when it is imported. After another library has started threads, as reading a Delta
+table does, that import never returns; so the process is patched before anything else is imported.
 """
 
 if __name__ == "__main__":

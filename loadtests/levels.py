@@ -1,6 +1,6 @@
 """The service levels, and the verdict on a run.
 
-Owns: what is promised under which load. Does not own: how the load is made (`scenario`).
+Owns: the levels and the load they hold under. Does not own: making the load (`scenario`).
 """
 
 from __future__ import annotations

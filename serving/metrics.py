@@ -1,6 +1,6 @@
 """Prometheus metrics of the model server, in addition to those that KServe defines.
 
-Owns: their names and labels. Every label has few values: use cases, model versions, roles, decisions, views, flags.
+Owns: their names and labels. Labels have few values: use cases, model versions, roles, decisions, views, flags.
 """
 
 from __future__ import annotations

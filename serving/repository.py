@@ -1,4 +1,4 @@
-"""Which revisions are served: loaded at the start and on request, each replaced as a whole.
+"""The served revisions: loaded at the start and on request, each replaced as a whole.
 
 Owns: KServe's model repository for the revisions of one home. Does not own: how a revision is loaded (`predictor.py`),
 which one is deployed (`throughline.rollout`).

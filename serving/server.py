@@ -1,8 +1,7 @@
 """The server process: KServe's ModelServer over our repository, on the address of the settings.
 
-Owns: putting the parts together, start and stop. Does not own: any of the parts.
-KServe listens on all interfaces and logs each gRPC call and the timing of each request. So the two listeners are
-started here, with KServe's own endpoints on them.
+Owns: assembling the parts, start and stop. KServe's own listeners bind all interfaces and log each gRPC call and the
+timing of each request; so both listeners are started here, with KServe's endpoints on them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`throughline explain PREDICTION_ID`: which features made a prediction what it is.
+"""`throughline explain PREDICTION_ID`: what each feature added to the score of a prediction.
 
 Owns: the table on the terminal, and the JSON of `--json`: prediction_id, model_name, model_version, decision, score,
 base_value, explanations (feature, value, contribution; the largest first), and with `--top` rest: what the others add.

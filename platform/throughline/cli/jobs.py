@@ -1,6 +1,6 @@
 """`throughline jobs`: the trainings that were submitted.
 
-Owns: options, the table, the fields of a training in JSON. Does not own: what is known of a run (`graph/client.py`).
+Owns: options, the table, the fields of a training in JSON. Does not own: the runs (`graph/client.py`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`throughline trace PREDICTION_ID` and `throughline impact TABLE@VERSION`: the thread, backwards and forwards.
+"""`throughline trace PREDICTION_ID` and `throughline impact TABLE@VERSION`: lineage, backwards and forwards.
 
-Owns: both on the terminal, and the JSON of `--json`:
+Owns: tables on the terminal, and the JSON of `--json`:
     trace   a list of steps in order, each with kind, id, version and missing (why it could not be had, or null):
             prediction (time, request, score, decision, features: name, value, view, event_time, table, upstream,
             missing or note), revision (role, share, share_of, champion_since), model_version (sha256,

@@ -1,6 +1,6 @@
 """`throughline models`: which versions are registered, and the card of one.
 
-Owns: tables, words, JSON:
+Owns: tables, JSON:
     models       a list of objects, newest first: model (NAME/VERSION), aliases, trainer, dataset (fingerprint),
                  dataset_table, auc (on the rows held out), decision, parent, card (an address in MLflow), registered
     models card  the card as one object (`throughline.evaluation.card.Card`)

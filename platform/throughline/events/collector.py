@@ -3,12 +3,11 @@
     python -m throughline.events.collector
 
 Owns: the endpoints, the counts. Does not own: the journals between receipt and table (`intake.py`), the content of the
-inference log (`table.py`), which rows may be pushed and what becomes of them (`sources/push.py`).
+inference log (`table.py`), which rows may be pushed (`sources/push.py`).
 
-An event or a row is confirmed (202) when it is fsynced to the journal, not when it is in the table: a confirmation
-takes well under a millisecond instead of waiting for the next commit, and one fsync covers all requests that wait at
-that moment. A journal segment is removed after the commit of what it holds. A kill between the two makes the next
-start write the segment again, and ids that are in the table are dropped: exactly once, wherever the kill falls.
+An event or a row is confirmed (202) when it is fsynced to the journal, in less than a millisecond, not when it is in
+the table; one fsync covers all requests that wait. A journal segment is removed after its rows are committed. After a
+kill between the two the next start writes the segment again and drops the ids that are in the table: exactly once.
 """
 
 from __future__ import annotations

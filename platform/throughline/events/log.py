@@ -1,6 +1,6 @@
 """An index of the inference log: finds a prediction by its id, counts predictions by hour, revision and model.
 
-Owns: where each id stands, the counts, and how many events never arrived. Does not own: writing the log (`table.py`).
+Owns: the place of each id, the counts, the number of lost events. Does not own: writing the log (`table.py`).
 A prediction takes 24 bytes of memory. After an append only new files are read; after a compaction all are.
 """
 

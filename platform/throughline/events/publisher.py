@@ -1,9 +1,9 @@
 """Sends events from a model server to the collector; none is lost while either of them is down.
 
-Owns: the outbox on disk, sequence numbers per server start, retries, counts. Does not own: what is in an event.
+Owns: the outbox on disk, sequence numbers per server start, retries, counts. Does not own: the content of an event.
 
-An event is written to the outbox before the caller gets its answer, and leaves it when the collector has confirmed it.
-After a kill the next start sends what is left; the collector drops what it has.
+An event is written to the outbox before the caller gets its answer, and removed when the collector has confirmed it.
+After a kill the next start sends the rest; the collector drops the ids that it has.
 `http.client` instead of httpx: 0.10 against 0.55 ms of processor time per event (measured), in the process that serves.
 """
 

@@ -1,6 +1,6 @@
 """One prediction as an event: the typed record and its CloudEvents 1.0 form (HTTP binary mode).
 
-Owns: names and types of what is logged; wire format, table schema and readers follow from `InferenceEvent`.
+Owns: names and types of the logged fields; wire format, table schema and readers follow from `InferenceEvent`.
 Does not own: sending, storing.
 """
 

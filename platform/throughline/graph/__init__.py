@@ -1,1 +1,1 @@
-"""Dagster's graph as its clients see it: launching, following, planning runs."""
+"""Clients of the Dagster graph: launching, following and planning runs."""

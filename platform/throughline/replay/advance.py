@@ -1,10 +1,10 @@
-"""Replays recorded days: the data clock moves, deliveries come, requests are sent, sensors decide.
+"""Replays recorded days: ingests a day's rows, sends its requests hour by hour, waits for monitoring and sensors.
 
-Owns: the order of events within a replayed day. Does not own: any decision; those are the graph's and its sensors'.
+Owns: the order of steps within a replayed day. Does not own: any decision; the graph and its sensors make them.
 
-A day's deliveries and features are brought in one run before the day is replayed hour by hour: a run per hour would
-cost more than the day. Nothing looks ahead all the same: every reader filters by knowledge time, and the
-online store is given each hour's ticks only when the data clock gets there.
+The rows and features of a day are made in one run before its hours are replayed, as a run per hour would cost more than
+the day. No reader sees the future all the same: each filters by knowledge time, and an hour's ticks go to the online
+store when the data clock is there.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ def advance_day(
     end = usecase.day_start(day + timedelta(days=1))
     clock.advance_to(clock.now())
 
-    report(f"{day}: bringing the day's data")
+    report(f"{day}: ingesting the day's rows")
     key = day.isoformat()
     ingest = graph.launch(job=f"{usecase.name}_ingest", partitions=(key, key), tags={tags.AS_OF: end.isoformat()})
-    _must(follow(ingest), f"the data of {day}")
+    _require(follow(ingest), f"the data of {day}")
 
     predictions = _replay_hours(settings, usecase, clock, end, report)
 
     monitor = graph.launch(job=f"{usecase.name}_monitor")
-    _must(follow(monitor), f"the monitoring of {day}")
+    _require(follow(monitor), f"the monitoring of {day}")
     outcomes = load_record(settings, (usecase.name, "monitoring", "outcomes"), OutcomesRecord)
     judged = load_record(settings, (usecase.name, "monitoring", "calibration"), CalibrationRecord)
 
@@ -101,18 +101,20 @@ def _replay_hours(
     return sent
 
 
-def _must(outcome: RunOutcome, what: str) -> None:
+def _require(outcome: RunOutcome, what: str) -> None:
     if not outcome.succeeded:
-        raise ThroughlineError(f"Could not bring {what}: {outcome.cause}. Call `throughline advance` again to go on.")
+        raise ThroughlineError(
+            f"The replay stopped at {what}: {outcome.cause}. Call `throughline advance` again to go on."
+        )
 
 
 def _wait_for_sensor(graph: Graph, sensor: str, run_id: str) -> None:
-    """Until the sensor has judged what that run materialised."""
+    """Until the sensor's cursor is that run: it has evaluated what the run materialised."""
     deadline = time.monotonic() + SENSOR_DEADLINE_S
     while graph.sensor_cursor(sensor) != run_id:
         if time.monotonic() > deadline:
             raise ThroughlineError(
-                f"The sensor {sensor} did not look within {SENSOR_DEADLINE_S} s: is the Dagster daemon running "
+                f"The sensor {sensor} had no tick within {SENSOR_DEADLINE_S} s: is the Dagster daemon running "
                 "(`throughline status`), and the sensor switched on?"
             )
         time.sleep(0.5)

@@ -1,1 +1,1 @@
-"""Putting a model version in front of requests: what a revision is, and the targets that serve it."""
+"""Serving model versions: revisions, deployment to a target, changes of champion, the client of the endpoint."""

@@ -198,10 +198,10 @@ def test_interrupted_it_goes_on_in_the_same_day_and_hour(world: World) -> None:
     assert world.now == start + DAY
 
 
-def test_a_day_whose_data_cannot_be_brought_is_not_replayed(world: World) -> None:
+def test_a_day_whose_rows_cannot_be_ingested_is_not_replayed(world: World) -> None:
     start = world.now
     world.fails = {"ingest"}
-    with pytest.raises(ThroughlineError, match=r"data of 2013-04-01: ingest: it broke\. Call `throughline advance`"):
+    with pytest.raises(ThroughlineError, match=r"data of 2013-04-01: ingest: it broke\. `throughline advance` goes on"):
         world.advance()
     assert world.now == start
     assert world.predicted == []
@@ -230,7 +230,7 @@ def test_a_retraining_that_the_day_caused_is_waited_for_and_reported(world: Worl
 def test_a_sensor_without_a_tick_is_an_error_after_the_deadline(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "SENSOR_DEADLINE_S", -1)
     world.cursor = "an earlier run"
-    with pytest.raises(ThroughlineError, match="sensor flight_delay_drift did not look"):
+    with pytest.raises(ThroughlineError, match="sensor flight_delay_drift had no tick"):
         world.advance()
 
 
