@@ -103,9 +103,7 @@ def _replay_hours(
 
 def _require(outcome: RunOutcome, what: str) -> None:
     if not outcome.succeeded:
-        raise ThroughlineError(
-            f"The replay stopped at {what}: {outcome.cause}. Call `throughline advance` again to go on."
-        )
+        raise ThroughlineError(f"The replay stopped at {what}: {outcome.cause}. `throughline advance` goes on there.")
 
 
 def _wait_for_sensor(graph: Graph, sensor: str, run_id: str) -> None:
