@@ -197,6 +197,7 @@ def test_a_released_version_is_promoted_by_its_principal_though_a_later_decision
 def test_a_version_that_was_never_released_is_not_promoted(world: World, word: str | None, problem: str) -> None:
     if word:
         world.decide(1, word=word)
+    world.decide(2)  # about another version
     with pytest.raises(ThroughlineError, match=rf"{NAME}/1 is not promoted: {problem}"):
         world.promote(1)
     assert world.steps == []
