@@ -27,7 +27,7 @@ Usage = Mapping[str, tuple[float, float]]  # service -> (CPU seconds so far, MB)
 
 
 def usage(processes: list[psutil.Process]) -> Usage:
-    """Per service, children included. A process that ends meanwhile does not count."""
+    """Per service, children that ended included."""
     found: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     for process in processes:
         try:
@@ -36,7 +36,7 @@ def usage(processes: list[psutil.Process]) -> Usage:
         except psutil.Error:
             continue
         seconds, megabytes = found[name]
-        found[name] = (seconds + times.user + times.system, megabytes + memory)
+        found[name] = (seconds + sum(times[:4]), megabytes + memory)  # user, system, and those of ended children
     return found
 
 
