@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from throughline.featurestore.dataset import identity
+from throughline.featurestore.dataset import dataset_fingerprint
 from throughline.foundation.references import TableReference
 from throughline.records import DatasetRecord
 
@@ -44,7 +44,7 @@ def write_dataset(folder: Path, rows: int = 6000) -> DatasetRecord:
         usecase="flight_delay",
         table=TableReference("flight_delay/training/dataset", 0),
         path=str(path),
-        fingerprint=identity(frame.lazy(), NUMERIC, CATEGORICAL, HOLDOUT, ""),
+        fingerprint=dataset_fingerprint(frame.lazy(), NUMERIC, CATEGORICAL, HOLDOUT, ""),
         as_of=START + timedelta(days=DAYS),
         rows=rows,
         numeric=NUMERIC,
