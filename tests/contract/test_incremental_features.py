@@ -248,7 +248,7 @@ def test_within_a_day_out_of_order_and_in_a_bucket_the_features_are_the_same(
     assert home.fingerprints() == of_one_batch
 
 
-@pytest.mark.drill(minutes=12)
+@pytest.mark.drill(minutes=7)
 @pytest.mark.parametrize("place", ["folder", "bucket"])
 def test_built_at_every_step_the_features_are_those_of_one_batch(
     spark_server: Settings, usecase: UseCase, of_one_batch: dict[str, str], bucket: str | None, place: str
