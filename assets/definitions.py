@@ -12,6 +12,7 @@
     automation   sensors that retrain for a reason                             automation.py
     maintenance  small tables, without losing a version that is pinned         maintenance.py
     lineage      what each step read and wrote, sent as OpenLineage events     lineage_events.py
+    runs         how the process of a run is started on one machine            run_launcher.py
 
 Each declaration in `usecases/` becomes one such graph (`pipeline.py`).
 """

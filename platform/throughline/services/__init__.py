@@ -7,6 +7,7 @@ Owns: what runs on one machine, how it is started, watched and stopped. Does not
     daemon.py      supervisord itself: its socket, starting it, talking to it
     health.py      whether a service answers
     processes.py   which process listens on a port, which belong to a home
+    code.py        the fingerprint of the code that the graph is loaded from
     control.py     up, down, status
 """
 
