@@ -5,12 +5,13 @@ hold something else, not all that they import, so that an unrelated change mater
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from pydantic import BaseModel
 
 from throughline.foundation.fingerprint import combine, fingerprint_code
 
 
-def code_version(modules: Iterable[str], *declared: BaseModel | str) -> str:
-    """Of modules by their names, and of what was declared: who changes either has the asset materialised again."""
+def code_version(modules: Iterable[Path | str], *declared: BaseModel | str) -> str:
+    """Of modules by name, other files by path, and declarations: a change of any has the asset materialised again."""
     return combine(fingerprint_code(modules), *(d if isinstance(d, str) else d.model_dump_json() for d in declared))

@@ -13,7 +13,7 @@ from throughline.evaluation.evaluate import evaluate_candidate
 from throughline.evaluation.gate import decide, former_champion
 from throughline.evaluation.publish import publish
 from throughline.foundation.clock import WallClock
-from throughline.foundation.settings import Settings
+from throughline.foundation.settings import PROJECT_ROOT, Settings
 from throughline.records import DatasetRecord, EvaluationRecord, GateDecision, ModelRecord
 from throughline.registry import decisions
 from throughline.registry.champions import line_of
@@ -30,7 +30,12 @@ EVALUATES = (
     "throughline.models.metrics",
 )
 DECIDES = ("assets.evaluation", "throughline.evaluation.gate", "throughline.registry.decisions")
-DESCRIBES = ("assets.evaluation", "throughline.evaluation.card", "throughline.evaluation.card_store")
+DESCRIBES = (
+    "assets.evaluation",
+    "throughline.evaluation.card",
+    "throughline.evaluation.card_store",
+    *(PROJECT_ROOT / f"platform/throughline/evaluation/card.{kind}.j2" for kind in ("html", "md")),
+)
 
 
 def evaluation_assets(usecase: UseCase) -> Definitions:

@@ -29,7 +29,7 @@ def versions(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Versions]:
     """The code version of every asset that our own code makes, as if `changed` had another content."""
     usecase = get_usecase("flight_delay")
 
-    def versions(changed: str | None = None) -> Versions:
+    def versions(changed: Path | str | None = None) -> Versions:
         def fingerprint(places: Iterable[Path | str]) -> str:
             places = list(places)
             return combine(fingerprint_code(places), "changed") if changed in places else fingerprint_code(places)
@@ -48,6 +48,7 @@ def test_a_change_of_code_makes_old_what_it_decides_and_nothing_else(versions: C
         "throughline.evaluation.gate": {"flight_delay/evaluation/gate"},
         "throughline.featurestore.materialise": {"flight_delay/features/online_store"},
         "throughline.featurestore.dataset": {"flight_delay/training/dataset"},
+        PROJECT_ROOT / "platform/throughline/evaluation/card.html.j2": {"flight_delay/evaluation/card"},
         "throughline.services.control": set(),
     }
     for module, assets in expected.items():
