@@ -120,6 +120,10 @@ def test_another_process_with_the_workers_number_is_not_the_worker(instance: Dag
         assert launcher(instance).check_run_worker_health(run).status == status
 
 
+def test_a_run_whose_worker_is_not_tagged_yet_is_not_taken_for_a_killed_one(instance: DagsterInstance) -> None:
+    assert launcher(instance).check_run_worker_health(DagsterRun("job")).status == WorkerStatus.RUNNING
+
+
 def test_changed_code_is_loaded_before_the_next_run_and_runs_under_way_keep_theirs(
     instance: DagsterInstance, repository: ReconstructableRepository, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,7 +93,6 @@ class JobRun:
 
 ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
 ANSWER_S, ATTEMPTS = 60.0, 5  # the webserver of a busy machine is slow; one that is down refuses at once
-LOAD_S = 300.0  # importing the graph took 60 s on a machine with 20 processes per core
 
 
 class NoAnswerYet(ThroughlineError):
@@ -243,8 +242,7 @@ class Graph:
         body = {"query": query, "variables": variables}
         for left in reversed(range(1 if query.lstrip().startswith("mutation") else ATTEMPTS)):
             try:
-                limit = LOAD_S if query is _RELOAD else ANSWER_S
-                answer = self._client.post(f"{self._url}/graphql", json=body, timeout=limit)
+                answer = self._client.post(f"{self._url}/graphql", json=body, timeout=ANSWER_S)
                 content = answer.raise_for_status().json()
                 break
             except (httpx.HTTPError, ValueError) as error:
