@@ -24,7 +24,7 @@ from throughline.lakehouse.table import replace_all
 from throughline.models import provenance
 from throughline.models.provenance import Provenance
 from throughline.records import ModelRecord
-from throughline.rollout.revision import revision_of, write_revision
+from throughline.rollout.revision import only, revision_of, write_revisions
 from throughline.usecase import UseCase, load_object
 from throughline.usecase.requests import example_instance, parse_instances
 
@@ -56,7 +56,7 @@ def make_home(settings: Settings, usecase: UseCase) -> list[dict[str, Any]]:
     (folder / "1").mkdir(parents=True)
     (folder / "1" / "model.onnx").write_bytes(content)
     provenance.seal(settings, folder / "1", origin)
-    write_revision(folder, revision_of(usecase.name, model, datetime.now(UTC)))
+    write_revisions(folder, only(revision_of(usecase.name, model, datetime.now(UTC))))
     return instances
 
 

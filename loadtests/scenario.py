@@ -49,7 +49,7 @@ def served(settings: Settings, url: str) -> list[str]:
         answer = httpx.get(f"{url}/v1/throughline/revisions", headers=auth_headers(settings)).raise_for_status()
     except httpx.HTTPError as error:
         raise ThroughlineError(f"{url} does not answer ({error}): run `make run`.") from error
-    names = [entry["usecase"] for entry in answer.json()]
+    names = list(dict.fromkeys(entry["usecase"] for entry in answer.json()))
     if not names:
         raise ThroughlineError(f"{url} serves no model yet: deploy one with `make run`.")
     return names

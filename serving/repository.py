@@ -25,11 +25,13 @@ from throughline.events.publisher import Publisher
 from throughline.foundation.clock import data_clock
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
-from throughline.rollout.revision import FILE, read_revision
+from throughline.rollout.revision import FILE, read_revisions
 from throughline.usecase import UseCase
 from throughline.usecase.requests import BadRequest
 
 log = logging.getLogger(__name__)
+
+_ALIASES = {"stable": "champion", "canary": "challenger"}
 
 OpenReader = Callable[[Settings, UseCase], Reader]
 
@@ -74,11 +76,12 @@ class Repository(ModelRepository):
         usecase, folder = self.usecases[name], self._settings.serving_home / name
         with self._loading:
             try:
-                revision = read_revision(folder)
-                if revision is None:
+                revisions = read_revisions(folder)
+                if revisions is None:
                     raise ThroughlineError(f"nothing was deployed to {folder}")
-                if revision.usecase != name:
-                    raise ThroughlineError(f"{folder / FILE} is a revision of {revision.usecase}")
+                if revisions.usecase != name:
+                    raise ThroughlineError(f"{folder / FILE} holds revisions of {revisions.usecase}")
+                revision = revisions.stable
                 predictor = Predictor(
                     usecase,
                     revision,
@@ -101,8 +104,12 @@ class Repository(ModelRepository):
         """What serves now, one entry per revision."""
         predictors = [model.predictor for model in list(self.models.values()) if isinstance(model, UseCaseModel)]
         return [
-            predictor.revision.model_dump(exclude={"sha256", "file", "deployed_at"})
-            | {"loaded_at": predictor.loaded_at.isoformat()}
+            predictor.revision.model_dump(exclude={"sha256", "file", "weight", "deployed_at"})
+            | {
+                "share": predictor.revision.weight,
+                "alias": _ALIASES.get(predictor.revision.role),
+                "loaded_at": predictor.loaded_at.isoformat(),
+            }
             for predictor in predictors
         ]
 

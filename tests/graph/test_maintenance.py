@@ -81,7 +81,7 @@ def test_old_model_versions_go_first_for_they_pin_what_they_were_trained_on(
 
 def test_when_pins_are_unknown_nothing_is_removed(tables: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(settings: Settings, name: str, now: datetime) -> list[str]:
-        raise ThroughlineError("revision.json cannot be read")
+        raise ThroughlineError("revisions.json cannot be read")
 
     monkeypatch.setattr("assets.maintenance.remove_old_versions", unknown)
     before = current_version(tables.lakehouse / TABLE)

@@ -16,7 +16,7 @@ from tests.support.sealed import seal_model
 from throughline.featurestore.online import FeatureRead
 from throughline.foundation.settings import Settings, load_settings
 from throughline.records import Revision
-from throughline.rollout.revision import revision_of, write_revision
+from throughline.rollout.revision import only, revision_of, write_revisions
 from throughline.usecase import load_usecases
 
 USECASE = "flight_delay"
@@ -91,14 +91,14 @@ def model_bytes(bias: float = 0.0) -> bytes:
 
 
 def put_revision(settings: Settings, version: int = 1, bias: float = 0.0, **changes: object) -> Revision:
-    """Write the signed model and revision.json to the serving home."""
+    """Write the signed model and revisions.json to the serving home."""
     folder = settings.serving_home / USECASE
     (folder / str(version)).mkdir(parents=True, exist_ok=True)
     (folder / f"{version}/model.onnx").write_bytes(model_bytes(bias))
     model = seal_model(settings, folder / str(version), version, USECASE)
     deployed_at = datetime.now(UTC) - timedelta(minutes=version)
     revision = revision_of(USECASE, model, deployed_at).model_copy(update=changes)
-    write_revision(folder, revision)
+    write_revisions(folder, only(revision))
     return revision
 
 

@@ -25,7 +25,7 @@ from throughline.mlflow.tracking import client_of
 from throughline.records.store import recorded_values
 from throughline.registry import history
 from throughline.registry.champions import line_of
-from throughline.rollout.revision import read_revision
+from throughline.rollout.revision import read_revisions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,8 +46,8 @@ def removable(
 def pins(settings: Settings, name: str, now: datetime) -> dict[int, str]:
     """Version -> why it must stay, beside aliases. Wall clock. Raises where that cannot be read."""
     found: dict[int, list[str]] = defaultdict(list)
-    revision = read_revision(settings.serving_home / name)
-    if revision is not None:
+    served = read_revisions(settings.serving_home / name)
+    for revision in served.revisions if served else ():
         found[revision.version].append(f"served as {revision.revision}")
     for version in _recorded(settings, name):
         found[version].append("named by a record")

@@ -17,13 +17,13 @@ from throughline.evaluation import background
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.security.tokens import auth_headers
 from throughline.foundation.settings import Settings
-from throughline.records import EndpointRecord, GateDecision, ModelRecord, Revision
+from throughline.records import EndpointRecord, GateDecision, ModelRecord, Revision, RevisionSet
 from throughline.registry.approval import RULE as APPROVAL
 from throughline.registry.decisions import newest, same
 from throughline.registry.verification import verified
 from throughline.registry.versions import fetch
 from throughline.rollout.endpoint import error_of
-from throughline.rollout.revision import FILE, read_revision, revision_of, write_revision
+from throughline.rollout.revision import FILE, only, read_revisions, revision_of, write_revisions
 from throughline.usecase import UseCase
 
 LOAD_TIMEOUT_S = 60
@@ -69,10 +69,10 @@ def serve(settings: Settings, usecase: UseCase, model: ModelRecord) -> EndpointR
     revision = revision_of(usecase.name, model, datetime.now(UTC))
     place(settings, usecase, model)
     try:
-        previous = read_revision(folder)
+        previous = read_revisions(folder)
     except ThroughlineError:
         previous = None  # it could not be served either
-    write_revision(folder, revision)
+    write_revisions(folder, only(revision))
     address = settings.url("model_http")
     with httpx.Client(base_url=address, headers=auth_headers(settings), timeout=LOAD_TIMEOUT_S) as server:
         try:
@@ -138,12 +138,12 @@ def _load(server: httpx.Client, revision: Revision) -> None:
         )
 
 
-def _put_back(server: httpx.Client, folder: Path, usecase: UseCase, previous: Revision | None) -> None:
+def _put_back(server: httpx.Client, folder: Path, usecase: UseCase, previous: RevisionSet | None) -> None:
     """Disk and server as before; a server that refused the new revision never stopped serving the old one."""
     if previous is None:
         (folder / FILE).unlink(missing_ok=True)
     else:
-        write_revision(folder, previous)
+        write_revisions(folder, previous)
     # A server that cannot be reached reads the revision on disk when it starts.
     with contextlib.suppress(httpx.HTTPError):
         server.post(f"/v2/repository/models/{usecase.name}/{'load' if previous else 'unload'}")

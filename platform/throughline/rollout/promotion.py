@@ -25,7 +25,7 @@ from throughline.registry.champions import Line, line_of, rollback_target
 from throughline.registry.decisions import newest, released
 from throughline.registry.history import append, event_of, events
 from throughline.rollout.local import place, refusal, require_release, serve
-from throughline.rollout.revision import read_revision
+from throughline.rollout.revision import read_revisions
 from throughline.usecase import UseCase
 
 
@@ -136,10 +136,10 @@ def _endpoint(usecase: UseCase) -> tuple[str, str, str]:
 
 def _serving(settings: Settings, usecase: UseCase) -> ModelReference | None:
     try:
-        revision = read_revision(settings.serving_home / usecase.name)
+        revisions = read_revisions(settings.serving_home / usecase.name)
     except ThroughlineError:
         return None  # a server could not serve it either
-    return revision.model if revision else None
+    return revisions.stable.model if revisions else None
 
 
 def _champion_lock(settings: Settings, usecase: UseCase) -> AbstractContextManager[None]:

@@ -1,6 +1,6 @@
-"""A revision: one deployed model version with its config, as the file the model server loads.
+"""The revisions of a use case, as the file the model server loads.
 
-Owns: `serving/<usecase>/revision.json`. Does not own: which version is deployed, serving it.
+Owns: `serving/<usecase>/revisions.json`. Does not own: which versions are deployed, serving them.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from throughline.records import ModelRecord, Revision
+from throughline.records import ModelRecord, Revision, RevisionSet
 from throughline.records.store import read_record, write_record
 
-FILE = "revision.json"
+FILE = "revisions.json"
 
 
 def revision_of(usecase: str, model: ModelRecord, deployed_at: datetime) -> Revision:
@@ -27,11 +27,16 @@ def revision_of(usecase: str, model: ModelRecord, deployed_at: datetime) -> Revi
     )
 
 
-def read_revision(folder: Path) -> Revision | None:
-    """The revision in the folder of a use case; None when nothing was deployed. Raises `ThroughlineError`."""
-    return read_record(folder / FILE, Revision, "deploy the version again")
+def only(revision: Revision) -> RevisionSet:
+    """A set of one revision."""
+    return RevisionSet(usecase=revision.usecase, revisions=(revision,))
 
 
-def write_revision(folder: Path, revision: Revision) -> None:
-    """Atomically: a reader sees the old revision or the new one."""
-    write_record(folder / FILE, revision)
+def read_revisions(folder: Path) -> RevisionSet | None:
+    """The revisions in the folder of a use case; None when nothing was deployed. Raises `ThroughlineError`."""
+    return read_record(folder / FILE, RevisionSet, "deploy the version again")
+
+
+def write_revisions(folder: Path, revisions: RevisionSet) -> None:
+    """Atomically: a reader sees the old set or the new one."""
+    write_record(folder / FILE, revisions)

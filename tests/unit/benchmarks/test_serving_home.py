@@ -7,7 +7,7 @@ import pytest
 from benchmarks.serving_home import ENTITIES, make_home
 from throughline.featurestore.online import FeatureReader
 from throughline.models.served_model import ServedModel
-from throughline.rollout.revision import read_revision
+from throughline.rollout.revision import read_revisions
 from throughline.usecase import load_usecases
 from throughline.usecase.requests import parse_instances
 
@@ -21,7 +21,9 @@ def test_every_request_finds_its_features_and_is_scored_by_them(settings, usecas
     stored = [name for name in read.values.columns if name not in usecase.request]
     assert read.values.select(stored).null_count().sum_horizontal().item() == 0
     folder = settings.serving_home / usecase.name
-    revision = read_revision(folder)
+    served = read_revisions(folder)
+    assert served
+    revision = served.stable
     served = ServedModel.load(folder / revision.file, revision.sha256)
     assert served.numeric == stored
     scores = served.score(read.values)

@@ -18,7 +18,7 @@ from throughline.records import EndpointRecord, ModelRecord
 from throughline.records.store import save_record
 from throughline.registry.history import append, event_of
 from throughline.retention.models import ROLLBACKS, pins, removable
-from throughline.rollout.revision import revision_of, write_revision
+from throughline.rollout.revision import only, revision_of, write_revisions
 
 NOW = datetime(2024, 11, 20, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -52,10 +52,10 @@ def test_nothing_is_pinned_in_a_home_where_nothing_happened(settings: Settings) 
 def test_the_version_that_serves_is_pinned(settings: Settings) -> None:
     folder = settings.serving_home / "shop"
     folder.mkdir(parents=True)
-    write_revision(folder, revision_of("shop", model(3), NOW))
+    write_revisions(folder, only(revision_of("shop", model(3), NOW)))
     assert pins(settings, "shop", NOW) == {3: "served as v3-dddddddddddd"}
-    (folder / "revision.json").write_text("{")
-    with pytest.raises(ThroughlineError, match=r"revision\.json"):
+    (folder / "revisions.json").write_text("{")
+    with pytest.raises(ThroughlineError, match=r"revisions\.json"):
         pins(settings, "shop", NOW)
 
 

@@ -13,7 +13,7 @@ from throughline.foundation.settings import Settings
 from throughline.records import GateDecision, ModelRecord, Revision, RuleVerdict
 from throughline.registry import decisions
 from throughline.rollout.local import refusal, require_release, serve
-from throughline.rollout.revision import FILE, read_revision, revision_of, write_revision
+from throughline.rollout.revision import FILE, only, read_revisions, revision_of, write_revisions
 from throughline.usecase import get_usecase
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -81,10 +81,10 @@ def test_with_no_server_nothing_is_deployed_and_the_disk_is_as_before(tmp_path):
     assert not (folder / FILE).exists()
 
     before = revision_of("flight_delay", MODEL.model_copy(update={"version": 1}), NOW)
-    write_revision(folder, before)
+    write_revisions(folder, only(before))
     with pytest.raises(ThroughlineError, match="throughline up"):
         serve(settings, get_usecase("flight_delay"), model)
-    assert read_revision(folder) == before
+    assert read_revisions(folder) == only(before)
 
 
 def test_a_revision_cannot_point_outside_its_folder():
@@ -97,5 +97,5 @@ def test_a_revision_cannot_point_outside_its_folder():
 def test_a_damaged_revision_file_is_one_clear_line(tmp_path):
     (tmp_path / FILE).write_text("{half")
     with pytest.raises(ThroughlineError, match="deploy the version again"):
-        read_revision(tmp_path)
-    assert read_revision(tmp_path / "nothing") is None
+        read_revisions(tmp_path)
+    assert read_revisions(tmp_path / "nothing") is None

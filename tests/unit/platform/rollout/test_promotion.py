@@ -19,7 +19,7 @@ from throughline.registry import decisions
 from throughline.registry.history import append, events
 from throughline.rollout import promotion
 from throughline.rollout.promotion import promote, release, restore, rollback
-from throughline.rollout.revision import FILE, read_revision, revision_of, write_revision
+from throughline.rollout.revision import FILE, only, read_revisions, revision_of, write_revisions
 from throughline.usecase import UseCase, get_usecase
 
 NAME, ADA = "flight_delay", Principal("ada")
@@ -59,7 +59,7 @@ class World:
     def serve(self, settings: Settings, usecase: UseCase, model: ModelRecord) -> EndpointRecord:
         assert usecase.name == NAME
         revision = revision_of(NAME, model, NOW)
-        write_revision(settings.serving_home / NAME, revision)
+        write_revisions(settings.serving_home / NAME, only(revision))
         return EndpointRecord(
             usecase=NAME, model=model.reference, sha256=model.sha256, revision=revision.revision, address="a",
             deployed_at=NOW,
@@ -83,9 +83,9 @@ class World:
 
     def everywhere(self) -> set[int | None]:
         """The version that serves, that of the endpoint's record, and that of the alias."""
-        revision = read_revision(self.settings.serving_home / NAME)
+        served = read_revisions(self.settings.serving_home / NAME)
         endpoint = load_record(self.settings, (NAME, "deployment", "endpoint"), EndpointRecord)
-        return {revision and revision.version, endpoint.model.version, self.alias and self.alias.version}
+        return {served and served.stable.version, endpoint.model.version, self.alias and self.alias.version}
 
     def changes(self) -> list[tuple[str, str, str | None, str | None, str]]:
         found = [event for event in events(self.settings, NAME) if event.action in ("champion", "withdrawn")]
