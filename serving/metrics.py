@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from throughline.events.publisher import Publisher
+from throughline.events.outbox import Outbox
 from throughline.records import Revision
 
 _HOUR = 3600
@@ -20,7 +20,7 @@ _AGES = [_HOUR * hours for hours in (1, 2, 3, 6, 12, 24, 48, 7 * 24, 30 * 24)]
 class Metrics:
     """The counters of one server, in a registry of its own: two servers in one process do not share them."""
 
-    def __init__(self, publisher: Publisher) -> None:
+    def __init__(self, outbox: Outbox) -> None:
         self._registry = CollectorRegistry()
         labels = ["model_name", "model_version", "role", "decision"]
         self._predictions = Counter("throughline_predictions", "Predictions", labels, registry=self._registry)
@@ -32,7 +32,7 @@ class Metrics:
             buckets=_AGES,
             registry=self._registry,
         )
-        self._registry.register(_Outbox(publisher))
+        self._registry.register(_Events(outbox))
 
     def observe(self, revision: Revision, decision: str, flags: list[str], ages: dict[str, float | None]) -> None:
         """Count one prediction. `ages`: of the feature rows used, in seconds by view; None for a view without one."""
@@ -48,13 +48,15 @@ class Metrics:
         return generate_latest(REGISTRY) + generate_latest(self._registry)
 
 
-class _Outbox:
-    """The publisher's counts, read at each scrape."""
+class _Events:
+    """The counts of the outbox and of the shipping process, read at each scrape."""
 
-    def __init__(self, publisher: Publisher) -> None:
-        self._publisher = publisher
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
 
     def collect(self) -> Iterator[Metric]:
-        yield CounterMetricFamily("throughline_events_sent", "Events confirmed", value=self._publisher.sent)
-        yield CounterMetricFamily("throughline_events_lost", "Events given up", value=self._publisher.lost)
-        yield GaugeMetricFamily("throughline_events_waiting", "Events in the outbox", value=self._publisher.waiting)
+        shipped = self._outbox.shipped
+        yield CounterMetricFamily("throughline_events_sent", "Events confirmed by the collector", value=shipped.sent)
+        yield CounterMetricFamily("throughline_events_set_aside", "Events refused for good", value=shipped.set_aside)
+        yield CounterMetricFamily("throughline_events_lost", "Events that could not be kept", value=self._outbox.lost)
+        yield GaugeMetricFamily("throughline_events_waiting", "Events in the outbox", value=self._outbox.waiting)

@@ -23,7 +23,7 @@ import polars as pl
 from serving.protocol import Prediction
 from throughline.evaluation.background import frame_of
 from throughline.evaluation.explain import explain
-from throughline.events.schema import InferenceEvent, iso
+from throughline.events.schema import iso
 from throughline.foundation.clock import Clock
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from throughline.featurestore.online import FeatureRead
 
 log = logging.getLogger(__name__)
+
+
+# logs the predictions of one request: per prediction the fields of `InferenceEvent`, without source and sequence
+Publish = Callable[[Sequence[dict[str, Any]]], None]
 
 
 class Reader(Protocol):
@@ -63,8 +67,7 @@ class PendingRequest:
 class Predictor:
     """One loaded revision; immutable, so that replacing it is one assignment.
 
-    `publish` logs the event that its argument builds from source and sequence number; `observe` counts a prediction, by
-    its revision, decision, flags and the ages of its features in seconds.
+    `observe` counts a prediction, by its revision, decision, flags and the ages of its features in seconds.
     """
 
     usecase: UseCase
@@ -72,7 +75,7 @@ class Predictor:
     served: ServedModel
     reader: Reader
     clock: Clock
-    publish: Callable[[Callable[[str, int], InferenceEvent]], None]
+    publish: Publish
     observe: Callable[[Revision, str, list[str], dict[str, float | None]], None]
     loaded_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -139,6 +142,7 @@ class Predictor:
         requests = frame.to_dicts()
         now, wall = self.clock.now(), datetime.now(UTC)
         results, row = [], 0
+        events: list[dict[str, Any]] = []
         for each, own_scores in zip(pending, scores, strict=True):
             latency_ms = (time.perf_counter() - each.arrived) * 1000
             predictions = []
@@ -165,12 +169,13 @@ class Predictor:
                     "latency_ms": latency_ms,
                 }
                 data["id"] = data.pop("prediction_id")
-                self.publish(lambda source, number, data=data: InferenceEvent(source=source, sequence=number, **data))
+                events.append(data)
                 ages = {view: (now - at).total_seconds() if at else None for view, at in times.items()}
                 self.observe(self.revision, prediction.decision, flags, ages)
                 predictions.append(prediction)
                 row += 1
             results.append(predictions)
+        self.publish(events)
         return results
 
     def _unavailable(self) -> Unavailable:

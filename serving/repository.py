@@ -20,8 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from serving.batching import Batcher
 from serving.metrics import Metrics
 from serving.model import UseCaseModel
-from serving.predictor import PendingRequest, Predictor, Reader, load_served
-from throughline.events.publisher import Publisher
+from serving.predictor import PendingRequest, Predictor, Publish, Reader, load_served
 from throughline.foundation.clock import data_clock
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
@@ -48,14 +47,14 @@ class Repository(ModelRepository):
         settings: Settings,
         usecases: Mapping[str, UseCase],
         open_reader: OpenReader,
-        publisher: Publisher,
+        publish: Publish,
         metrics: Metrics,
     ) -> None:
         super().__init__(str(settings.serving_home))
         self.usecases = usecases
         self._settings = settings
         self._open_reader = open_reader
-        self._publisher = publisher
+        self._publish = publish
         self._metrics = metrics
         self._readers: dict[str, Reader] = {}
         self._batchers: dict[str, Batcher[tuple[Predictor, PendingRequest], Any]] = {}
@@ -88,7 +87,7 @@ class Repository(ModelRepository):
                     load_served(self._settings, folder, revision),
                     self._reader(usecase),
                     data_clock(self._settings, usecase.clock_start(self._settings)),
-                    self._publisher.publish,
+                    self._publish,
                     self._metrics.observe,
                 )
                 predictor.warm_up()

@@ -23,7 +23,8 @@ from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
 from serving import middleware
 from serving.metrics import Metrics
 from serving.repository import OpenReader, Repository, RevisionDataPlane, RevisionLoader
-from throughline.events.publisher import Publisher
+from throughline.events.outbox import Outbox
+from throughline.events.shipping_process import ShippingProcess
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.security.tokens import BearerToken, demanded_token
 from throughline.foundation.settings import Settings
@@ -38,9 +39,9 @@ class Server(ModelServer):
     def __init__(self, settings: Settings, usecases: Mapping[str, UseCase], open_reader: OpenReader) -> None:
         for service in ("model_http", "model_grpc"):
             _require_free(settings.bind, settings.port(service), service)
-        self.publisher = Publisher(settings)
-        self.metrics = Metrics(self.publisher)
-        self.repository = Repository(settings, usecases, open_reader, self.publisher, self.metrics)
+        self.outbox = Outbox(settings.outboxes / "0")
+        self.metrics = Metrics(self.outbox)
+        self.repository = Repository(settings, usecases, open_reader, self.outbox.publish, self.metrics)
         super().__init__(
             http_port=settings.port("model_http"),
             grpc_port=settings.port("model_grpc"),
@@ -69,12 +70,14 @@ class Server(ModelServer):
         self._grpc_server = _GrpcListener(self, demanded_token(self._settings))
         self.servers = [uvicorn.Server(config).serve(), self._grpc_server.serve(self._settings.bind, self.grpc_port)]
         self.register_signal_handler()
+        shipping = ShippingProcess(self._settings)
         try:
             with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
                 runner.run(self._serve())
         finally:
             self.repository.close()
-            self.publisher.close()
+            shipping.close()
+            self.outbox.close()
 
     def create_app(self) -> FastAPI:
         """KServe's REST endpoints and ours, behind our middleware."""

@@ -1,6 +1,6 @@
 """Client of the inference log: waits until it is complete, and pins its version.
 
-Does not own: what a model server sends (`publisher.py`), what the collector writes (`collector.py`).
+Does not own: what a model server sends (`outbox.py`, `shipping.py`), what the collector writes (`collector.py`).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import logging
 import signal
 import sys
 from collections import defaultdict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,7 +27,8 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from throughline.events.schema import BadEvent, InferenceEvent, from_binary
+from throughline.events import wire
+from throughline.events.schema import BadEvent, InferenceEvent
 from throughline.events.table import LogTable, SourceCount
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.security.tokens import BearerToken, demanded_token
@@ -37,7 +38,7 @@ from throughline.sources.push import BadRow, NoSuchTable, PushIntake
 from throughline.usecase import load_usecases
 
 MAX_BODY = 1 << 20
-MAX_ROWS_BODY = 8 << 20
+MAX_BATCH = MAX_ROWS_BODY = 8 << 20
 
 
 class Collector(Intake):
@@ -53,11 +54,20 @@ class Collector(Intake):
         for usecase in self._usecases:
             self._table(usecase)
 
-    async def receive(self, event: InferenceEvent) -> None:
-        """Returns when the event is on the disk."""
-        if event.subject not in self._usecases:
-            raise BadEvent(f"subject: {event.subject} is not a declared use case")
-        await self.confirm([event.model_dump_json().encode()])
+    async def receive(self, events: Sequence[InferenceEvent | BadEvent]) -> list[tuple[int, BadEvent]]:
+        """Returns when the events are on the disk; those that are refused, with their positions."""
+        refused, lines = [], []
+        for position, event in enumerate(events):
+            if isinstance(event, InferenceEvent) and event.subject not in self._usecases:
+                event = BadEvent(f"subject: {event.subject} is not a declared use case", str(event.id))
+            if isinstance(event, BadEvent):
+                refused.append((position, event))
+            else:
+                lines.append(event.model_dump_json().encode())
+        if lines:
+            await self.confirm(lines)
+        self.rejected += len(refused)
+        return refused
 
     def move(self, lines: list[bytes]) -> int:
         events = defaultdict(list)
@@ -120,12 +130,26 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="Throughline collector", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(BearerToken, token=demanded_token(settings), exempt=lambda path: path == "/health")
 
-    @app.post("/", status_code=202)
+    @app.post("/")
     async def receive(request: Request) -> Response:
-        if int(request.headers.get("content-length") or MAX_BODY + 1) > MAX_BODY:
-            raise BadEvent(f"body: send a Content-Length of at most {MAX_BODY}")
-        await request.app.state.collector.receive(from_binary(request.headers, await request.body()))
-        return Response(status_code=202)
+        """CloudEvents in binary, structured or batched mode. Of a batch the good ones are taken, and the others named;
+        422 when none is taken."""
+        collector: Collector = request.app.state.collector
+        limit = MAX_BATCH if wire.is_batch(request.headers) else MAX_BODY
+        if int(request.headers.get("content-length") or limit + 1) > limit:
+            return JSONResponse({"error": f"body: send a Content-Length of at most {limit}"}, 413)
+        body = await request.body()
+        if not wire.is_batch(request.headers):
+            for _, refusal in await collector.receive([wire.parse_one(request.headers, body)]):
+                return JSONResponse({"error": str(refusal)}, 422)
+            return Response(status_code=202)
+        events = await run_in_threadpool(wire.parse_batch, body)
+        refused = [
+            {"position": position, "id": error.event_id, "error": str(error)}
+            for position, error in await collector.receive(events)
+        ]
+        accepted = len(events) - len(refused)
+        return JSONResponse({"accepted": accepted, "refused": refused}, 202 if accepted or not refused else 422)
 
     @app.post("/flush")
     async def flush(request: Request) -> dict[str, Any]:

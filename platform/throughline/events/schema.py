@@ -1,25 +1,23 @@
-"""One prediction as an event: the typed record and its CloudEvents 1.0 form (HTTP binary mode).
+"""One prediction as a typed record: what the inference log holds.
 
-Owns: names and types of the logged fields; wire format, table schema and readers follow from `InferenceEvent`.
-Does not own: sending, storing.
+Owns: names and types of the logged fields; table schema and readers follow from `InferenceEvent`.
+Does not own: its CloudEvents form (`wire.py`), sending, storing.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Literal, get_origin
 from uuid import UUID
 
 import polars as pl
-from pydantic import AwareDatetime, Field, ValidationError
+from pydantic import AwareDatetime, Field
 
-from throughline.foundation.errors import ThroughlineError, first_problem
+from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
 from throughline.records import Record
-
-EVENT_TYPE = "throughline.prediction.v1"
 
 LAYER, TABLE = "monitoring", "inference_log"
 
@@ -34,12 +32,13 @@ _COLUMN_TYPES: dict[Any, Any] = {
     float: pl.Float64,
 }
 
-# Attributes of the CloudEvent; all other fields of the record are its data.
-_ATTRIBUTES = ("id", "source", "subject", "time", "sequence")
-
 
 class BadEvent(ThroughlineError):
     """An event that cannot be accepted, now or later: sending it again does not help."""
+
+    def __init__(self, message: str, event_id: str | None = None) -> None:
+        super().__init__(message)
+        self.event_id = event_id
 
 
 class InferenceEvent(Record):
@@ -80,42 +79,6 @@ LOG_SCHEMA: dict[str, Any] = {name: _COLUMN_TYPES[kind] for name, kind in _FIELD
 def log_table(usecase: str, version: int) -> TableReference:
     """The inference log of a use case at a version."""
     return TableReference(f"{usecase}/{LAYER}/{TABLE}", version)
-
-
-def to_binary(event: InferenceEvent) -> tuple[dict[str, str], bytes]:
-    """Headers and body of the HTTP request that carries the event."""
-    # postpones cloudevents, which readers of the log do not use
-    from cloudevents.conversion import to_binary as cloudevents_to_binary
-    from cloudevents.http import CloudEvent
-
-    fields = event.model_dump(mode="json")
-    attributes = {name: str(fields.pop(name)) for name in _ATTRIBUTES}
-    attributes |= {"type": EVENT_TYPE, "datacontenttype": "application/json"}
-    headers, body = cloudevents_to_binary(CloudEvent(attributes, fields))
-    return dict(headers), body
-
-
-def from_binary(headers: Mapping[str, str], body: bytes) -> InferenceEvent:
-    """The inverse of `to_binary`. Raises `BadEvent` naming what is wrong."""
-    from cloudevents.exceptions import GenericException
-    from cloudevents.http import from_http
-
-    if "ce-specversion" not in headers:
-        raise BadEvent("ce-specversion: missing; send a CloudEvent in HTTP binary mode")
-    if headers.get("ce-type") != EVENT_TYPE:
-        raise BadEvent(f"ce-type: {ascii(headers.get('ce-type'))[:80]} is not accepted, only {EVENT_TYPE}")
-    try:
-        event = from_http(dict(headers), body, data_unmarshaller=json.loads)
-    except (GenericException, ValueError, RecursionError) as error:
-        raise BadEvent(f"event: not a CloudEvent in HTTP binary mode ({str(error)[:120]})") from None
-    data = event.get_data()
-    if not isinstance(data, dict):
-        raise BadEvent("data: must be a JSON object")
-    attributes = {name: value for name, value in event.get_attributes().items() if name in _ATTRIBUTES}
-    try:
-        return InferenceEvent.model_validate({**data, **attributes})
-    except ValidationError as error:
-        raise BadEvent(": ".join(first_problem(error))) from None
 
 
 def to_rows(events: Iterable[InferenceEvent]) -> pl.DataFrame:

@@ -225,6 +225,11 @@ class Settings(BaseSettings):
         return self.home / "serving"
 
     @property
+    def outboxes(self) -> Path:
+        """A folder per process of the model server, with the events that the collector has not confirmed."""
+        return self.serving_home / "spool" / "outbox"
+
+    @property
     def keys(self) -> Path:
         """This home's key pair for signing models, and the public keys that it trusts."""
         return self.home / "keys"

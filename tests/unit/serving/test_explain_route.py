@@ -73,7 +73,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
     made.give_background()
     yield made
     made.server.repository.close()
-    made.server.publisher.close(timeout_s=0)  # no collector runs
+    made.server.outbox.close()
 
 
 INSTANCE = example_instance(USECASE)
@@ -104,7 +104,7 @@ def test_an_explanation_is_no_prediction(place: Place) -> None:
     before = place.server.metrics.render()
     it = place.send(INSTANCE)[1]["predictions"][0]
     assert "prediction_id" not in it
-    assert place.server.publisher.waiting + place.server.publisher.sent + place.server.publisher.lost == 0
+    assert place.server.outbox.waiting + place.server.outbox.lost == 0
     counted = [line for line in place.server.metrics.render().splitlines() if line.startswith(b"throughline_pred")]
     assert counted == [line for line in before.splitlines() if line.startswith(b"throughline_pred")]
     place.send(INSTANCE, verb="predict")

@@ -67,7 +67,7 @@ def predictor(model: FakeModel):
         model,
         FakeReader(),
         WallClock(),
-        lambda make: events.append(make("urn:test", len(events) + 1)),
+        events.extend,
         lambda *figures: observed.append(figures),
     )
     return made, events, observed
@@ -84,21 +84,21 @@ def test_requests_answered_together_are_scored_apart_and_in_order():
     answers = made.predict([request(6), request(23, rows=2), request(12)])
     assert [[p.score for p in answer] for answer in answers] == [[6 / 24], [23 / 24] * 2, [0.5]]
     assert model.calls == [1, 2, 1]
-    assert [event.flags for event in events] == [[], ["outside_domain:hour"], ["outside_domain:hour"], []]
-    assert [str(event.id) for event in events] == [p.prediction_id for answer in answers for p in answer]
-    assert events[0].features == {"hour": 6.0, "carrier": "B6"}
-    assert events[0].latency_ms > 0
+    assert [event["flags"] for event in events] == [[], ["outside_domain:hour"], ["outside_domain:hour"], []]
+    assert [event["id"] for event in events] == [p.prediction_id for answer in answers for p in answer]
+    assert events[0]["features"] == {"hour": 6.0, "carrier": "B6"}
+    assert events[0]["latency_ms"] > 0
     assert [(revision, decision) for revision, decision, *_ in observed] == [
         (REVISION, p.decision) for answer in answers for p in answer
     ]
-    assert [flags for _, _, flags, _ in observed] == [event.flags for event in events]
+    assert [flags for _, _, flags, _ in observed] == [event["flags"] for event in events]
     assert observed[0][3]["view"] == pytest.approx(7200, abs=60)
 
 
 def test_features_that_are_too_old_to_be_used_are_flagged():
     made, events, _ = predictor(FakeModel())
     made.predict([request(), request(carrier="OO")])
-    assert [event.flags for event in events] == [[], ["expired:view"]]
+    assert [event["flags"] for event in events] == [[], ["expired:view"]]
 
 
 def test_a_failing_request_does_not_fail_the_rest_of_its_batch():

@@ -3,48 +3,18 @@
 from __future__ import annotations
 
 import json
-import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import polars as pl
 import pytest
 from fastapi.testclient import TestClient
 
+from tests.support.events import NOW, binary, event, structured
+from throughline.events.cloudevent import BATCH, STRUCTURED
 from throughline.events.collector import Collector, create_app
-from throughline.events.schema import JSON_COLUMNS, LOG_SCHEMA, BadEvent, InferenceEvent, from_binary, to_binary
+from throughline.events.schema import JSON_COLUMNS, LOG_SCHEMA, InferenceEvent
 from throughline.events.table import LogTable
 from throughline.foundation.settings import Settings
-
-NOW = datetime(2013, 4, 1, 4, tzinfo=UTC)
-
-
-def event(sequence: int = 1, source: str = "urn:test:1", **changes: object) -> InferenceEvent:
-    fields = {
-        "id": uuid.uuid4(),
-        "source": source,
-        "subject": "flight_delay",
-        "time": NOW,
-        "sequence": sequence,
-        "wall_time": datetime(2026, 1, 1, tzinfo=UTC),
-        "model_name": "flight_delay",
-        "model_version": 3,
-        "revision": "v3-abc",
-        "role": "stable",
-        "row_key": "2013-04-01T13:00:00Z|B6|1018|JFK",
-        "request": {"origin": "JFK", "tailnum": None},
-        "features": {"hour": 9.0, "wind": None},
-        "feature_times": {"weather": NOW, "aircraft": None},
-        "flags": ["unknown_entity:aircraft"],
-        "score": 0.25,
-        "decision": "late",
-        "latency_ms": 1.5,
-    }
-    return InferenceEvent(**(fields | changes))
-
-
-def wire(sent: InferenceEvent) -> tuple[dict[str, str], bytes]:
-    headers, body = to_binary(sent)
-    return {name.lower(): value for name, value in headers.items()}, body
 
 
 @pytest.fixture
@@ -56,15 +26,6 @@ def logged(settings: Settings) -> pl.DataFrame:
     return pl.read_delta(str(settings.table_path("flight_delay", "monitoring", "inference_log")))
 
 
-def test_an_event_is_read_as_it_was_sent():
-    sent = event()
-    headers, body = wire(sent)
-    assert headers["ce-id"] == str(sent.id)
-    assert headers["ce-subject"] == "flight_delay"
-    assert headers["ce-time"].startswith("2013-04-01T04:00:00")
-    assert from_binary(headers, body) == sent
-
-
 def test_the_table_has_a_column_per_field_of_the_event_and_the_day(settings):
     LogTable(settings, "flight_delay").append([event()])
     fields = set(InferenceEvent.model_fields) - {"subject"}
@@ -72,27 +33,6 @@ def test_the_table_has_a_column_per_field_of_the_event_and_the_day(settings):
     assert set(row) == set(LOG_SCHEMA) == fields | {"day"}
     assert dict(logged(settings).schema) == LOG_SCHEMA
     assert {name for name, value in event().model_dump().items() if isinstance(value, dict)} == set(JSON_COLUMNS)
-
-
-@pytest.mark.parametrize(
-    ("headers", "body", "problem"),
-    [
-        ({"ce-specversion": None}, None, "ce-specversion"),
-        ({"ce-type": "org.kubeflow.serving.inference.request"}, None, "ce-type"),
-        ({"ce-id": "not-a-uuid"}, None, "id"),
-        ({"ce-sequence": "0"}, None, "sequence"),
-        ({"ce-subject": "../../etc"}, None, "subject"),
-        ({"ce-time": "2013-04-01T04:00:00"}, None, "time"),
-        ({}, b"{broken", "event"),
-        ({}, b"[]", "data"),
-        ({}, b"{}", "wall_time"),
-    ],
-)
-def test_an_event_that_cannot_be_stored_is_refused_by_name(headers, body, problem):
-    good_headers, good_body = wire(event())
-    changed = {name: value for name, value in (good_headers | headers).items() if value is not None}
-    with pytest.raises(BadEvent, match=problem):
-        from_binary(changed, good_body if body is None else body)
 
 
 def test_the_table_holds_each_id_once_though_it_is_written_again(settings):
@@ -152,8 +92,7 @@ def _die(_):
 
 
 def test_the_collector_confirms_flushes_and_counts(settings):
-    sent = event(1)
-    headers, body = wire(sent)
+    headers, body = binary(structured())
     with TestClient(create_app(settings)) as client:
         assert client.post("/", content=body, headers=headers).status_code == 202
         assert client.post("/", content=body, headers=headers).status_code == 202
@@ -176,9 +115,28 @@ def test_the_collector_confirms_flushes_and_counts(settings):
         assert client.get("/nowhere").json() == {"error": "Not Found"}
 
 
+def test_of_a_batch_the_good_events_are_taken_and_the_others_named(settings):
+    bad = structured(2, model_version="three")
+    batch = [structured(1), bad, structured(3), structured(4, subject="no_such_case"), 7]
+    with TestClient(create_app(settings)) as client:
+        answer = client.post("/", content=json.dumps(batch), headers={"content-type": f"{BATCH}; charset=utf-8"})
+        assert (answer.status_code, answer.json()["accepted"]) == (202, 2)
+        refused = [(each["position"], each["id"], each["error"].partition(":")[0]) for each in answer.json()["refused"]]
+        assert refused == [(1, bad["id"], "model_version"), (3, batch[3]["id"], "subject"), (4, None, "event")]
+        answer = client.post("/", content=json.dumps([bad]), headers={"content-type": BATCH})
+        assert (answer.status_code, answer.json()["accepted"]) == (422, 0)
+        for body in ("{}", "[", '"' + "\\ud800" + '"', "[" * 2000):
+            assert client.post("/", content=body, headers={"content-type": BATCH}).status_code == 422
+        assert client.post("/", content="[]", headers={"content-type": BATCH}).status_code == 202
+        single = client.post("/", content=json.dumps(structured(5)), headers={"content-type": STRUCTURED})
+        assert single.status_code == 202
+        client.post("/flush")
+    assert sorted(logged(settings)["sequence"]) == [1, 3, 5]
+
+
 def test_beyond_loopback_the_collector_demands_the_token(tmp_path):
     settings = Settings(home=tmp_path, bind="0.0.0.0", token="s3cret")
-    headers, body = wire(event())
+    headers, body = binary(structured())
     with TestClient(create_app(settings)) as client:
         assert client.get("/health").status_code == 200
         assert client.get("/status").status_code == 401

@@ -19,7 +19,7 @@ from serving.metrics import Metrics
 from serving.repository import Repository, RevisionRefused
 from tests.support.fake_store_server import USECASE, FakeFeatureReader, model_bytes, put_revision
 from tests.support.sealed import seal_model
-from throughline.events.publisher import Publisher
+from throughline.events.outbox import Outbox
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import PROJECT_ROOT, Settings, load_settings
 from throughline.models.served_model import sha256_of
@@ -360,11 +360,11 @@ def test_an_unknown_signer_is_refused_without_repeating_it(signing):
 
 @pytest.fixture
 def repository(settings) -> Any:
-    publisher = Publisher(settings)
-    made = Repository(settings, {USECASE: get_usecase(USECASE)}, FakeFeatureReader, publisher, Metrics(publisher))
+    outbox = Outbox(settings.outboxes / "0")
+    made = Repository(settings, {USECASE: get_usecase(USECASE)}, FakeFeatureReader, outbox.publish, Metrics(outbox))
     yield made
     made.close()
-    publisher.close()
+    outbox.close()
 
 
 @pytest.mark.parametrize("how", TAMPERED)
