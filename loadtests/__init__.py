@@ -1,1 +1,1 @@
-"""Load tests of the live endpoint against service levels: `python -m loadtests`."""
+"""Load tests of the live endpoint: scenarios as code, each held against its service levels. `python -m loadtests`."""

@@ -239,6 +239,11 @@ class Settings(BaseSettings):
         """Pages of plots, one per table version."""
         return self.home / "profiles"
 
+    @property
+    def load_reports(self) -> Path:
+        """A page per load test."""
+        return self.home / "loadtests"
+
     def table_path(self, usecase: str, layer: str, table: str) -> Path | UPath:
         """The address of the Delta table `usecase/layer/table`."""
         return self.lakehouse / usecase / layer / table
