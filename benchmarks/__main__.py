@@ -17,7 +17,7 @@ from benchmarks.page import machine_facts, page
 from benchmarks.report import progress
 from throughline.foundation.settings import PROJECT_ROOT
 
-BENCHMARKS = ("point_in_time", "time_travel", "incremental", "online_push", "serving", "horovod_ddp")
+BENCHMARKS = ("point_in_time", "time_travel", "incremental", "online_push", "serving", "judge", "horovod_ddp")
 PAGE = PROJECT_ROOT / "docs" / "benchmarks.md"
 
 

@@ -103,7 +103,7 @@ def _expect(*path: Any) -> Callable[[dict[str, Any]], None]:
         pytest.param(_expect("rows", {"at_least": 9, "at_most": 1}), "at_least 9 is above", id="volume upside down"),
         pytest.param(_expect("max_bad_share", 1), "max_bad_share", id="every row may be bad"),
         pytest.param(_expect("drift", {"columns": ["snow"]}), "snow under `drift`", id="drift of no column"),
-        pytest.param(_set("release", "strategy", "hope"), "release.strategy", id="unknown strategy"),
+        pytest.param(_set("release", "strategy", "hope"), "release: Input tag 'hope'", id="unknown strategy"),
         pytest.param(_set("monitoring", "calibration", "gap", 1.5), "monitoring.calibration.gap", id="gap over 1"),
         pytest.param(
             _set("prediction", "decision", "cost_false_negative", 0), "cost_false_negative", id="a mistake for free"
