@@ -1,12 +1,21 @@
-"""Windows of evidence as two revisions would leave them: drawn from distributions, for tests of the judge."""
+"""Rollouts without a server: windows of evidence drawn from distributions, states, verdicts, what a target reports."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
+from tests.support.judged import a_model
+from throughline.records import Revision, RevisionSet
 from throughline.rollout.evidence import SCORE_BINS, Counts, Window
+from throughline.rollout.judge import Verdict
+from throughline.rollout.state import Rollout
+from throughline.rollout.strategy import begun
+from throughline.rollout.target import Served
+from throughline.usecase.release import Release
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 BOUNDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256)
@@ -50,6 +59,30 @@ def window(stable: Counts, candidate: Counts, look: int = 0, *, replayed: bool =
         candidate=candidate,
         replayed=replayed,
     )
+
+
+def a_revision(version: int, name: str = "shop") -> Revision:
+    digest = f"{version:064x}"
+    return Revision(
+        revision=f"v{version}-{digest[-12:]}", usecase=name, name=name, version=version, sha256=digest,
+        file=f"{version}/model.onnx", deployed_at=START,
+    )  # fmt: skip
+
+
+def a_rollout(now: datetime = START, **plan: Any) -> Rollout:
+    """Version 2 beside version 1. `plan`: as declared."""
+    declared = TypeAdapter(Release).validate_python(plan)
+    model = a_model(2, "shop", trained_until=START)
+    return begun("r1", declared, a_revision(1), a_revision(2), model, now, actor="ada", reason="better", reference=())
+
+
+def verdict(conclusion: str, *reasons: str, better: bool = False) -> Verdict:
+    return Verdict(conclusion=conclusion, reasons=reasons or (f"because {conclusion}",), better=better)
+
+
+def serving(revisions: RevisionSet) -> tuple[Served, ...]:
+    """What a target reports that serves this set."""
+    return tuple(Served(revision=one.revision, role=one.role, weight=one.weight) for one in revisions.revisions)
 
 
 def reference() -> tuple[float, ...]:

@@ -60,6 +60,12 @@ def cells(metric: str, window: Window, judge: Judge, reference: tuple[float, ...
     return found if found.n.size else None
 
 
+def swapped_outcomes(window: Window) -> Cells:
+    """The losses with the sides exchanged: evidence that the candidate's is lower."""
+    stable, candidate = window.stable, window.candidate
+    return single(candidate.outcomes, candidate.loss, stable.outcomes, stable.loss)
+
+
 def single(stable_n: Any, stable_sum: Any, n: Any, total: Any) -> Cells:
     """One mean of each."""
     return Cells(*(_array(each)[..., None] for each in (stable_n, stable_sum, n, total)))

@@ -25,6 +25,16 @@ class Counts(Record):
     outcomes: float = 0  # predictions whose label became known
     loss: float = 0  # their Brier losses' sum
 
+    def plus(self, more: Counts) -> Counts:
+        return Counts(
+            requests=self.requests + more.requests,
+            errors=self.errors + more.errors,
+            latency=_plus(self.latency, more.latency),
+            scores=_plus(self.scores, more.scores),
+            outcomes=self.outcomes + more.outcomes,
+            loss=self.loss + more.loss,
+        )
+
     def minus(self, before: Counts) -> Counts:
         """Since `before`. A histogram that `before` lacks had no entry then."""
         return Counts(
@@ -75,6 +85,12 @@ class Window(Record):
             if counts.scores and len(counts.scores) != SCORE_BINS:
                 return f"of {role}, scores have {len(counts.scores)} bins, not {SCORE_BINS}"
         return None
+
+
+def _plus(one: Sequence[float], other: Sequence[float]) -> tuple[float, ...]:
+    if not one or not other:
+        return tuple(one or other)
+    return tuple(a + b for a, b in zip(one, other, strict=True))
 
 
 def _minus(now: Sequence[float], before: Sequence[float]) -> tuple[float, ...]:

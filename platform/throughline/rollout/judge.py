@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from throughline.records.base import Record
-from throughline.rollout.comparison import Cells, cells, remembered, wagered
+from throughline.rollout.comparison import Cells, cells, remembered, swapped_outcomes, wagered
 from throughline.rollout.evidence import Window
 from throughline.rollout.sequential import EXCESSES, Array, carried, evidence
 from throughline.usecase.release import Judge
@@ -26,6 +26,7 @@ from throughline.usecase.release import Judge
 Conclusion = Literal["advance", "hold", "roll_back", "cannot_say"]
 
 DOUBT = 10.0  # evidence above this holds a step: at most one in ten within tolerance ever gets there
+BETTER = "better"  # the tally of "the candidate's loss is not below stable's"; no metric: it rolls nothing back
 _WHEN_KNOWN = frozenset({"outcomes"})  # metrics without which a step may end
 _WORDING = {
     "errors": "{candidate:.2%} of the candidate's requests failed, {stable:.2%} of stable's",
@@ -82,6 +83,7 @@ class Verdict(Record):
     conclusion: Conclusion
     reasons: tuple[str, ...]
     findings: tuple[Finding, ...] = ()
+    better: bool = Field(False, description="Whether the candidate's mean loss is shown to be below stable's.")
 
     def __str__(self) -> str:
         return f"{self.conclusion.replace('_', ' ')}: {'; '.join(self.reasons)}"
@@ -99,6 +101,8 @@ def observed(known: Evidence, window: Window, judge: Judge, reference: tuple[flo
         found = cells(metric, window, judge, reference)
         if found is not None:
             tallies[metric] = _tallied(tallies.get(metric, Tally()), metric, found, tolerance)
+    if "outcomes" in judge.tolerances:
+        tallies[BETTER] = _tallied(tallies.get(BETTER, Tally()), "outcomes", swapped_outcomes(window), 0.0)
     requests = window.candidate.requests
     return Evidence(
         tallies=tallies,
@@ -124,8 +128,9 @@ def verdict(known: Evidence, judge: Judge, samples: int) -> Verdict:
     doubts = tuple(finding.reason for finding in findings if finding.evidence > DOUBT)
     if doubts:
         return Verdict(conclusion="hold", reasons=doubts, findings=findings)
+    better = known.tallies.get(BETTER, Tally()).peak >= -math.log(judge.false_alarm)
     within = ", ".join(finding.metric for finding in findings if finding.verdict == "pass")
-    return Verdict(conclusion="advance", reasons=(f"within tolerance: {within}",), findings=findings)
+    return Verdict(conclusion="advance", reasons=(f"within tolerance: {within}",), findings=findings, better=better)
 
 
 def _tallied(tally: Tally, metric: str, found: Cells, tolerance: float) -> Tally:

@@ -6,7 +6,7 @@ import re
 from datetime import timedelta
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -21,7 +21,14 @@ def parse_duration(text: Any) -> timedelta:
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
-Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+def render_duration(duration: timedelta) -> str:
+    """As `parse_duration` reads it, in seconds."""
+    return f"{round(duration.total_seconds())}s"
+
+
+Duration = Annotated[
+    timedelta, BeforeValidator(parse_duration), PlainSerializer(render_duration, return_type=str, when_used="json")
+]
 
 
 class Declared(BaseModel):

@@ -14,7 +14,7 @@ from throughline.usecase.features import Features, Label, Online
 from throughline.usecase.feeds import Zone
 from throughline.usecase.monitoring import Monitoring
 from throughline.usecase.prediction import Prediction, RequestField
-from throughline.usecase.release import Release
+from throughline.usecase.release import AB, Release
 from throughline.usecase.sources import Sources
 from throughline.usecase.training import Trainer
 
@@ -69,6 +69,12 @@ class UseCase(Declared):
             for member in trainer.members:
                 if member not in self.trainers or self.trainers[member].members:
                     raise ValueError(f"member {member} of trainer {name} must be a trainer without members")
+        return self
+
+    @model_validator(mode="after")
+    def _the_sticky_key_is_requested(self) -> UseCase:
+        if isinstance(self.release, AB) and self.release.sticky not in self.request:
+            raise ValueError(f"release.sticky: {self.release.sticky} is missing under `request`")
         return self
 
     @property

@@ -197,6 +197,17 @@ def test_a_good_revision_is_not_rolled_back_in_fifty_looks(seed, share):
     assert found.conclusion in ("advance", "hold")
 
 
+@pytest.mark.parametrize(("brier", "better"), [(0.08, True), (0.15, False), (0.22, False)])
+def test_a_lower_loss_is_shown_by_outcomes_only(brier, better):
+    random, known = np.random.default_rng(5), Evidence()
+    judge = Judge.model_validate({"outcomes": {"tolerance": 0.2}})
+    for look in range(60):
+        one = window(drawn(random, 50, labelled=1.0), drawn(random, 50, labelled=1.0, brier=brier), look)
+        known = observed(known, one, judge, REFERENCE)
+    found = verdict(known, judge, 200)
+    assert (found.conclusion, found.better) == ("advance", better)
+
+
 def test_only_declared_metrics_are_judged():
     only = Judge(latency=None, scores=None, evaluation=None, outcomes=None)
     found, _ = judged(100, fine, lambda _: {"seconds": 1.0, "shift": 0.5}, judge=only)

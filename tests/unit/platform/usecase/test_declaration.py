@@ -103,6 +103,11 @@ def _expect(*path: Any) -> Callable[[dict[str, Any]], None]:
         pytest.param(_expect("rows", {"at_least": 9, "at_most": 1}), "at_least 9 is above", id="volume upside down"),
         pytest.param(_expect("max_bad_share", 1), "max_bad_share", id="every row may be bad"),
         pytest.param(_expect("drift", {"columns": ["snow"]}), "snow under `drift`", id="drift of no column"),
+        pytest.param(
+            lambda it: it.update(release={"strategy": "ab", "duration": "1m", "sticky": "nobody"}),
+            "release.sticky: nobody is missing",
+            id="sticky key that no request has",
+        ),
         pytest.param(_set("release", "strategy", "hope"), "release: Input tag 'hope'", id="unknown strategy"),
         pytest.param(_set("monitoring", "calibration", "gap", 1.5), "monitoring.calibration.gap", id="gap over 1"),
         pytest.param(

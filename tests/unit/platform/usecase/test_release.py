@@ -48,7 +48,7 @@ def test_a_plan_without_a_metric_is_refused(strategy):
         ({"strategy": "canary", "steps": [0.5, 0.5]}, "each must be larger"),
         ({"strategy": "canary", "steps": []}, "at least 1 item"),
         ({"strategy": "canary", "steps": [0.5, 1.0]}, "less than 1"),
-        ({"strategy": "canary", "steps": [float("nan")]}, "greater than 0"),
+        ({"strategy": "canary", "steps": [float("nan")]}, "less than 1"),
         ({"strategy": "canary", "dwell": "30m"}, "deadline: 1:00:00 does not exceed"),
         ({"strategy": "ab", "duration": "2h", "sticky": "carrier"}, "deadline"),
         ({"strategy": "ab", "duration": "30m"}, "sticky"),
