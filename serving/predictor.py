@@ -161,6 +161,7 @@ class Predictor:
                     "wall_time": wall,
                     "revision": self.revision.revision,
                     "role": self.revision.role,
+                    "model_sha256": self.revision.sha256,
                     "row_key": keys[row],
                     "request": _plain(requests[row]),
                     "features": _plain(features[row]),

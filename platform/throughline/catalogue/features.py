@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 import polars as pl
 from pydantic import Field
 
-from throughline.events.schema import LAYER, TABLE, log_table
+from throughline.events.schema import LAYER, TABLE, log_table, production
 from throughline.featurestore.layout import EVENT_TIME, PUSHED
 from throughline.featurestore.lineage import Upstream
 from throughline.featurestore.profile_page import page_of
@@ -71,7 +71,7 @@ class Entry(Record):
     freshness: Freshness
     models: list[ModelReference] | None = Field(description="Trained on it; None: unknown.")
     models_unknown: str | None = Field(description="Why `models` is unknown.")
-    reads: int = Field(description="Predictions that used it, by the inference log.")
+    reads: int = Field(description="Predictions of production traffic that used it.")
     reads_from: TableReference | None = Field(description="The inference log; None: there is none yet.")
     profile: str | None = Field(description="The page of plots of that table version; None: there is none yet.")
     features: list[str] = Field(description="Of a view: its features.")
@@ -262,7 +262,7 @@ def _predictions(
     version = current_version(location)
     if version is None:
         return [], None
-    rows = scan(location, version)
+    rows = production(scan(location, version))
     model = ["model_name", "model_version"]
     groups = []
     for *which, count in rows.group_by(model).len().collect().iter_rows():

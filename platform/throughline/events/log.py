@@ -1,6 +1,7 @@
 """An index of the inference log: finds a prediction by its id, counts predictions by hour, revision and model.
 
 Owns: the place of each id, the counts, the number of lost events. Does not own: writing the log (`table.py`).
+Any prediction is found; only those of production traffic are counted.
 A prediction takes 24 bytes of memory. After an append only new files are read; after a compaction all are.
 """
 
@@ -16,14 +17,16 @@ from uuid import UUID
 import numpy as np
 import polars as pl
 
-from throughline.events.schema import JSON_COLUMNS, LAYER, LOG_SCHEMA, TABLE, log_table
+from throughline.events.schema import JSON_COLUMNS, LAYER, LOG_SCHEMA, PRODUCTION, TABLE, log_table, of_production
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import ModelReference, TableReference
 from throughline.foundation.settings import Settings, in_bucket
 from throughline.lakehouse.delta import find, storage_options
+from throughline.lakehouse.table import DAY
 
 _MADE_BY = ("model_name", "model_version", "revision", "role")
 _HOURS = {"hour": LOG_SCHEMA["time"], **{name: LOG_SCHEMA[name] for name in _MADE_BY}, "predictions": pl.Int64}
+_STORED = {name: kind for name, kind in LOG_SCHEMA.items() if name != DAY}
 _SOURCES = {"source": LOG_SCHEMA["source"], "events": pl.Int64, "highest": LOG_SCHEMA["sequence"]}
 
 
@@ -64,7 +67,8 @@ class PredictionLog:
 
     @property
     def predictions(self) -> int:
-        return len(self._ids)
+        """Of production traffic, shadow revisions' included."""
+        return int(self._hours["predictions"].sum())
 
     @property
     def lost(self) -> int:
@@ -100,7 +104,7 @@ class PredictionLog:
         if self.version is None:
             return f"nothing of {self.usecase} was logged yet"
         gaps = f", and it is incomplete: {self.lost:,} events are missing" if self.lost else ""
-        return f"{self.table} holds {self.predictions:,} predictions{gaps}"
+        return f"{self.table} holds {len(self._ids):,} predictions{gaps}"
 
     def share(self, revision: str, at: datetime) -> Share:
         """Of the hour of `at` (data clock). Shadow predictions answer no request and do not count."""
@@ -128,7 +132,9 @@ class PredictionLog:
         if not files:
             return
         columns = ("id", "source", "sequence", "time", "wall_time", *_MADE_BY, "file")
-        rows = self._scan(files, include_file_paths="file").select(columns).collect()
+        rows = (
+            self._scan(files, include_file_paths="file").select(*columns, of_production().alias("production")).collect()
+        )
         places = {file: number for number, file in enumerate(files, len(self._files))}
         rows = rows.with_columns(
             place=pl.col("file").replace_strict(places, return_dtype=pl.UInt32),
@@ -141,8 +147,9 @@ class PredictionLog:
         self._ids = hashes[order]
         self._file = np.concatenate([self._file, rows["place"].to_numpy()])[order]
         self._row = np.concatenate([self._row, rows["row"].to_numpy()])[order]
-        self._wall_times = np.concatenate([self._wall_times, rows["wall_time"].dt.epoch("us").to_numpy()])
-        made = rows.with_columns(pl.lit(1, pl.Int64).alias("predictions")).select(*_HOURS)
+        counted = rows.filter("production")
+        self._wall_times = np.concatenate([self._wall_times, counted["wall_time"].dt.epoch("us").to_numpy()])
+        made = counted.with_columns(pl.lit(1, pl.Int64).alias("predictions")).select(*_HOURS)
         self._hours = pl.concat([self._hours, made]).group_by(pl.exclude("predictions")).agg(pl.sum("predictions"))
         arrived = rows.select("source", pl.lit(1, pl.Int64).alias("events"), pl.col("sequence").alias("highest"))
         self._sources = pl.concat([self._sources, arrived]).group_by("source").agg(pl.sum("events"), pl.max("highest"))
@@ -155,7 +162,8 @@ class PredictionLog:
             stored = self._scan([self._files[self._file[place]]]).slice(int(self._row[place]), 1).collect()
             if stored["id"][0] == wanted:
                 (row,) = stored.to_dicts()
-                return {**row, **{name: json.loads(row[name]) for name in JSON_COLUMNS}}
+                parsed = {name: json.loads(row[name]) for name in JSON_COLUMNS}
+                return {**row, **parsed, "traffic": row["traffic"] or PRODUCTION}
             place += 1
         return None
 
@@ -163,7 +171,8 @@ class PredictionLog:
         if in_bucket(self._location):
             how["storage_options"] = storage_options(self._location)
             how["credential_provider"] = pl.CredentialProviderAWS()
-        return pl.scan_parquet(files, hive_partitioning=False, **how)
+        # files from before a column was added do not have it
+        return pl.scan_parquet(files, schema=_STORED, missing_columns="insert", hive_partitioning=False, **how)
 
 
 def _canonical(prediction_id: str) -> str:

@@ -22,6 +22,8 @@ _ID = "id"
 class AppendOnce:
     """A table that only grows; it stays open between appends. `id` is a text, unique in the table. Not thread-safe.
 
+    Columns that the table has not get added to it; they are null in the rows that are there.
+
     by_day: the table is partitioned by `day`. same_day: an id always comes with the same day and is compared with those
     of that day only. The ids of the last days are kept in memory, 16 bytes each: reading them for each batch of 500
     rows into a day of 50,000 takes three times as long.
@@ -57,9 +59,19 @@ class AppendOnce:
             self._table = find(self._location)
         else:
             with refusals(self._location, self._table):
-                write_deltalake(self._table, fresh.to_arrow(), mode="append", commit_properties=ONE_ATTEMPT)
+                write_deltalake(
+                    self._table,
+                    fresh.to_arrow(),
+                    mode="append",
+                    schema_mode="merge" if self._lacks(fresh) else None,
+                    commit_properties=ONE_ATTEMPT,
+                )
         self._remember(fresh)
         return fresh
+
+    def _lacks(self, rows: pl.DataFrame) -> bool:
+        assert self._table is not None
+        return not set(rows.columns) <= {field.name for field in self._table.schema().fields}
 
     def _refresh(self) -> None:
         """Read the newest version; after another writer's commit drop the ids in memory."""

@@ -35,8 +35,8 @@ class Impact(Record):
     datasets: list[TableReference]
     models: list[ModelReference] | None = Field(description="Trained on one of them; None: unknown, see below.")
     models_unknown: str | None = None
-    predictions: dict[ModelReference, int] = Field(description="Model version -> logged predictions of those models.")
-    served_from: int = Field(description="Logged predictions made while a reached feature table's version was newest.")
+    predictions: dict[ModelReference, int] = Field(description="Model version -> its predictions, production traffic.")
+    served_from: int = Field(description="Production predictions while a reached feature table's version was newest.")
     log: TableReference | None = Field(description="The inference log that was counted; None: there is none.")
     log_lost: int = Field(description="Events of the log that never arrived: counts are too low by as many at most.")
 

@@ -98,7 +98,7 @@ class Tracer:
         return Trace(prediction_id=event["id"], steps=steps)
 
     def _prediction(self, event: Mapping[str, Any], features: list[dict[str, Any]]) -> Step:
-        names = ["time", "wall_time", "row_key", "request", "score", "decision", "flags", "latency_ms"]
+        names = ["time", "wall_time", "row_key", "request", "score", "decision", "flags", "latency_ms", "traffic"]
         missing = [feature["missing"] for feature in features if "missing" in feature]
         return Step(
             kind="prediction",
@@ -119,7 +119,7 @@ class Tracer:
         reference = str(_reference(event))
         events = self._events(event["model_name"], event["wall_time"])
         promoted = [each for each in events if each.action == "champion" and each.new == reference]
-        digest = event["revision"].rpartition("-")[2]
+        digest = event["model_sha256"] or event["revision"].rpartition("-")[2]  # of older events, its beginning
         other = not isinstance(version, str) and not str(version.tags.get("sha256", "")).startswith(digest)
         return Step(
             kind="revision",
@@ -128,6 +128,7 @@ class Tracer:
             missing=f"its file is not the one that {reference} was registered with" if other else None,
             facts={
                 "role": event["role"],
+                "model_sha256": event["model_sha256"],
                 "share": share.share if share.of else None,
                 "share_of": {"hour": share.hour, "predictions": share.of, "log_complete": self.log.lost == 0},
                 "champion_since": promoted[-1].at if promoted else None,

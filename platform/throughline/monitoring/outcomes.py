@@ -9,7 +9,7 @@ from datetime import datetime
 
 import polars as pl
 
-from throughline.events.schema import LOG_SCHEMA
+from throughline.events.schema import LOG_SCHEMA, production
 from throughline.featurestore.spine import as_known
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
@@ -24,7 +24,7 @@ _LOGGED = ("id", "time", "row_key", "model_name", "model_version", "role", "scor
 
 
 def join_outcomes(usecase: UseCase, predictions: pl.DataFrame, spine: pl.DataFrame, as_of: datetime) -> pl.DataFrame:
-    """One row per prediction with `label` (null while unknown), `label_available_at` and `state`.
+    """One row per prediction of production traffic with `label` (null while unknown), `label_available_at` and `state`.
 
     predictions: the inference log; spine: the use case's spine. `as_of` in UTC: what became known later is not seen.
     state is `labelled`; `pending`, while the label may still come; or `never`, once the declared delay has passed
@@ -46,7 +46,9 @@ def join_outcomes(usecase: UseCase, predictions: pl.DataFrame, spine: pl.DataFra
         .otherwise(pl.lit("pending"))
     )
     return (
-        predictions.select(*_LOGGED)
+        production(predictions.lazy())
+        .collect()
+        .select(*_LOGGED)
         .filter(pl.col("time") <= as_of)
         .unique("id", keep="first", maintain_order=True)
         .join(outcomes, on="row_key", how="left", maintain_order="left")

@@ -235,6 +235,13 @@ def test_a_revision_of_another_file_than_the_registered_one_is_a_gap(made: Home)
     assert found.gaps == [f"revision: its file is not the one that {NAME}/1 was registered with"]
 
 
+def test_the_digest_of_the_file_that_predicted_is_compared_with_the_registered_one(made: Home) -> None:
+    """An ungated file served under a released version's name, by a revision edited by hand."""
+    assert only(made.trace(made.predict(model_sha256=home.SHA)), "revision").missing is None
+    other = made.trace(made.predict(model_sha256=home.SHA[:-2] + "00"))
+    assert other.gaps == [f"revision: its file is not the one that {NAME}/1 was registered with"]
+
+
 def test_a_decision_from_after_the_prediction_did_not_release_it(made: Home) -> None:
     early = made.predict(wall_time=datetime.now(UTC) - timedelta(days=1))
     found = made.trace(early)

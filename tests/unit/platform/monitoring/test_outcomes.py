@@ -140,6 +140,15 @@ def test_each_prediction_gets_its_own_outcome_in_the_order_of_the_log(usecase: U
     assert all(row["label"] == int(row["id"][1:]) % 2 for row in rows)
 
 
+def test_only_predictions_of_production_traffic_have_outcomes(usecase: UseCase) -> None:
+    classes = [None, "production", "load_test", "shadow", "test"]
+    log = pl.DataFrame(
+        [predicted(n) | {"traffic": traffic} for n, traffic in enumerate(classes)], schema={**LOG, "traffic": pl.String}
+    )
+    rows = join_outcomes(usecase, log, spine_of(), DEPARTURE)
+    assert rows["id"].to_list() == ["p0", "p1"]
+
+
 def test_a_key_published_twice_does_not_double_its_predictions(usecase: UseCase) -> None:
     spine = [published(1, None, None), published(1, 1, DEPARTURE)]
     assert [row["label"] for row in outcome(usecase, spine, [predicted(1)], DEPARTURE)] == [1]
