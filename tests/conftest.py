@@ -36,7 +36,14 @@ LONGEST = (
 STARTED = time.monotonic()
 DRILLS_BEGUN = pytest.StashKey[dict[str, bool]]()
 SPARK = ("contract/test_incremental_features.py", "contract/test_two_engines.py", "contract/offline_store/")
-PARTS = {"java": "Java", "redis-server": "Redis", "chromium": "Chromium", "softhsm2-util": "SoftHSM"}
+PARTS = {
+    "java": "Java",
+    "redis-server": "Redis",
+    "chromium": "Chromium",
+    "softhsm2-util": "SoftHSM",
+    "prometheus": "Prometheus",
+    "promtool": "Prometheus",
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
