@@ -27,7 +27,7 @@ from loadtests.scenarios import WARM_UP_S, Scenario
 from loadtests.target import Target
 from throughline.events.client import drain, snapshot
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.security.tokens import auth_headers
+from throughline.foundation.security.calls import client_of
 from throughline.lakehouse.table import read
 
 MEMORY_EVERY_S = 5.0
@@ -117,7 +117,8 @@ def load_again(target: Target) -> None:
     """Have the server load the revision that is deployed, and put it in the place of the one that serves."""
     address = f"{target.url}/v2/repository/models/{target.usecase.name}/load"
     try:
-        httpx.post(address, headers=auth_headers(target.settings), timeout=SWITCH_TIMEOUT_S).raise_for_status()
+        with client_of(target.settings, "model_http", SWITCH_TIMEOUT_S) as server:
+            server.post(address).raise_for_status()
     except httpx.HTTPError as error:
         raise ThroughlineError(f"The server did not load its revision again ({error}): see its log.") from error
 

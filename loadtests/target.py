@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.security.tokens import auth_headers
+from throughline.foundation.security.calls import client_of, headers_of
 from throughline.foundation.settings import Settings, is_loopback
 from throughline.lakehouse.table import find_pin, read
 from throughline.rollout.endpoint import as_instances
@@ -52,7 +52,7 @@ class Target:
     @property
     def headers(self) -> dict[str, str]:
         """Every request of a load test names its traffic class: it is never counted as production."""
-        return {"Content-Type": "application/json", **TRAFFIC_HEADER, **auth_headers(self.settings)}
+        return {"Content-Type": "application/json", **TRAFFIC_HEADER, **headers_of(self.settings, "model_http")}
 
     def bodies(self, rows: int) -> Iterator[bytes]:
         """Bodies of `rows` instances each, without end."""
@@ -84,7 +84,8 @@ def instances(settings: Settings, usecase: UseCase) -> list[dict[str, Any]]:
 def served(settings: Settings, url: str) -> list[str]:
     """Names of the use cases the endpoint serves now. Raises `ThroughlineError` when there is none."""
     try:
-        answer = httpx.get(f"{url}/v1/throughline/revisions", headers=auth_headers(settings)).raise_for_status()
+        with client_of(settings, "model_http", 10) as server:
+            answer = server.get(f"{url}/v1/throughline/revisions").raise_for_status()
     except httpx.HTTPError as error:
         raise ThroughlineError(f"{url} does not answer ({error}): run `make run`.") from error
     names = list(dict.fromkeys(entry["usecase"] for entry in answer.json()))

@@ -19,6 +19,7 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc
 from kserve.protocol.grpc.servicer import InferenceServicer
 from kserve.protocol.rest.v1_endpoints import register_v1_endpoints
 from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
+from starlette.types import ASGIApp
 
 from serving import middleware
 from serving.metrics import Metrics
@@ -26,6 +27,7 @@ from serving.repository import OpenReader, Repository, RevisionDataPlane, Revisi
 from throughline.events.outbox import Outbox
 from throughline.events.shipping_process import ShippingProcess
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.security.guard import Guard
 from throughline.foundation.security.tokens import BearerToken, demanded_token
 from throughline.foundation.settings import Settings
 from throughline.usecase import UseCase
@@ -79,7 +81,7 @@ class Server(ModelServer):
             shipping.close()
             self.outbox.close()
 
-    def create_app(self) -> FastAPI:
+    def create_app(self) -> ASGIApp:
         """KServe's REST endpoints and ours, behind our middleware."""
         app = FastAPI(title="Throughline model server", docs_url=None, redoc_url=None)
         app.add_api_route("/", self.dataplane.live, methods=["GET"])
@@ -90,7 +92,7 @@ class Server(ModelServer):
         middleware.install(app)
         app.add_middleware(middleware.BodyMiddleware)
         app.add_middleware(BearerToken, token=demanded_token(self._settings), exempt=middleware.is_open)
-        return app
+        return Guard(app, self._settings, "model server", self._settings.bind, self.http_port)
 
     async def _metrics(self) -> Response:
         return Response(self.metrics.render(), media_type="text/plain; version=0.0.4")

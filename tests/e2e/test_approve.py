@@ -1,4 +1,5 @@
-"""`throughline approve` on real services: the graph decides again, and what was approved serves."""
+"""`throughline approve` on real services: the graph decides again, and what was approved serves. The same services
+refuse requests of foreign pages and of another home."""
 
 from __future__ import annotations
 
@@ -17,14 +18,18 @@ from tests.support.approval_location import released_by_people
 from tests.support.fake_store_server import model_bytes
 from throughline.cli import main as cli
 from throughline.evaluation.card_store import read_card
+from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
-from throughline.foundation.settings import PROJECT_ROOT, Settings
+from throughline.foundation.security.home import HEADER, home_id
+from throughline.foundation.settings import PROJECT_ROOT, Settings, load_settings
 from throughline.graph.client import Graph, RunOutcome
+from throughline.mlflow import rest
 from throughline.mlflow.tracking import client_of, tracked_run
 from throughline.records import DatasetRecord, EvaluationRecord, GateDecision, Metrics, ModelRecord, OnlineStoreRecord
 from throughline.records.store import load_record, save_record
 from throughline.registry import versions as models
 from throughline.registry.history import events
+from throughline.rollout import endpoint
 
 pytestmark = pytest.mark.e2e
 
@@ -49,8 +54,8 @@ def settings(home_that_serves: Settings) -> Iterator[Settings]:
     location = {"python_module": {**module, "working_directory": str(PROJECT_ROOT)}}
     workspace.write_text(json.dumps({"load_from": [location]}))
     server = [
-        *(str(Path(sys.executable).with_name("dagster-webserver")), "-w", str(workspace)),
-        *("-h", "127.0.0.1", "-p", str(settings.port("dagster"))),
+        *(sys.executable, "-m", "assets.webserver", "-w", str(workspace)),
+        *("--host", "127.0.0.1", "--port", str(settings.port("dagster"))),
     ]
     home = {"DAGSTER_HOME": str(settings.dagster_home), "DAGSTER_DISABLE_TELEMETRY": "yes"}
     with started(settings, "dagster-webserver", server, "dagster", "/server_info", **home):
@@ -145,4 +150,46 @@ def test_an_approved_version_that_is_refused_is_an_error_with_the_runs_reason(se
     error = capsys.readouterr().err
     assert f"{candidate.reference} is approved and was not released" in error
     assert "changed: model.onnx" in error
+    assert serving(settings) == before
+
+
+FOREIGN_PAGES = (
+    {"Origin": "http://evil.example"},
+    {"Host": "evil.example"},
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"},
+)
+
+
+@pytest.mark.parametrize("headers", FOREIGN_PAGES, ids=lambda headers: next(iter(headers)))
+def test_no_service_does_what_a_foreign_web_page_requests(settings, headers):
+    launch = {"query": 'mutation { terminateRun(runId: "x") { __typename } }'}
+    requests = [
+        ("model_http", "POST", f"/v2/repository/models/{NAME}/unload", {}),
+        ("mlflow", "GET", "/api/2.0/mlflow/experiments/search?max_results=1", {}),
+        ("dagster", "POST", "/graphql", {"json": launch}),
+        ("dagster", "GET", "/graphql", {"params": launch}),
+    ]
+    before = serving(settings)
+    for service, method, path, content in requests:
+        url = settings.url(service) + path
+        answer = httpx.request(method, url, headers=headers, **content)
+        assert answer.status_code in (403, 421), (url, answer.text)
+        assert next(iter(headers)) in answer.json()["error"]
+    assert serving(settings) == before
+    for service, path in (("model_http", "/v2/health/live"), ("mlflow", "/health"), ("dagster", "/server_info")):
+        own = httpx.get(settings.url(service) + path)
+        assert (own.status_code, own.headers[HEADER].partition(" ")[0]) == (200, home_id(settings))
+
+
+def test_clients_of_another_home_on_these_ports_say_so_and_change_nothing(settings, tmp_path):
+    other = load_settings(home=tmp_path, port_base=settings.port_base)
+    before = serving(settings)
+    for service, call in (
+        ("model server", lambda: endpoint.predict(other, USECASE, [{}])),
+        ("MLflow", lambda: list(rest.model_versions(other, NAME))),
+        ("Dagster webserver", lambda: Graph(other).states()),
+    ):
+        with pytest.raises(ThroughlineError, match=rf"is answered by the {service} of another home \(id ") as refused:
+            call()
+        assert "\n" not in str(refused.value)
     assert serving(settings) == before

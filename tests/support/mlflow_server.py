@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from tests.support.servers import get_ok, wait_until_ready
+from throughline.foundation.security.home import FILE
 from throughline.foundation.settings import Settings, load_settings
 from throughline.services.declared import NO_TELEMETRY
 from throughline.services.ports import take_ports
@@ -34,10 +35,10 @@ def mlflow_server(home: Path, artifacts: Path | None = None) -> Iterator[Setting
         *("--host", "127.0.0.1", "--port", str(settings.port("mlflow"))),
         *("--backend-store-uri", f"sqlite:///{settings.mlflow_home / 'mlflow.db'}", *place),
     ]
-    quiet = {**NO_TELEMETRY, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {"THROUGHLINE_HOME": str(home), **NO_TELEMETRY, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (home / "mlflow.log").open("w") as log:
         server = subprocess.Popen(
-            command, env={**os.environ, **quiet}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command, env={**os.environ, **environment}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
         health = f"{settings.url('mlflow')}/health"
@@ -67,6 +68,7 @@ class EmptiedMlflow:
         shutil.rmtree(self._settings.mlflow_home / "artifacts", ignore_errors=True)
         settings = load_settings(home=folder, port_base=self._settings.port_base)
         settings.mlflow_home.symlink_to(self._settings.mlflow_home)
+        shutil.copy(self._settings.home / FILE, folder)  # of this server
         return settings
 
 

@@ -11,7 +11,7 @@ import httpx
 
 from throughline.events.schema import log_table
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.security.tokens import auth_headers
+from throughline.foundation.security.calls import client_of
 from throughline.foundation.settings import Settings
 from throughline.records import InferenceLogRecord
 from throughline.usecase import UseCase
@@ -22,15 +22,17 @@ def drain(settings: Settings, url: str, timeout_s: float = 60) -> None:
 
     Before that, events on their way are counted as lost. Raises after `timeout_s`, and when a service does not answer.
     """
-    deadline, headers = time.monotonic() + timeout_s, auth_headers(settings)
+    deadline = time.monotonic() + timeout_s
     try:
-        while "throughline_events_waiting 0.0" not in httpx.get(f"{url}/metrics", headers=headers).text:
-            if time.monotonic() > deadline:
-                raise ThroughlineError(
-                    f"The events of {url} were not sent within {timeout_s:g} s: see whether the collector runs."
-                )
-            time.sleep(0.05)
-        httpx.post(f"{settings.url('collector')}/flush", headers=headers, timeout=60).raise_for_status()
+        with client_of(settings, "model_http", 5) as server:
+            while "throughline_events_waiting 0.0" not in server.get(f"{url}/metrics").raise_for_status().text:
+                if time.monotonic() > deadline:
+                    raise ThroughlineError(
+                        f"The events of {url} were not sent within {timeout_s:g} s: see whether the collector runs."
+                    )
+                time.sleep(0.05)
+        with client_of(settings, "collector") as collector:
+            collector.post("/flush").raise_for_status()
     except httpx.HTTPError as error:
         raise ThroughlineError(
             f"The model server at {url} or its collector does not answer ({error}): run `throughline up`."
@@ -40,7 +42,7 @@ def drain(settings: Settings, url: str, timeout_s: float = 60) -> None:
 def snapshot(settings: Settings, usecase: UseCase) -> InferenceLogRecord:
     """Have everything received so far written, and pin the log of the use case. Raises when the collector is down."""
     try:
-        with httpx.Client(base_url=settings.url("collector"), headers=auth_headers(settings), timeout=60) as client:
+        with client_of(settings, "collector") as client:
             flushed = client.post("/flush").raise_for_status().json()
             counted = client.get("/status").raise_for_status().json()
     except httpx.HTTPError as error:

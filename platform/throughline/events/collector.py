@@ -26,11 +26,13 @@ from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from throughline.events import wire
 from throughline.events.schema import BadEvent, InferenceEvent
 from throughline.events.table import LogTable, SourceCount
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.security.guard import Guard
 from throughline.foundation.security.tokens import BearerToken, demanded_token
 from throughline.foundation.settings import Settings, load_settings
 from throughline.journal.intake import Intake
@@ -113,7 +115,7 @@ class Collector(Intake):
         return self._tables[usecase]
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings) -> ASGIApp:
     """The HTTP application of a collector for one home; its journals are open while it runs."""
 
     @asynccontextmanager
@@ -194,7 +196,7 @@ def create_app(settings: Settings) -> FastAPI:
             return JSONResponse({"error": str(error)}, 422)
         return JSONResponse({"error": str(error)}, 404 if isinstance(error, NoSuchTable) else 503)
 
-    return app
+    return Guard(app, settings, "collector", settings.bind, settings.port("collector"))
 
 
 def _metrics(counted: dict[str, dict[str, Any]]) -> str:

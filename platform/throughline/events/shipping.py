@@ -29,6 +29,7 @@ import orjson
 from throughline.events import spool
 from throughline.events.cloudevent import BATCH, STRUCTURED
 from throughline.foundation.files import try_lock
+from throughline.foundation.security.home import HEADER
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +141,9 @@ class Receiver:
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             raise Unavailable(str(error) or type(error).__name__) from error
+        own = self._headers.get(HEADER, "")
+        if not (response.getheader(HEADER) or "").startswith(own):
+            raise Unavailable("another home or program answers on its port")
         if response.status in FINAL:
             raise Refused(response.status, answer[:300].decode(errors="replace"))
         if response.status >= 300:

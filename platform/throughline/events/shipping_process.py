@@ -13,7 +13,7 @@ import threading
 import time
 
 from throughline.events import spool
-from throughline.foundation.security.tokens import auth_headers
+from throughline.foundation.security.calls import headers_of
 from throughline.foundation.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class ShippingProcess:
         self._command = [sys.executable, "-m", "throughline.events.shipping"]
         self._command += [str(self.root), settings.url("collector")]
         # over stdin: arguments of a process can be read by every user
-        self._given = json.dumps({"headers": auth_headers(settings), "drain_s": drain_s}).encode() + b"\n"
+        self._given = json.dumps({"headers": headers_of(settings, "collector"), "drain_s": drain_s}).encode() + b"\n"
         self._drain_s = drain_s
         self._stopping = threading.Event()
         self._lock = threading.Lock()

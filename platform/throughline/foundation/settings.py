@@ -84,6 +84,12 @@ class Settings(BaseSettings):
         None, ge=1024, le=65000, description="First of seven consecutive ports; unset means the well-known ports."
     )
     bind: str = Field("127.0.0.1", description="Address the services listen on.")
+    hosts: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9.:-]+( *, *[A-Za-z0-9.:-]+)*$",
+        description="Host names, comma-separated, under which callers and their web pages reach the services beside "
+        "this machine's own, as those of a proxy.",
+    )
     token: SecretStr | None = Field(None, description="Bearer token; demanded when `bind` is not a loopback address.")
     online_store: SecretStr | None = Field(
         None, description="redis://[USER:PASSWORD@]HOST:PORT/DB, or rediss:// for TLS; unset means SQLite in the home."
@@ -164,13 +170,26 @@ class Settings(BaseSettings):
         return self.port_base + list(DEFAULT_PORTS).index(service)
 
     def url(self, service: str) -> str:
-        """Base URL of a local HTTP service, as seen from this machine; the collector may be on another."""
+        """Base URL of an HTTP service, as seen from this machine; the collector may be on another."""
         if service == "collector" and self.collector_url:
             return self.collector_url.rstrip("/")
+        return self.local_url(service)
+
+    def local_url(self, service: str) -> str:
+        """Base URL of an HTTP service of this machine."""
         host = self.bind
         if not is_loopback(host) and (service not in _GUARDED or host in _ANY_ADDRESS):
             host = "127.0.0.1"
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port(service)}"
+
+    def is_local(self, service: str) -> bool:
+        """Whether a service is one of this home on this machine."""
+        return not (service == "collector" and self.collector_url)
+
+    @property
+    def host_names(self) -> frozenset[str]:
+        """The names in `hosts`, in lower case."""
+        return frozenset(name.strip().lower() for name in (self.hosts or "").split(",") if name.strip())
 
     @property
     def spark_url(self) -> str:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import httpx
 
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.security.calls import client_of
 from throughline.foundation.security.principal import current_principal
 from throughline.foundation.settings import Settings
 from throughline.foundation.tags import RANGE_END, RANGE_START, REQUEST, SUBMITTER
@@ -105,7 +106,7 @@ class Graph:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._url = settings.url("dagster")
-        self._client = httpx.Client()
+        self._client = client_of(settings, "dagster", ANSWER_S)
 
     def states(self) -> list[AssetState]:
         """Every asset of the location, with the partitions it has."""
@@ -242,7 +243,7 @@ class Graph:
         body = {"query": query, "variables": variables}
         for left in reversed(range(1 if query.lstrip().startswith("mutation") else ATTEMPTS)):
             try:
-                answer = self._client.post(f"{self._url}/graphql", json=body, timeout=ANSWER_S)
+                answer = self._client.post("/graphql", json=body)
                 content = answer.raise_for_status().json()
                 break
             except (httpx.HTTPError, ValueError) as error:

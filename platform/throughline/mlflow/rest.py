@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.security.calls import client_of
 from throughline.foundation.settings import Settings
 
 _TIMEOUT_S = 30
@@ -57,7 +58,8 @@ def unreachable(settings: Settings, why: object) -> ThroughlineError:
 def _request(settings: Settings, method: str, path: str, **content: Any) -> dict[str, Any] | None:
     uri = settings.url("mlflow")
     try:
-        response = httpx.request(method, f"{uri}/api/2.0/mlflow/{path}", timeout=_TIMEOUT_S, **content)
+        with client_of(settings, "mlflow", _TIMEOUT_S) as client:
+            response = client.request(method, f"/api/2.0/mlflow/{path}", **content)
         if response.status_code == httpx.codes.NOT_FOUND:
             return None
         if response.is_client_error:

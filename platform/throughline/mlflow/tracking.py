@@ -18,6 +18,7 @@ import httpx
 import psutil
 
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.security import calls
 from throughline.foundation.settings import Settings
 from throughline.mlflow.rest import unreachable
 from throughline.mlflow.tags import Tags, decode, encode
@@ -30,7 +31,8 @@ def client_of(settings: Settings) -> MlflowClient:
     """A client of this home's MLflow. Raises `ThroughlineError` when the server does not answer."""
     uri = settings.url("mlflow")
     try:
-        httpx.get(f"{uri}/health", timeout=10).raise_for_status()  # MLflow's client would retry for minutes
+        with calls.client_of(settings, "mlflow", 10) as server:
+            server.get("/health").raise_for_status()  # MLflow's client would retry for minutes
     except httpx.HTTPError as error:
         raise unreachable(settings, error) from error
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported

@@ -12,7 +12,7 @@ import polars as pl
 from throughline.evaluation.explain import AT_ONCE
 from throughline.featurestore.spine import as_known
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.security.tokens import auth_headers
+from throughline.foundation.security.calls import client_of
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import pin, read
 from throughline.usecase import UseCase
@@ -62,12 +62,12 @@ def explain(settings: Settings, usecase: UseCase, instances: Sequence[dict[str, 
 def _send(
     settings: Settings, usecase: UseCase, verb: str, instances: Sequence[dict[str, Any]], batch: int
 ) -> list[dict[str, Any]]:
-    url = f"{settings.url('model_http')}/v1/models/{usecase.name}:{verb}"
+    path = f"/v1/models/{usecase.name}:{verb}"
     predictions: list[dict[str, Any]] = []
-    with httpx.Client(headers=auth_headers(settings), timeout=60) as client:
+    with client_of(settings, "model_http") as client:
         for first in range(0, len(instances), batch):
             try:
-                response = client.post(url, json={"instances": list(instances[first : first + batch])})
+                response = client.post(path, json={"instances": list(instances[first : first + batch])})
             except httpx.HTTPError as error:
                 raise ThroughlineError(
                     f"The model server at {settings.url('model_http')} does not answer ({error}): "

@@ -15,7 +15,7 @@ import httpx
 
 from throughline.evaluation import background
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.security.tokens import auth_headers
+from throughline.foundation.security.calls import client_of
 from throughline.foundation.settings import Settings
 from throughline.records import EndpointRecord, GateDecision, ModelRecord, Revision, RevisionSet
 from throughline.registry.approval import RULE as APPROVAL
@@ -74,7 +74,7 @@ def serve(settings: Settings, usecase: UseCase, model: ModelRecord) -> EndpointR
         previous = None  # it could not be served either
     write_revisions(folder, only(revision))
     address = settings.url("model_http")
-    with httpx.Client(base_url=address, headers=auth_headers(settings), timeout=LOAD_TIMEOUT_S) as server:
+    with client_of(settings, "model_http", LOAD_TIMEOUT_S) as server:
         try:
             _load(server, revision)
         except ThroughlineError:

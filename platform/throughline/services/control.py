@@ -138,7 +138,7 @@ def served_models(settings: Settings) -> list[dict]:
     """What the model server serves now, by its own account; empty when it does not answer."""
     try:
         found = health.get_json(f"{settings.url('model_http')}/v1/throughline/revisions", settings)
-    except (OSError, http.client.HTTPException, ValueError):
+    except (OSError, http.client.HTTPException, ValueError, ThroughlineError):
         return []
     return found if isinstance(found, list) else []
 

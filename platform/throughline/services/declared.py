@@ -91,6 +91,12 @@ def settings_env(settings: Settings, without: tuple[str, ...] = ()) -> dict[str,
     return {f"THROUGHLINE_{name.upper()}": str(value) for name, value in sorted(values.items())}
 
 
+def _guard_env(settings: Settings) -> dict[str, str]:
+    """What the guard of a service reads that needs no other setting: a changed one does not restart it."""
+    values = settings_env(settings)
+    return {name: values[name] for name in ("THROUGHLINE_HOME", "THROUGHLINE_HOSTS") if name in values}
+
+
 def secret_env(settings: Settings) -> dict[str, str]:
     """What supervisord gets in its own environment, for the services to inherit."""
     held = {f"THROUGHLINE_{name.upper()}": getattr(settings, name) for name in SECRETS}
@@ -197,7 +203,7 @@ def _mlflow(settings: Settings) -> Service:
         health=f"{settings.url('mlflow')}/health",
         deadline_s=240,
         # its job runner is five more processes (GenAI evaluation), none of which we use
-        env={**NO_TELEMETRY, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        env={**NO_TELEMETRY, **_guard_env(settings), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         directory=home,
     )
 
@@ -223,9 +229,9 @@ def _collector(settings: Settings) -> Service:
     return Service(
         name="collector",
         command=(sys.executable, "-m", "throughline.events.collector"),
-        address=settings.url("collector"),
+        address=settings.local_url("collector"),
         ports=(settings.port("collector"),),
-        health=f"{settings.url('collector')}/status",
+        health=f"{settings.local_url('collector')}/status",
         deadline_s=120,
         env={**settings_env(settings, without=_NOT_SERVING), **NO_TELEMETRY},
     )
@@ -253,7 +259,7 @@ def _dagster(settings: Settings) -> list[Service]:
         Service(
             name="dagster-webserver",
             command=(
-                _executable("dagster-webserver"),
+                *(sys.executable, "-m", "assets.webserver"),
                 *workspace,
                 *("--host", _host(settings), "--port", str(port)),
             ),
@@ -261,7 +267,7 @@ def _dagster(settings: Settings) -> list[Service]:
             ports=(port,),
             health=f"{url}/server_info",
             deadline_s=300,
-            env=env,
+            env={**env, **_guard_env(settings)},
             needs=("code-location",),
             # Webserver and daemon that create the databases at the same moment fail (in 3 of 8 trials).
             setup=(_executable("dagster"), "instance", "info"),

@@ -8,9 +8,12 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import urllib.error
 import urllib.request
 from urllib.parse import urlsplit
 
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.security.home import HEADER, home_id, misdirected
 from throughline.foundation.security.tokens import auth_headers
 from throughline.foundation.settings import Settings
 
@@ -32,12 +35,14 @@ def problem(check: str, settings: Settings, started: float, now: float, timeout_
             return silent_daemons(_heartbeats(check.removeprefix("daemon+"), settings, timeout_s), started, now)
         with _open(check, settings, timeout_s):
             return None
+    except ThroughlineError as error:
+        return str(error)
     except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
         return f"{check.removeprefix('daemon+')} does not answer ({getattr(error, 'reason', None) or error})"
 
 
 def get_json(url: str, settings: Settings, timeout_s: float = 3) -> object:
-    """GET one of our own services. Raises OSError, HTTPException or ValueError."""
+    """GET one of our own services. Raises OSError, HTTPException, ValueError or `ThroughlineError`."""
     with _open(url, settings, timeout_s) as answer:
         return json.load(answer)
 
@@ -55,7 +60,16 @@ def _heartbeats(url: str, settings: Settings, timeout_s: float) -> dict[str, flo
 
 
 def _open(url: str, settings: Settings, timeout_s: float, body: bytes | None = None) -> http.client.HTTPResponse:
-    headers = {"Content-Type": "application/json"}
-    if settings.token is not None:
-        headers |= auth_headers(settings)
-    return _opener.open(urllib.request.Request(url, data=body, headers=headers), timeout=timeout_s)
+    """Raises `ThroughlineError` when another home or program answers."""
+    headers = {"Content-Type": "application/json", HEADER: home_id(settings), **auth_headers(settings)}
+    port = urlsplit(url).port
+    try:
+        answer = _opener.open(urllib.request.Request(url, data=body, headers=headers), timeout=timeout_s)
+    except urllib.error.HTTPError as error:
+        if problem := misdirected(settings, port, error.code, dict(error.headers)):
+            raise ThroughlineError(problem) from error
+        raise
+    if problem := misdirected(settings, port, answer.status, dict(answer.headers)):
+        answer.close()
+        raise ThroughlineError(problem)
+    return answer

@@ -12,6 +12,7 @@ import os
 import sys
 
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.security.guard import Guard
 from throughline.foundation.settings import load_settings
 
 
@@ -36,12 +37,18 @@ def main(arguments: list[str]) -> None:
             "_MLFLOW_SERVER_ARTIFACT_DESTINATION": chosen.artifacts_destination,
         }
 
+    settings = load_settings()
+    # which hosts and origins are this service's own is decided by the guard, one rule for every service of a home
+    os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = "*"
+    os.environ["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(f"http*://{name}*" for name in settings.host_names)
+
     import uvicorn
     from mlflow.server.fastapi_app import app  # postpones mlflow (7 s): a wrong call or store is refused at once
     from mlflow.server.handlers import initialize_backend_stores
 
     initialize_backend_stores(store, store, root)
-    uvicorn.run(app, host=chosen.host, port=chosen.port, log_level="warning")
+    guarded = Guard(app, settings, "MLflow", chosen.host, chosen.port)
+    uvicorn.run(guarded, host=chosen.host, port=chosen.port, log_level="warning")
 
 
 def _database() -> str:

@@ -13,7 +13,7 @@ import httpx
 import polars as pl
 
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.security.tokens import auth_headers
+from throughline.foundation.security.calls import client_of
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import DAY, INSTANT, current_version, scan
 from throughline.sources.conform import as_declared, empty
@@ -37,7 +37,7 @@ class PushSource:
     def __init__(self, settings: Settings, usecase: UseCase, table: str, feed: PushFeed) -> None:
         self.name = f"the rows pushed to /v1/sources/{usecase.name}/{table}"
         self._settings, self._feed = settings, feed
-        self._address = f"{settings.url('collector')}/v1/sources/{usecase.name}/{table}/flush"
+        self._path = f"/v1/sources/{usecase.name}/{table}/flush"
         self._location = settings.table_path(usecase.name, LAYER, table)
         self._expects = usecase.sources.tables[table].expects
 
@@ -69,7 +69,8 @@ class PushSource:
 
     def _flushed(self) -> int | None:
         try:
-            answer = httpx.post(self._address, headers=auth_headers(self._settings), timeout=TIMEOUT_S)
+            with client_of(self._settings, "collector", TIMEOUT_S) as collector:
+                answer = collector.post(self._path)
             return answer.raise_for_status().json()["version"]
         except httpx.HTTPError as error:
             raise ThroughlineError(

@@ -49,7 +49,7 @@ class Place:
         self.folder = self.settings.serving_home / USECASE.name
         self.server = Server(self.settings, {USECASE.name: USECASE}, DOUBLES["FakeFeatureReader"])
         self.server.repository.load_models()
-        self.client = TestClient(self.server.create_app(), raise_server_exceptions=False)
+        self.client = TestClient(self.server.create_app(), base_url="http://localhost", raise_server_exceptions=False)
 
     @property
     def model(self) -> UseCaseModel:
@@ -120,7 +120,7 @@ def test_the_callers_token_is_not_in_the_answer(place: Place) -> None:
     )
     assert answer.status_code == 200
     assert TOKEN not in str(answer.headers)
-    assert set(answer.headers) == {"content-type", "content-length"}
+    assert set(answer.headers) == {"content-type", "content-length", "x-throughline-home"}
 
 
 def test_without_a_background_the_answer_is_503_with_the_reason(place: Place) -> None:

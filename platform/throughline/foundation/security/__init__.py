@@ -1,1 +1,1 @@
-"""Who calls: principals and tokens."""
+"""Who calls whom: principals, tokens, the hosts and origins of requests, the home that a service belongs to."""

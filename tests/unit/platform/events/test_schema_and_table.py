@@ -93,7 +93,7 @@ def _die(_):
 
 def test_the_collector_confirms_flushes_and_counts(settings):
     headers, body = binary(structured())
-    with TestClient(create_app(settings)) as client:
+    with TestClient(create_app(settings), base_url="http://localhost") as client:
         assert client.post("/", content=body, headers=headers).status_code == 202
         assert client.post("/", content=body, headers=headers).status_code == 202
         refused = client.post("/", content=body, headers=headers | {"ce-type": "other"})
@@ -118,7 +118,7 @@ def test_the_collector_confirms_flushes_and_counts(settings):
 def test_of_a_batch_the_good_events_are_taken_and_the_others_named(settings):
     bad = structured(2, model_version="three")
     batch = [structured(1), bad, structured(3), structured(4, subject="no_such_case"), 7]
-    with TestClient(create_app(settings)) as client:
+    with TestClient(create_app(settings), base_url="http://localhost") as client:
         answer = client.post("/", content=json.dumps(batch), headers={"content-type": f"{BATCH}; charset=utf-8"})
         assert (answer.status_code, answer.json()["accepted"]) == (202, 2)
         refused = [(each["position"], each["id"], each["error"].partition(":")[0]) for each in answer.json()["refused"]]
@@ -137,7 +137,7 @@ def test_of_a_batch_the_good_events_are_taken_and_the_others_named(settings):
 def test_beyond_loopback_the_collector_demands_the_token(tmp_path):
     settings = Settings(home=tmp_path, bind="0.0.0.0", token="s3cret")
     headers, body = binary(structured())
-    with TestClient(create_app(settings)) as client:
+    with TestClient(create_app(settings), base_url="http://localhost") as client:
         assert client.get("/health").status_code == 200
         assert client.get("/status").status_code == 401
         assert client.post("/", content=body, headers=headers).status_code == 401

@@ -25,6 +25,7 @@ GIVEN = {
     "retention_days": ("30", 30),
     "port_base": ("24000", 24000),
     "bind": ("127.0.0.2", "127.0.0.2"),
+    "hosts": ("ml.example.com, two.example.com", "ml.example.com, two.example.com"),
     "collector_url": ("http://collector:80", "http://collector:80"),
     "openlineage_url": ("https://marquez:5000/", "https://marquez:5000"),
     "clock": ("wall", "wall"),

@@ -18,6 +18,7 @@ from dagster._utils.error import SerializableErrorInfo
 from dagster_graphql.schema import create_schema
 
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.security.home import HEADER, home_id
 from throughline.foundation.security.principal import current_principal
 from throughline.foundation.settings import DEFAULT_PORTS, Settings, load_settings
 from throughline.graph import client
@@ -40,6 +41,7 @@ def webserver(tmp_path: Path) -> Iterator[Callable[[Answer], Graph]]:
                 status, body = content if isinstance(content, tuple) else (200, json.dumps(content).encode())
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
+                self.send_header(HEADER, home_id(Settings(home=tmp_path)))
                 self.end_headers()
                 self.wfile.write(body)
 

@@ -43,7 +43,7 @@ def settings(tmp_path: Path) -> Settings:
 @pytest.fixture
 def client(settings: Settings, usecase: UseCase, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     monkeypatch.setattr(collector, "load_usecases", lambda: {"shop": usecase})
-    with TestClient(create_app(settings)) as client:
+    with TestClient(create_app(settings), base_url="http://localhost") as client:
         yield client
 
 
@@ -190,7 +190,9 @@ def test_nothing_new_writes_no_version(client: TestClient, settings: Settings) -
 
 def test_beyond_loopback_rows_need_the_token(tmp_path: Path, usecase: UseCase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collector, "load_usecases", lambda: {"shop": usecase})
-    with TestClient(create_app(Settings(home=tmp_path, bind="0.0.0.0", token="s3cret"))) as client:
+    with TestClient(
+        create_app(Settings(home=tmp_path, bind="0.0.0.0", token="s3cret")), base_url="http://localhost"
+    ) as client:
         assert client.post(ADDRESS, json=[row()]).status_code == 401
         right = {"Authorization": "Bearer s3cret"}
         assert client.post(ADDRESS, json=[row()], headers=right).status_code == 202
