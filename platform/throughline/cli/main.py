@@ -37,6 +37,7 @@ MODULES = {
     "lineage": ["trace", "impact"],
     "features": ["features"],
     "validate": ["validate"],
+    "cost": ["cost"],
 }
 COMMANDS = {command: module for module, commands in MODULES.items() for command in commands}
 

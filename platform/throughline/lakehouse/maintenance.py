@@ -67,6 +67,13 @@ def tables(settings: Settings) -> list[str]:
     return sorted(table for table in found if f"{table}/_delta_log" in folders(table))
 
 
+def stored_bytes(settings: Settings, table: str) -> int:
+    """Size of everything under USECASE/LAYER/TABLE: data of every kept version, and the log."""
+    root = str(settings.lakehouse)
+    storage = PyFileSystem(DeltaStorageHandler(root, storage_options(root)))
+    return sum(info.size or 0 for info in storage.get_file_info(FileSelector(table, recursive=True)))
+
+
 def _maintain_table(
     settings: Settings, table: str, pinned: list[int], retention: timedelta, now: datetime
 ) -> Maintained:

@@ -39,6 +39,22 @@ def model_versions(settings: Settings, name: str, where: str | None = None) -> I
             return
 
 
+def runs(settings: Settings, experiment: str) -> Iterator[dict[str, Any]]:
+    """Every run of an experiment as MLflow describes it; none of an experiment that is not there."""
+    found = get(settings, "experiments/get-by-name", experiment_name=experiment)
+    if found is None:
+        return
+    search: dict[str, Any] = {"experiment_ids": [found["experiment"]["experiment_id"]], "max_results": 1000}
+    while True:
+        content = _request(settings, "POST", "runs/search", json=search)
+        if content is None:  # a failure, not an empty search
+            raise unreachable(settings, "404 for a search")
+        yield from content.get("runs", [])
+        if not content.get("next_page_token"):
+            return
+        search["page_token"] = content["next_page_token"]
+
+
 def aliases(settings: Settings, name: str) -> dict[str, int]:
     """Alias -> version of a model; none of a model that is not there."""
     model = get(settings, "registered-models/get", name=name) or {}
