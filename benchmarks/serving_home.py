@@ -23,7 +23,8 @@ from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import replace_all
 from throughline.models import provenance
 from throughline.models.provenance import Provenance
-from throughline.records import ModelRecord
+from throughline.records import GateDecision, ModelRecord
+from throughline.registry import statement
 from throughline.rollout.revision import only, revision_of, write_revisions
 from throughline.usecase import UseCase, load_object
 from throughline.usecase.requests import example_instance, parse_instances
@@ -56,6 +57,10 @@ def make_home(settings: Settings, usecase: UseCase) -> list[dict[str, Any]]:
     (folder / "1").mkdir(parents=True)
     (folder / "1" / "model.onnx").write_bytes(content)
     provenance.seal(settings, folder / "1", origin)
+    decision = GateDecision(
+        model=model.reference, sha256=model.sha256, decision="release", decided_at=datetime.now(UTC), rules=[]
+    )
+    statement.issue(settings, usecase.name, decision)
     write_revisions(folder, only(revision_of(usecase.name, model, datetime.now(UTC))))
     return instances
 

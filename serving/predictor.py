@@ -29,6 +29,7 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
 from throughline.models.served_model import ServedModel
 from throughline.records import Background, Revision
+from throughline.registry import statement
 from throughline.registry.verification import verified
 from throughline.usecase import UseCase
 from throughline.usecase.requests import BadRequest, example_instance, parse_instances, row_keys
@@ -195,10 +196,12 @@ class Predictor:
 
 
 def load_served(settings: Settings, folder: Path, revision: Revision) -> ServedModel:
-    """The model of a revision: its folder's signature verified, its digest checked on the bytes that are run.
+    """The model of a revision: its release and its folder's signature verified, its digest checked on the bytes that
+    are run.
 
     Raises `ThroughlineError`; the refusal of a signature is recorded in the history, too.
     """
+    statement.require(settings, revision)
     return ServedModel.load(verified(settings, revision, (folder / revision.file).parent), revision.sha256)
 
 

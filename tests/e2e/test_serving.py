@@ -31,12 +31,11 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 
 from benchmarks.serving_home import make_home
 from tests.support import servers
-from tests.support.sealed import seal_model
+from tests.support.sealed import release_of, seal_model
 from throughline.events.client import drain
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import ModelReference
 from throughline.foundation.settings import PROJECT_ROOT, Settings
-from throughline.records import GateDecision, ModelRecord, RuleVerdict
 from throughline.registry import decisions, history
 from throughline.rollout.local import require_release, serve
 from throughline.services.ports import take_ports
@@ -428,7 +427,7 @@ def test_a_refused_revision_keeps_the_served_one_and_a_good_one_replaces_it(serv
     registry.mkdir()
     (registry / "model.onnx").write_bytes(doubles["model_bytes"](bias=1.0))
     model = seal_model(served.settings, registry, version=2)
-    decision = decisions.recorded(served.settings, NAME, gate_decision(model))
+    decision = decisions.recorded(served.settings, NAME, release_of(model))
     before = call_v1(served, [instance])[1][0]
 
     with pytest.raises(ThroughlineError, match="the gate's decision is reject"):
@@ -447,6 +446,7 @@ def test_a_refused_revision_keeps_the_served_one_and_a_good_one_replaces_it(serv
 
     (registry / "model.onnx").write_bytes(b"not a model")
     broken = seal_model(served.settings, registry, version=3)
+    decisions.recorded(served.settings, NAME, release_of(broken))
     with pytest.raises(ThroughlineError, match=r"refused flight_delay/3.*not an ONNX model"):
         serve(served.settings, usecase, broken)
     assert call_v1(served, [instance])[1][0]["model_version"] == 2
@@ -461,16 +461,6 @@ def test_a_refused_revision_keeps_the_served_one_and_a_good_one_replaces_it(serv
     assert call_v1(served, [instance])[1][0]["score"] == after["score"]
     file.write_bytes(good)
     assert httpx.post(f"{served.url}/v2/repository/models/{NAME}/load").status_code == 200
-
-
-def gate_decision(model: ModelRecord) -> GateDecision:
-    return GateDecision(
-        model=model.reference,
-        sha256=model.sha256,
-        decision="release",
-        decided_at=datetime.now(UTC),
-        rules=[RuleVerdict(rule="auc", verdict="pass", value=0.75, bound="0.72 to 0.80")],
-    )
 
 
 def test_no_event_is_lost_while_the_collector_is_killed_and_the_server_restarted(tmp_path, doubles, instance):

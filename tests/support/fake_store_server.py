@@ -12,10 +12,11 @@ from pathlib import Path
 import polars as pl
 
 from serving.kserve_package import import_server_modules
-from tests.support.sealed import seal_model
+from tests.support.sealed import release_of, seal_model
 from throughline.featurestore.online import FeatureRead
 from throughline.foundation.settings import Settings, load_settings
 from throughline.records import Revision
+from throughline.registry import statement
 from throughline.rollout.revision import only, revision_of, write_revisions
 from throughline.usecase import load_usecases
 
@@ -98,6 +99,7 @@ def put_revision(settings: Settings, version: int = 1, bias: float = 0.0, **chan
     model = seal_model(settings, folder / str(version), version, USECASE)
     deployed_at = datetime.now(UTC) - timedelta(minutes=version)
     revision = revision_of(USECASE, model, deployed_at).model_copy(update=changes)
+    statement.issue(settings, USECASE, release_of(model))
     write_revisions(folder, only(revision))
     return revision
 

@@ -1,4 +1,4 @@
-"""Signs a folder with a model.onnx as a registration does, without a registry."""
+"""Signs a folder with a model.onnx as a registration does, without a registry; a release of the version."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from throughline.foundation.settings import Settings
 from throughline.models import provenance
 from throughline.models.provenance import Provenance
 from throughline.models.served_model import sha256_of
-from throughline.records import ModelRecord
+from throughline.records import GateDecision, ModelRecord, RuleVerdict
 
 
 def seal_model(
@@ -32,3 +32,14 @@ def seal_model(
     )
     provenance.seal(settings, folder, statement)
     return ModelRecord(version=version, uri=str(folder), **statement.model_dump(exclude={"tags"}))
+
+
+def release_of(model: ModelRecord) -> GateDecision:
+    """A decision of the gate that releases the version."""
+    return GateDecision(
+        model=model.reference,
+        sha256=model.sha256,
+        decision="release",
+        decided_at=datetime.now(UTC),
+        rules=[RuleVerdict(rule="auc", verdict="pass", value=0.75, bound="0.72 to 0.80")],
+    )

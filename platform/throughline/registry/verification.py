@@ -48,12 +48,13 @@ def verified(settings: Settings, registered: ModelRecord | Revision, folder: Pat
             )
     except ThroughlineError as error:
         reference = ModelReference(registered.name, registered.version)
-        _record_refusal(settings, reference, str(error))
+        record_refusal(settings, reference, str(error))
         raise ThroughlineError(f"Model {reference} is refused: {error}") from error
     return folder / MODEL_FILE
 
 
-def _record_refusal(settings: Settings, reference: ModelReference, reason: str) -> None:
+def record_refusal(settings: Settings, reference: ModelReference, reason: str) -> None:
+    """A `refused` event in the history; one that cannot be recorded is logged."""
     from throughline.registry import history  # postpones deltalake and pyarrow, which the model server does not need
 
     try:

@@ -18,8 +18,9 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.security.calls import client_of
 from throughline.foundation.settings import Settings
 from throughline.records import EndpointRecord, GateDecision, ModelRecord, Revision, RevisionSet
+from throughline.registry import statement
 from throughline.registry.approval import RULE as APPROVAL
-from throughline.registry.decisions import newest, same
+from throughline.registry.decisions import newest, released, same
 from throughline.registry.verification import verified
 from throughline.registry.versions import fetch
 from throughline.rollout.endpoint import error_of
@@ -91,13 +92,18 @@ def serve(settings: Settings, usecase: UseCase, model: ModelRecord) -> EndpointR
 
 
 def place(settings: Settings, usecase: UseCase, model: ModelRecord) -> None:
-    """Copy the registered folder of `model` to the serving home, and the rows that explanations of it compare with.
+    """Copy the registered folder of `model` to the serving home, and the rows that explanations of it compare with; and
+    state its release, without which no server loads it.
 
-    Raises `ThroughlineError` when the folder cannot be fetched as it was registered.
+    Raises `ThroughlineError` when the history has no release of it, or its folder cannot be fetched as registered.
     """
+    decision = released(settings, usecase.name, model)
+    if decision is None:
+        raise ThroughlineError(f"{model.reference} is not deployed: the history has no release of its registered file.")
     folder = settings.serving_home / usecase.name
     place_folder(settings, model, folder / str(model.version))
     background.place(settings, model, folder)
+    statement.issue(settings, usecase.name, decision)
 
 
 def place_folder(settings: Settings, model: ModelRecord, folder: Path) -> None:
