@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.support.fake_store_server import USECASE, model_bytes
+from throughline import services
 from throughline.cli import main as cli
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import ModelReference
@@ -224,6 +225,28 @@ def test_a_revision_or_record_that_names_another_version_follows_the_history_aga
     assert V2 in everywhere(settings)
     assert restore(settings, usecase).champion == V3
     assert (everywhere(settings), since(settings, begun)) == ({V3}, [])
+
+
+def test_what_is_deployed_and_not_served_is_loaded_again_or_deployed_again(settings, usecase, three):
+    unload = f"{settings.url('model_http')}/v2/repository/models/{USECASE}/unload"
+    file = settings.serving_home / USECASE / "3" / "model.onnx"
+    assert services.not_served(settings, services.served_models(settings)) == {}
+
+    httpx.post(unload).raise_for_status()
+    what = services.not_served(settings, services.served_models(settings))[USECASE].what
+    assert f"({V3}, stable) of {USECASE} is deployed, not served" in what
+    assert services.load_deployed(settings, services.served_models(settings)) == {}
+    assert everywhere(settings) == {V3}
+
+    httpx.post(unload).raise_for_status()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    left = services.load_deployed(settings, services.served_models(settings))[USECASE]
+    assert ("changed: model.onnx" in left.what, left.command) == (True, "throughline run")
+    restore(settings, usecase, again=True)
+    assert everywhere(settings) == {V3}
+    assert services.not_served(settings, services.served_models(settings)) == {}
 
 
 def test_a_rollback_of_which_only_the_withdrawal_is_recorded_is_left_to_its_repetition(settings, usecase, three):

@@ -20,6 +20,7 @@ from throughline.graph.plan import plan_run
 from throughline.records import DatasetRecord, EndpointRecord, EvaluationRecord, FeatureStoreRecord, GateDecision
 from throughline.records.store import find_record, load_record
 from throughline.rollout.endpoint import example_request, predict
+from throughline.rollout.promotion import restore
 from throughline.services import doctor
 from throughline.usecase import UseCase, load_usecases
 
@@ -32,13 +33,18 @@ def run(as_json: AsJson = False) -> None:
     with progress() as report:
         services.up(settings, report=report)
     up_s = time.monotonic() - started
-    results = [_run_usecase(settings, usecase) for usecase in load_usecases().values()]
+    unserved = services.load_deployed(settings, services.served_models(settings))
+    results = [_run_usecase(settings, usecase, unserved.get(usecase.name)) for usecase in load_usecases().values()]
     result = {"seconds": {"services": round(up_s, 1), "all": round(time.monotonic() - started, 1)}, "usecases": results}
     emit(as_json, result, lambda: _show(settings, results))
 
 
-def _run_usecase(settings: Settings, usecase: UseCase) -> dict[str, Any]:
+def _run_usecase(settings: Settings, usecase: UseCase, unserved: services.Trouble | None) -> dict[str, Any]:
+    """`unserved`: what was deployed and the model server does not load."""
     name, now = usecase.name, data_clock(settings, usecase.clock_start(settings)).now()
+    if unserved is not None:
+        console.print(f"[bold]{name}[/]: {escape(unserved.what)}; its champion is deployed again")
+        restore(settings, usecase, again=True)
     graph = Graph(settings)
     graph.reload()
     states = [state for state in graph.states() if state.key[0] == name]

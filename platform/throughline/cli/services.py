@@ -27,7 +27,7 @@ def up(
     names: Annotated[list[str] | None, typer.Argument(metavar="SERVICE", help="All when none is named.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start the local services that do not run, and wait until they answer."""
+    """Start the local services that do not run, and wait until they answer; what was deployed is served."""
     settings = load_settings()
     try:
         with progress() as report:
@@ -36,7 +36,12 @@ def up(
         for line in error.tail:
             typer.echo(f"  {line}", err=True)
         raise
-    emit(as_json, {"services": describe(statuses)}, lambda: show_services(statuses))
+    models = services.served_models(settings)
+    troubles = list(services.load_deployed(settings, models).values()) if serves(statuses) else []
+    result = {"services": describe(statuses), "troubles": [asdict(trouble) for trouble in troubles]}
+    emit(as_json, result, lambda: (show_services(statuses), show_troubles(troubles)))
+    if troubles:
+        raise typer.Exit(1)
 
 
 def down(as_json: AsJson = False) -> None:
@@ -46,13 +51,17 @@ def down(as_json: AsJson = False) -> None:
 
 
 def status(as_json: AsJson = False) -> None:
-    """Show the services and the models that are served; exit code 1 unless every service runs."""
+    """Show the services, the models that are served, and what is wrong; exit code 1 unless every service runs and what
+    was deployed is served."""
     settings = load_settings()
     statuses = services.status(settings)
-    answers = any(one.name == "model-server" and one.state == "running" for one in statuses)
-    models = services.served_models(settings) if answers else []
-    emit(as_json, {"services": describe(statuses), "models": models}, lambda: show_services(statuses, models))
-    if any(one.state != "running" for one in statuses):
+    models = services.served_models(settings) if serves(statuses) else []
+    troubles = list(services.not_served(settings, models).values()) if serves(statuses) else []
+    result = {
+        "services": describe(statuses), "models": models, "troubles": [asdict(trouble) for trouble in troubles]
+    }  # fmt: skip
+    emit(as_json, result, lambda: (show_services(statuses, models), show_troubles(troubles)))
+    if troubles or any(one.state != "running" for one in statuses):
         raise typer.Exit(1)
 
 
@@ -71,6 +80,17 @@ def show_checks(found: list[checks.Check]) -> None:
         typer.echo(f"{typer.style(f'{mark:8}', fg=colour)}{check.name:14}{check.found}")
         if not check.ok:
             typer.echo(f"{'':22}{check.fix}")
+
+
+def serves(statuses: list[ServiceStatus]) -> bool:
+    """Whether the model server is among them and answers."""
+    return any(one.name == "model-server" and one.state == "running" for one in statuses)
+
+
+def show_troubles(troubles: Sequence[services.Trouble]) -> None:
+    for one in troubles:
+        since = f" (since {one.since})" if one.since else ""
+        typer.echo(f"{typer.style('trouble', fg='red'):<28}{one.what}{since}: run `{one.command}`.")
 
 
 def describe(statuses: list[ServiceStatus]) -> list[dict]:

@@ -93,9 +93,10 @@ def rollback(settings: Settings, usecase: UseCase, who: Principal, reason: str) 
         return _make_champion(settings, usecase, line, model, left, who.name, reason)
 
 
-def restore(settings: Settings, usecase: UseCase) -> Line:
+def restore(settings: Settings, usecase: UseCase, again: bool = False) -> Line:
     """Serve the champion of the history and point the alias at it, where a command was interrupted or an alias moved.
 
+    `again`: also when all agree on it, because the server does not serve it.
     Returns the order of champions. A rollback of which only the withdrawal is recorded is left to its repetition.
     """
     with _champion_lock(settings, usecase):
@@ -103,7 +104,9 @@ def restore(settings: Settings, usecase: UseCase) -> Line:
         if line.champion is not None and line.champion == line.last:
             endpoint = find_record(settings, _endpoint(usecase), EndpointRecord)
             recorded = endpoint.model if endpoint else None
-            if {_serving(settings, usecase), recorded, models.alias(settings, usecase.name)} != {line.champion}:
+            if again or {_serving(settings, usecase), recorded, models.alias(settings, usecase.name)} != {
+                line.champion
+            }:
                 _make_champion(settings, usecase, line, models.get(settings, line.champion), None, GRAPH, "")
     return line
 

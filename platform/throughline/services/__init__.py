@@ -8,7 +8,9 @@ Owns: what runs on one machine, how it is started, watched and stopped. Does not
     health.py      whether a service answers
     processes.py   which process listens on a port, which belong to a home
     code.py        the fingerprint of the code that the graph is loaded from
+    deployed.py    whether what was deployed is served
     control.py     up, down, status
 """
 
 from throughline.services.control import ServiceFailed, ServiceStatus, dead_service, down, served_models, status, up
+from throughline.services.deployed import Trouble, load_deployed, not_served

@@ -12,7 +12,7 @@ from throughline import services
 from throughline.cli import main as cli
 from throughline.cli import services as commands
 from throughline.foundation.errors import ThroughlineError
-from throughline.services import ServiceFailed, ServiceStatus
+from throughline.services import ServiceFailed, ServiceStatus, Trouble
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ def test_status_succeeds_only_when_every_service_runs(monkeypatch, capsys, state
     monkeypatch.setattr(services, "status", lambda _: found)
     assert run(monkeypatch, "status", "--json") == code
     printed = json.loads(capsys.readouterr().out)
-    assert set(printed) == {"services", "models"}
+    assert set(printed) == {"services", "models", "troubles"}
     assert printed["services"][0] == {"name": "spark", "state": "running", "address": "sc://x"}
     assert printed["models"] == []
 
@@ -99,6 +99,24 @@ def test_status_names_the_models_that_are_served(monkeypatch, capsys) -> None:
     assert "late/3  champion  100% of traffic" in capsys.readouterr().out
 
 
+def test_what_is_deployed_and_not_served_fails_status_and_what_up_cannot_load_fails_up(monkeypatch, capsys) -> None:
+    trouble = Trouble("revision v3 of late is deployed, not served: its file was changed", None, "throughline run")
+    running = [ServiceStatus("model-server", "running", "http://x")]
+    monkeypatch.setattr(services, "status", lambda _: running)
+    monkeypatch.setattr(services, "up", lambda *_: running)
+    monkeypatch.setattr(services, "served_models", lambda _: [])
+    for command, function in (("status", "not_served"), ("up", "load_deployed")):
+        monkeypatch.setattr(services, function, lambda *_: {"late": trouble})
+        assert run(monkeypatch, command, "--json") == 1
+        (printed,) = json.loads(capsys.readouterr().out)["troubles"]
+        assert printed == {"what": trouble.what, "since": None, "command": "throughline run"}
+        assert run(monkeypatch, command) == 1
+        assert f"{trouble.what}: run `throughline run`." in capsys.readouterr().out
+        monkeypatch.setattr(services, function, lambda *_: {})
+        assert run(monkeypatch, command) == 0
+        assert "trouble" not in capsys.readouterr().out
+
+
 def test_progress_away_from_a_terminal_is_a_line_per_change(monkeypatch, capsys) -> None:
     def starting(_settings, _names, report):
         for state, seconds in (("starting", 0.1), ("starting", 0.4), ("running", 2.0), ("running", 2.2)):
@@ -110,7 +128,9 @@ def test_progress_away_from_a_terminal_is_a_line_per_change(monkeypatch, capsys)
     assert run(monkeypatch, "up", "--json") == 0
     out, err = capsys.readouterr()
     assert err.splitlines() == ["spark starting (0.1 s)", "spark running (2.0 s)"]
-    assert json.loads(out) == {"services": [{"name": "spark", "state": "running", "address": "sc://x"}]}
+    assert json.loads(out) == {
+        "services": [{"name": "spark", "state": "running", "address": "sc://x"}], "troubles": []
+    }  # fmt: skip
 
 
 def test_progress_on_a_terminal_shows_each_service_with_its_state(monkeypatch) -> None:
