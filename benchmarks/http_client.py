@@ -60,8 +60,14 @@ def drive(port: int, made: Sequence[bytes], clients: int, seconds: float, marker
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        times, lasted = runner.run(_drive(port, made, clients, seconds, marker))
-    cuts = statistics.quantiles(times, n=100) if len(times) > 1 else times * 99
+        return measured(*runner.run(_drive(port, made, clients, seconds, marker)))
+
+
+def measured(times: Sequence[float], lasted: float) -> Measured:
+    """Of the seconds that each answer took, and all of them together. Raises when there was none."""
+    if not times:
+        raise ThroughlineError("No answer came while the load ran.")
+    cuts = statistics.quantiles(times, n=100) if len(times) > 1 else [*times] * 99
     return Measured(len(times), len(times) / lasted, cuts[49] * 1000, cuts[98] * 1000)
 
 

@@ -3,6 +3,7 @@
 #
 #   environment.sh sync STAMP [--gpu]   make .venv what the lock says; STAMP is written at the end
 #   environment.sh lock [ARGS...]       resolve pyproject.toml into requirements.lock
+#   environment.sh other FOLDER PACKAGE...   an environment beside .venv, for what cannot share it (benchmarks)
 #
 # Owns what must work before there is an environment; `throughline doctor` checks the rest.
 set -euo pipefail
@@ -162,12 +163,24 @@ lock() {
     fi
 }
 
+other() {
+    local folder=$1
+    shift
+    require_uv
+    # Complete or not there: what was interrupted is made anew.
+    [ ! -e "$folder/.complete" ] || return 0
+    rm -rf "$folder"
+    "$uv" venv --quiet --python "$(find_python)" "$folder"
+    "$uv" pip install --quiet --python "$folder/bin/python" "$@"
+    touch "$folder/.complete"
+}
+
 command=${1:-}
 [ $# -eq 0 ] || shift
 case $command in
-sync | lock) "$command" "$@" ;;
+sync | lock | other) "$command" "$@" ;;
 *)
-    echo "usage: environment.sh sync STAMP [--gpu] | lock [ARGS...]" >&2
+    echo "usage: environment.sh sync STAMP [--gpu] | lock [ARGS...] | other FOLDER PACKAGE..." >&2
     exit 2
     ;;
 esac
