@@ -41,7 +41,7 @@ def event(sequence: int = 1, source: str = "urn:test:1", **changes: object) -> I
     return InferenceEvent(**prediction(source=source, sequence=sequence, **changes))
 
 
-def structured(sequence: int = 1, source: str = "urn:test:1", **changes: object) -> dict[str, Any]:
+def structured(sequence: int = 1, source: str = "urn:test:1", /, **changes: object) -> dict[str, Any]:
     """The event as JSON; `changes` by name, of attributes and data alike."""
     made = json.loads(encode(prediction(), source, sequence))
     for name, value in changes.items():

@@ -56,12 +56,14 @@ def status(as_json: AsJson = False) -> None:
     settings = load_settings()
     statuses = services.status(settings)
     models = services.served_models(settings) if serves(statuses) else []
-    troubles = list(services.not_served(settings, models).values()) if serves(statuses) else []
+    unserved = list(services.not_served(settings, models).values()) if serves(statuses) else []
+    collects = any(one.name == "collector" and one.state == "running" for one in statuses)
+    troubles = [*unserved, *services.undelivered(settings, collects)]
     result = {
         "services": describe(statuses), "models": models, "troubles": [asdict(trouble) for trouble in troubles]
     }  # fmt: skip
     emit(as_json, result, lambda: (show_services(statuses, models), show_troubles(troubles)))
-    if troubles or any(one.state != "running" for one in statuses):
+    if unserved or any(one.state != "running" for one in statuses):
         raise typer.Exit(1)
 
 

@@ -32,15 +32,18 @@ def drain(settings: Settings, url: str, timeout_s: float = 60) -> None:
                     )
                 time.sleep(0.05)
         with client_of(settings, "collector") as collector:
-            collector.post("/flush").raise_for_status()
+            flushed = collector.post("/flush").raise_for_status().json()
     except httpx.HTTPError as error:
         raise ThroughlineError(
             f"The model server at {url} or its collector does not answer ({error}): run `throughline up`."
         ) from error
+    for failure in flushed["failed"].values():
+        raise ThroughlineError(failure)
 
 
 def snapshot(settings: Settings, usecase: UseCase) -> InferenceLogRecord:
-    """Have everything received so far written, and pin the log of the use case. Raises when the collector is down."""
+    """Have everything received so far written, and pin the log of the use case. Raises when the collector is down or
+    cannot write it."""
     try:
         with client_of(settings, "collector") as client:
             flushed = client.post("/flush").raise_for_status().json()
@@ -49,6 +52,8 @@ def snapshot(settings: Settings, usecase: UseCase) -> InferenceLogRecord:
         raise ThroughlineError(
             f"The collector at {settings.url('collector')} does not answer ({error}): start it with `throughline up`."
         ) from error
+    if failure := flushed["failed"].get(usecase.name):
+        raise ThroughlineError(failure)
     version = flushed["version"].get(usecase.name)
     return InferenceLogRecord(
         table=log_table(usecase.name, version) if version is not None else None,

@@ -12,7 +12,6 @@ kill between the two the next start writes the segment again and drops the ids t
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import signal
 import sys
@@ -21,6 +20,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import polars as pl
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
@@ -29,13 +29,13 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from throughline.events import wire
-from throughline.events.schema import BadEvent, InferenceEvent
+from throughline.events.schema import BadEvent, InferenceEvent, to_rows
 from throughline.events.table import LogTable, SourceCount
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.security.guard import Guard
 from throughline.foundation.security.tokens import BearerToken, demanded_token
 from throughline.foundation.settings import Settings, load_settings
-from throughline.journal.intake import Intake
+from throughline.journal.intake import Intake, counts
 from throughline.sources.push import BadRow, NoSuchTable, PushIntake
 from throughline.usecase import load_usecases
 
@@ -44,24 +44,25 @@ MAX_BATCH = MAX_ROWS_BODY = 8 << 20
 
 
 class Collector(Intake):
-    """The inference log of one home."""
+    """The inference log of one home. The table of an event is the one of its use case."""
 
     what = "The inference log"
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings.serving_home / "spool" / "collector")
         self._settings = settings
-        self._tables: dict[str, LogTable] = {}
         self._usecases = set(load_usecases())
-        for usecase in self._usecases:
-            self._table(usecase)
+        self._tables: dict[str, LogTable] = {}
+        self._counted: dict[str, dict[str, SourceCount]] = {}  # of each table as it was read or written last
+        for usecase in sorted(self._usecases):
+            self._open(usecase)
 
     async def receive(self, events: Sequence[InferenceEvent | BadEvent]) -> list[tuple[int, BadEvent]]:
         """Returns when the events are on the disk; those that are refused, with their positions."""
         refused, lines = [], []
         for position, event in enumerate(events):
             if isinstance(event, InferenceEvent) and event.subject not in self._usecases:
-                event = BadEvent(f"subject: {event.subject} is not a declared use case", str(event.id))
+                event = BadEvent(f"subject: {event.subject[:80]} is not a declared use case", str(event.id))
             if isinstance(event, BadEvent):
                 refused.append((position, event))
             else:
@@ -71,47 +72,69 @@ class Collector(Intake):
         self.rejected += len(refused)
         return refused
 
-    def move(self, lines: list[bytes]) -> int:
-        events = defaultdict(list)
-        for line in lines:
-            event = InferenceEvent.model_validate_json(line)
-            events[event.subject].append(event)
-        return sum(len(batch) - self._table(usecase).append(batch) for usecase, batch in events.items())
+    def parse(self, line: bytes) -> tuple[str, InferenceEvent]:
+        event = InferenceEvent.model_validate_json(line)
+        return event.subject, event
 
-    def write(self) -> dict[str, int | None]:
-        """Move everything confirmed so far to the tables. Returns the version of each table."""
+    def to_rows(self, items: Sequence[InferenceEvent]) -> pl.DataFrame:
+        return to_rows(items)
+
+    def append(self, table: str, rows: pl.DataFrame) -> int:
+        try:
+            return self._table(table).append(rows)
+        except Exception:
+            self._tables.pop(table, None)  # opened again at the next attempt: it may have been replaced
+            raise
+
+    def flush(self, now: bool = True) -> None:
+        for usecase in sorted(self._usecases - self._tables.keys()):
+            if now or self._due(usecase):
+                self._open(usecase)
+        super().flush(now)
+
+    def write(self) -> dict[str, Any]:
+        """Move everything confirmed so far to the tables: `version` of each, and by use case what `failed`."""
         self.flush()
-        return {usecase: table.version for usecase, table in sorted(self._tables.items())}
+        return {
+            "version": {usecase: table.version for usecase, table in sorted(self._tables.items())},
+            "failed": {table: failure.what for table, failure in self.failures.items()},
+        }
 
     def status(self) -> dict[str, Any]:
         """Counts since the log began; duplicates and rejected since this start."""
-        counts = self._sources()
-        written = sum(count.events for count in counts.values())
+        sources = self._sources()
+        written = sum(count.events for count in sources.values())
+        counted = counts(self)
         return {
-            "received": written + self.pending + self.duplicates,
+            "received": written + counted["pending"] + counted["duplicates"] + counted["set_aside"],
             "written": written,
-            "duplicates": self.duplicates,
-            "rejected": self.rejected,
-            "lost": sum(count.lost for count in counts.values()),
-            "pending": self.pending,
-            "failure": self.failure,
+            "lost": sum(count.lost for count in sources.values()),
+            **counted,
             "sources": {
                 source: {"written": count.events, "highest": count.highest, "lost": count.lost}
-                for source, count in counts.items()
+                for source, count in sources.items()
             },
         }
 
     def _sources(self) -> dict[str, SourceCount]:
         """A server numbers the events of all its use cases together, so gaps are counted across the tables."""
         merged: dict[str, SourceCount] = defaultdict(SourceCount)
-        for table in self._tables.values():
-            for source, count in list(table.sources.items()):
+        for counted in list(self._counted.values()):
+            for source, count in list(counted.items()):
                 merged[source].add(count.events, count.highest)
         return dict(merged)
+
+    def _open(self, usecase: str) -> None:
+        try:
+            self._table(usecase)
+            self.failures.pop(usecase, None)
+        except Exception as error:  # one table that cannot be read must not keep the others from being written
+            self._failed(usecase, error)
 
     def _table(self, usecase: str) -> LogTable:
         if usecase not in self._tables:
             self._tables[usecase] = LogTable(self._settings, usecase)
+            self._counted[usecase] = self._tables[usecase].sources
         return self._tables[usecase]
 
 
@@ -123,11 +146,11 @@ def create_app(settings: Settings) -> ASGIApp:
         app.state.collector = await run_in_threadpool(Collector, settings)
         app.state.pushed = await run_in_threadpool(PushIntake, settings, load_usecases())
         intakes: list[Intake] = [app.state.collector, app.state.pushed]
-        writers = [asyncio.create_task(intake.flush_periodically()) for intake in intakes]
+        for intake in intakes:
+            intake.start()
         yield
-        for writer, intake in zip(writers, intakes, strict=True):
-            writer.cancel()
-            await run_in_threadpool(intake.close)
+        for intake in intakes:
+            await intake.stop()
 
     app = FastAPI(title="Throughline collector", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(BearerToken, token=demanded_token(settings), exempt=lambda path: path == "/health")
@@ -155,7 +178,7 @@ def create_app(settings: Settings) -> ASGIApp:
 
     @app.post("/flush")
     async def flush(request: Request) -> dict[str, Any]:
-        return {"version": await run_in_threadpool(request.app.state.collector.write)}
+        return await run_in_threadpool(request.app.state.collector.write)
 
     @app.post("/v1/sources/{usecase}/{table}", status_code=202)
     async def push(request: Request, usecase: str, table: str) -> dict[str, int]:
@@ -176,8 +199,12 @@ def create_app(settings: Settings) -> ASGIApp:
         return {**request.app.state.collector.status(), "pushed": request.app.state.pushed.status()}
 
     @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "alive"}
+    async def health(request: Request) -> JSONResponse:
+        """503 when only a restart helps. A table that cannot be written is in `/status`: it is tried again."""
+        for intake in (request.app.state.collector, request.app.state.pushed):
+            if intake.broken:
+                return JSONResponse({"status": "failing", "error": intake.broken}, 503)
+        return JSONResponse({"status": "alive"})
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
@@ -202,9 +229,9 @@ def create_app(settings: Settings) -> ASGIApp:
 def _metrics(counted: dict[str, dict[str, Any]]) -> str:
     lines = []
     for what, status in counted.items():
-        for name in ("received", "written", "duplicates", "rejected", "lost", "pending"):
+        for name in ("received", "written", "duplicates", "rejected", "set_aside", "lost", "pending"):
             if name in status:
-                kind = "gauge" if name in ("lost", "pending") else "counter"
+                kind = "gauge" if name in ("lost", "pending", "set_aside") else "counter"
                 full = f"throughline_collector_{what}_{name}" + ("_total" if kind == "counter" else "")
                 lines += [f"# TYPE {full} {kind}", f"{full} {status[name]}"]
     return "\n".join(lines) + "\n"

@@ -30,6 +30,7 @@ from throughline.events import spool
 from throughline.events.cloudevent import BATCH, STRUCTURED
 from throughline.foundation.files import try_lock
 from throughline.foundation.security.home import HEADER
+from throughline.journal.set_aside import SetAside
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,6 @@ BATCH_BYTES = 512 << 10
 LINGER_S = 0.05  # gather this long: fewer requests beside the serving process
 IDLE_S = 0.25
 SLOWEST_RETRY_S = 5.0
-SET_ASIDE_LIMIT = 64 << 20  # bytes; beyond it what is refused is counted and logged only
 
 # The receiver will never take these, whatever its state; anything else is tried again.
 FINAL = {400, 413, 415, 422}
@@ -166,6 +166,7 @@ class Shipping:
     def __init__(self, root: Path, receiver: Receiver, stopping: threading.Event) -> None:
         self._root, self._receiver, self._stopping = root, receiver, stopping
         self.status = spool.read_status(root)
+        self._aside = SetAside(root)
         self._failures = 0
 
     def run(self, drain_s: float) -> None:
@@ -240,17 +241,10 @@ class Shipping:
         return min(SLOWEST_RETRY_S, 0.1 * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1)
 
     def _set_aside(self, worker: str, lines: list[tuple[bytes, str]]) -> None:
-        if not lines:
-            return
-        self.status.set_aside += len(lines)
-        log.error("%d events can never be delivered and are set aside. The last: %s", len(lines), lines[-1][1])
-        path = self._root / spool.SET_ASIDE
-        if path.exists() and path.stat().st_size > SET_ASIDE_LIMIT:
-            return
-        with path.open("ab") as file:
-            for line, reason in lines:
-                entry = {"at": _now(), "worker": worker, "reason": reason, "line": line.decode(errors="replace")}
-                file.write(json.dumps(entry).encode() + b"\n")
+        if lines:
+            log.error("%d events can never be delivered and are set aside. The last: %s", len(lines), lines[-1][1])
+            self._aside.add(lines, worker=worker)
+            self.status.set_aside += len(lines)
 
 
 def _is_event(line: bytes) -> bool:

@@ -17,7 +17,6 @@ from typing import Any
 from throughline.foundation.files import write_atomic
 
 STATUS = "shipping.json"
-SET_ASIDE = "set-aside.jsonl"
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ Does not own: receiving events (`collector.py`), joining them with outcomes.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 
 import polars as pl
 
-from throughline.events.schema import LAYER, TABLE, InferenceEvent, to_rows
+from throughline.events.schema import LAYER, TABLE
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.append import AppendOnce
 
@@ -47,9 +46,9 @@ class LogTable:
         """None before the first event."""
         return self._table.version
 
-    def append(self, events: Sequence[InferenceEvent]) -> int:
-        """Write those not in the table yet as one commit; returns how many these were."""
-        fresh = self._table.append(to_rows(events))
+    def append(self, rows: pl.DataFrame) -> int:
+        """Write rows (`to_rows`) that are not in the table yet as one commit; returns how many these were."""
+        fresh = self._table.append(rows)
         self._count(fresh.lazy())
         return fresh.height
 

@@ -62,6 +62,10 @@ _FORMS = {
         r"key|sigstore|pkcs11:(?!.*pin-value).*",
         "give key, sigstore or a pkcs11: URI, whose PIN goes into a file (pin-source)",
     ),
+    "collector_url": (
+        r"https?://[^@/\s?#]+(/[^@\s?#]*)?",
+        "give http(s)://HOST:PORT or http(s)://HOST/PATH; a token goes into THROUGHLINE_TOKEN",
+    ),
     "openlineage_url": (r"https?://[^@/\s]+(/[^@\s]*)?", "give http(s)://HOST:PORT; a token goes into openlineage_key"),
 }
 
@@ -101,7 +105,9 @@ class Settings(BaseSettings):
         None, description="s3://BUCKET/PREFIX of what runs and versions leave; unset means a folder in the home."
     )
     keep_models: int = Field(20, ge=1, description="This many of a model's newest versions are never removed.")
-    collector_url: str | None = Field(None, description="Receiver of inference events; unset: this home's collector.")
+    collector_url: str | None = Field(
+        None, description="Receiver of inference events, http(s)://HOST[:PORT][/PATH]; unset: this home's collector."
+    )
     openlineage_url: str | None = Field(
         None, description="Receiver of OpenLineage events of a run's steps, http(s)://HOST:PORT; unset: none are sent."
     )
@@ -172,7 +178,7 @@ class Settings(BaseSettings):
     def url(self, service: str) -> str:
         """Base URL of an HTTP service, as seen from this machine; the collector may be on another."""
         if service == "collector" and self.collector_url:
-            return self.collector_url.rstrip("/")
+            return self.collector_url
         return self.local_url(service)
 
     def local_url(self, service: str) -> str:

@@ -10,7 +10,9 @@ Owns: what runs on one machine, how it is started, watched and stopped. Does not
     code.py        the fingerprint of the code that the graph is loaded from
     deployed.py    whether what was deployed is served
     control.py     up, down, status
+    undelivered.py events and rows that wait or were set aside
 """
 
 from throughline.services.control import ServiceFailed, ServiceStatus, dead_service, down, served_models, status, up
 from throughline.services.deployed import Trouble, load_deployed, not_served
+from throughline.services.undelivered import undelivered

@@ -231,7 +231,7 @@ def _collector(settings: Settings) -> Service:
         command=(sys.executable, "-m", "throughline.events.collector"),
         address=settings.local_url("collector"),
         ports=(settings.port("collector"),),
-        health=f"{settings.local_url('collector')}/status",
+        health=f"{settings.local_url('collector')}/health",
         deadline_s=120,
         env={**settings_env(settings, without=_NOT_SERVING), **NO_TELEMETRY},
     )

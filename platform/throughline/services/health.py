@@ -37,6 +37,9 @@ def problem(check: str, settings: Settings, started: float, now: float, timeout_
             return None
     except ThroughlineError as error:
         return str(error)
+    except urllib.error.HTTPError as error:
+        answer = error.read(500).decode(errors="replace")
+        return f"{check.removeprefix('daemon+')} answers {error.code} {answer}".rstrip()
     except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
         return f"{check.removeprefix('daemon+')} does not answer ({getattr(error, 'reason', None) or error})"
 

@@ -7,8 +7,7 @@ Does not own: HTTP (`events/collector.py`), the table (`received.py`), rules abo
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, NotRequired
@@ -21,7 +20,7 @@ from typing_extensions import TypedDict
 from throughline.foundation.clock import Clock, WallClock, data_clock
 from throughline.foundation.errors import ThroughlineError, first_problem
 from throughline.foundation.settings import Settings
-from throughline.journal.intake import Intake
+from throughline.journal.intake import Intake, counts
 from throughline.lakehouse.append import AppendOnce
 from throughline.lakehouse.table import DAY, current_version
 from throughline.sources.received import LAYER, SCHEMA
@@ -51,7 +50,7 @@ class _PushTable:
 class PushIntake(Intake):
     """The intake of all declared tables of one home that take rows."""
 
-    what = "Pushed rows"
+    what = "The table of pushed rows"
 
     def __init__(self, settings: Settings, usecases: Mapping[str, UseCase]) -> None:
         super().__init__(settings.serving_home / "spool" / "sources")
@@ -77,26 +76,35 @@ class PushIntake(Intake):
         await super().confirm(lines)
         self.received += len(lines)
 
-    def move(self, lines: list[bytes]) -> int:
-        tables = defaultdict(list)
-        for line in lines:
-            row = json.loads(line)
-            times = {name: datetime.fromisoformat(row[name]) for name in ("event_time", "available_at", "received_at")}
-            tables[row["table"]].append({**row, **times, DAY: datetime.fromisoformat(row[DAY]).date()})
-        fresh = sum(self._append(name, rows) for name, rows in tables.items())
+    def parse(self, line: bytes) -> tuple[str, dict[str, Any]]:
+        row = json.loads(line)
+        usecase, table = row["table"].split("/")
+        times = {name: datetime.fromisoformat(row[name]) for name in ("event_time", "available_at", "received_at")}
+        return f"{usecase}/{table}", {**row, **times, DAY: datetime.fromisoformat(row[DAY]).date()}
+
+    def to_rows(self, items: Sequence[dict[str, Any]]) -> pl.DataFrame:
+        return pl.DataFrame(items, schema=SCHEMA)
+
+    def append(self, table: str, rows: pl.DataFrame) -> int:
+        if table not in self._received:
+            usecase, name = table.split("/")
+            self._received[table] = AppendOnce(self._settings.table_path(usecase, LAYER, name), by_day=True)
+        fresh = self._received[table].append(rows).height
         self.written += fresh
-        return len(lines) - fresh
+        return fresh
 
     def write(self, usecase: str, table: str) -> int | None:
-        """Move everything confirmed so far. Returns the version of the table, None while nothing was pushed."""
+        """Move everything confirmed so far. Returns the version of the table, None while nothing was pushed. Raises
+        when that table cannot be written."""
         self._target(usecase, table)
         self.flush()
+        if failure := self.failures.get(f"{usecase}/{table}"):
+            raise ThroughlineError(failure.what)
         return current_version(self._settings.table_path(usecase, LAYER, table))
 
     def status(self) -> dict[str, Any]:
         """Counts of rows, duplicates and refused requests since this start."""
-        names = ("received", "written", "duplicates", "rejected", "pending", "failure")
-        return {name: getattr(self, name) for name in names}
+        return {"received": self.received, "written": self.written, **counts(self)}
 
     def _target(self, usecase: str, table: str) -> _PushTable:
         target = self._declared.get(f"{usecase}/{table}")
@@ -107,12 +115,6 @@ class PushIntake(Intake):
                 f"there are: {there}"
             )
         return target
-
-    def _append(self, name: str, rows: list[dict[str, Any]]) -> int:
-        if name not in self._received:
-            usecase, table = name.split("/")
-            self._received[name] = AppendOnce(self._settings.table_path(usecase, LAYER, table), by_day=True)
-        return self._received[name].append(pl.DataFrame(rows, schema=SCHEMA)).height
 
 
 def _push_table(settings: Settings, usecase: UseCase, table: SourceTable, feed: PushFeed) -> _PushTable:

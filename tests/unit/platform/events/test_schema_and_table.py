@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from tests.support.events import NOW, binary, event, structured
 from throughline.events.cloudevent import BATCH, STRUCTURED
 from throughline.events.collector import Collector, create_app
-from throughline.events.schema import JSON_COLUMNS, LOG_SCHEMA, InferenceEvent
+from throughline.events.schema import JSON_COLUMNS, LOG_SCHEMA, InferenceEvent, to_rows
 from throughline.events.table import LogTable
 from throughline.foundation.settings import Settings
 
@@ -27,7 +27,7 @@ def logged(settings: Settings) -> pl.DataFrame:
 
 
 def test_the_table_has_a_column_per_field_of_the_event_and_the_day(settings):
-    LogTable(settings, "flight_delay").append([event()])
+    LogTable(settings, "flight_delay").append(to_rows([event()]))
     fields = set(InferenceEvent.model_fields) - {"subject"}
     (row,) = logged(settings).to_dicts()
     assert set(row) == set(LOG_SCHEMA) == fields | {"day"}
@@ -38,17 +38,17 @@ def test_the_table_has_a_column_per_field_of_the_event_and_the_day(settings):
 def test_the_table_holds_each_id_once_though_it_is_written_again(settings):
     first, second = event(1), event(2)
     table = LogTable(settings, "flight_delay")
-    assert table.append([first, second, first]) == 2
-    assert table.append([second]) == 0
+    assert table.append(to_rows([first, second, first])) == 2
+    assert table.append(to_rows([second])) == 0
     after_restart = LogTable(settings, "flight_delay")
     third = event(3, time=NOW + timedelta(days=1))
-    assert after_restart.append([first, third]) == 1
+    assert after_restart.append(to_rows([first, third])) == 1
     assert sorted(logged(settings)["sequence"]) == [1, 2, 3]
     assert set(logged(settings)["day"].to_list()) == {NOW.date(), NOW.date() + timedelta(days=1)}
 
 
 def test_a_row_has_the_features_of_the_prediction(settings):
-    LogTable(settings, "flight_delay").append([event()])
+    LogTable(settings, "flight_delay").append(to_rows([event()]))
     (row,) = logged(settings).to_dicts()
     assert json.loads(row["request"]) == {"origin": "JFK", "tailnum": None}
     assert json.loads(row["features"]) == {"hour": 9.0, "wind": None}
@@ -60,7 +60,7 @@ def test_a_row_has_the_features_of_the_prediction(settings):
 
 
 def test_gaps_are_counted_as_lost_per_source_also_after_a_restart(settings):
-    LogTable(settings, "flight_delay").append([event(n) for n in (1, 2, 5)] + [event(1, "urn:test:2")])
+    LogTable(settings, "flight_delay").append(to_rows([event(n) for n in (1, 2, 5)] + [event(1, "urn:test:2")]))
     sources = LogTable(settings, "flight_delay").sources
     assert {name: count.lost for name, count in sources.items()} == {"urn:test:1": 2, "urn:test:2": 0}
 
@@ -101,7 +101,7 @@ def test_the_collector_confirms_flushes_and_counts(settings):
         assert "ce-type" in refused.json()["error"]
         unknown = client.post("/", content=body, headers=headers | {"ce-subject": "no_such_case"})
         assert (unknown.status_code, "no_such_case" in unknown.json()["error"]) == (422, True)
-        assert client.post("/flush").json() == {"version": {"flight_delay": 0}}
+        assert client.post("/flush").json() == {"version": {"flight_delay": 0}, "failed": {}}
         status = client.get("/status").json()
         assert {k: status[k] for k in ("received", "written", "duplicates", "rejected", "lost", "pending")} == {
             "received": 2,

@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tests.support.disk import file_size_limit
 from tests.support.events import prediction
 from throughline.events import outbox as outboxes
 from throughline.events import spool
@@ -22,15 +31,17 @@ from throughline.events.cloudevent import BATCH, STRUCTURED
 from throughline.events.outbox import Outbox
 from throughline.events.shipping import read_batch
 from throughline.events.shipping_process import ShippingProcess
-from throughline.foundation.settings import Settings
+from throughline.foundation.settings import Settings, load_settings
+from throughline.journal import set_aside
 
 
 class FakeCollector:
     """Confirms with `status` and remembers what it confirmed; it never takes events whose decision is `refused`."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: Path | None = None) -> None:
         self.status = 202
         self.batches = True
+        self.requests: list[tuple[str, str | None]] = []  # paths and tokens
         self.taken: list[tuple[str, int]] = []
         self.sizes: list[int] = []
         outer = self
@@ -40,6 +51,7 @@ class FakeCollector:
 
             def do_POST(self) -> None:
                 read = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                outer.requests.append((self.path, self.headers["authorization"]))
                 status, answer = outer.answer(self.headers["content-type"], read)
                 body = json.dumps(answer).encode()
                 self.send_response(status)
@@ -52,6 +64,10 @@ class FakeCollector:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.port = self._server.server_port
+        if certificate is not None:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def answer(self, kind: str, read: object) -> tuple[int, object]:
@@ -104,8 +120,8 @@ class Sender:
         self.outbox.close()
 
     @property
-    def set_aside(self) -> list[dict[str, str]]:
-        path = self.settings.outboxes / spool.SET_ASIDE
+    def kept_aside(self) -> list[dict[str, str]]:
+        path = self.settings.outboxes / set_aside.FILE
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -121,6 +137,50 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def self_signed(path: Path) -> Path:
+    """A key and a certificate of localhost, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")]), datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(private + certificate.public_bytes(pem))
+    return path
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_events_go_over_tls_to_the_path_of_the_collectors_address_with_the_token(tmp_path, monkeypatch, trusted):
+    certificate = self_signed(tmp_path / "localhost.pem")
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    collector = FakeCollector(certificate)
+    settings = load_settings(
+        home=tmp_path, collector_url=f"https://localhost:{collector.port}/events/in/", token="s3cret"
+    )
+    outbox, shipping = Outbox(settings.outboxes / "0"), ShippingProcess(settings, drain_s=0)
+    outbox.publish([prediction()])
+    if trusted:
+        until(lambda: outbox.waiting == 0)
+        assert collector.requests == [("/events/in", "Bearer s3cret")]
+    else:
+        until(lambda: outbox.shipped.failure is not None)
+        assert "certificate" in outbox.shipped.failure["what"].lower()
+        assert (collector.requests, outbox.waiting) == ([], 1)
+    shipping.close()
+    outbox.close()
+    collector.close()
 
 
 def numbered(sender: Sender, numbers: range) -> list[tuple[str, int]]:
@@ -178,7 +238,7 @@ def test_an_event_the_collector_will_never_take_is_set_aside_and_does_not_hold_u
     sender.start()
     until(lambda: sender.outbox.waiting == 0)
     assert collector.taken == numbered(sender, range(1, 4)) + numbered(sender, range(5, 8))
-    (kept,) = sender.set_aside
+    (kept,) = sender.kept_aside
     assert ("decision" in kept["reason"], json.loads(kept["line"])["sequence"]) == (True, "4")
     assert (sender.outbox.shipped.sent, sender.outbox.shipped.set_aside) == (6, 1)
 
@@ -258,8 +318,8 @@ def test_half_a_line_at_the_end_of_a_power_loss_is_set_aside_and_what_follows_is
     until(lambda: after.outbox.waiting == 0)
     after.close()
     assert collector.taken == numbered(before, range(1, 3)) + numbered(after, range(1, 3))
-    assert len(after.set_aside) == 2
-    assert all("power loss" in kept["reason"] for kept in after.set_aside)
+    assert len(after.kept_aside) == 2
+    assert all("power loss" in kept["reason"] for kept in after.kept_aside)
 
 
 def test_a_segment_that_is_shorter_than_the_cursor_is_sent_again(tmp_path):
@@ -284,6 +344,30 @@ def test_a_full_outbox_loses_events_as_gaps_that_can_be_counted(sender, collecto
     until(lambda: sender.outbox.waiting == 0)
     assert len(collector.taken) == sender.outbox._sequence - sender.outbox.lost
     assert max(number for _, number in collector.taken) == sender.outbox._sequence
+
+
+@given(requests=st.lists(st.tuples(st.integers(1, 3), st.integers(0, 3000)), max_size=12))
+def test_on_a_full_disk_each_event_is_whole_or_counted_as_lost(tmp_path_factory, requests):
+    """A real limit of the size of files: a write stops in the middle of a line, and the next ones write nothing."""
+    folder = tmp_path_factory.mktemp("outbox") / "0"
+    outbox = Outbox(folder)
+    for events, limit in requests:
+        with file_size_limit(limit):
+            outbox.publish([prediction() for _ in range(events)])
+    outbox.publish([prediction()])
+    published = sum(events for events, _ in requests) + 1
+    read, cursor = [], None
+    while (batch := read_batch(folder, cursor)) is not None:
+        read += batch.lines
+        cursor = batch.after
+        if batch.finished:
+            spool.segment_path(folder, cursor.segment).unlink()
+    whole = [json.loads(line) for line in read if line.endswith(b"}}")]
+    sequences = [int(each["sequence"]) for each in whole]
+    assert sequences == sorted(set(sequences))
+    assert (sequences[-1], len(sequences)) == (published, published - outbox.lost)
+    assert outbox.waiting == len(read)
+    outbox.close()
 
 
 @pytest.mark.parametrize("bad", [{"row_key": "\ud800"}, {"model_version": 2**64}, {"features": {1: 2}}])

@@ -34,7 +34,7 @@ def mixed() -> list[InferenceEvent]:
 
 def test_shares_and_counts_are_of_production(settings):
     events = mixed()
-    LogTable(settings, NAME).append(events)
+    LogTable(settings, NAME).append(to_rows(events))
     log = PredictionLog(settings, NAME)
     assert (log.predictions, log.lost) == (3, 0)
     assert log.per_model() == {MODEL: 3}
@@ -46,7 +46,7 @@ def test_shares_and_counts_are_of_production(settings):
 
 
 def test_reads_of_a_feature_are_those_of_production(settings):
-    LogTable(settings, NAME).append(mixed())
+    LogTable(settings, NAME).append(to_rows(mixed()))
     assert read_usage(settings, get_usecase(NAME)).reads_of(["hour"]) == 3
 
 
@@ -59,7 +59,7 @@ def test_a_log_written_before_there_were_classes_is_read_and_gets_the_columns_wi
     assert (log.predictions, log.find(str(older.id))["traffic"]) == (1, "production")
     assert production(pl.scan_delta(str(path))).collect().height == 1
 
-    assert LogTable(settings, NAME).append([older, new]) == 1
+    assert LogTable(settings, NAME).append(to_rows([older, new])) == 1
     assert {field.name for field in DeltaTable(str(path)).schema().fields} == set(LOG_SCHEMA)
     assert log.refresh()
     assert log.predictions == 1

@@ -155,6 +155,16 @@ def test_the_collector_and_spark_may_be_elsewhere(tmp_path: Path) -> None:
     assert settings.spark_url == "sc://cluster:15002"
 
 
+@pytest.mark.parametrize(
+    "url", ["ftp://h", "collector:80", "http://me:s3cret@h", "https://h/?token=s3cret", "https://"]
+)
+def test_an_address_of_the_collector_that_would_not_be_honoured_is_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ThroughlineError, match="collector_url: give http") as caught:
+        load_settings(home=tmp_path, collector_url=url)
+    assert "s3cret" not in str(caught.value)
+    assert load_settings(home=tmp_path, collector_url="https://h/in/").url("collector") == "https://h/in"
+
+
 def test_tables_may_be_in_another_folder_or_in_a_bucket_and_the_catalog_stays(tmp_path: Path) -> None:
     elsewhere = load_settings(home=tmp_path, lakehouse_uri=str(tmp_path / "lake"))
     assert elsewhere.table_path("u", "raw", "t") == tmp_path / "lake" / "u" / "raw" / "t"

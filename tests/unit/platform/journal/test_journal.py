@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tests.support.disk import file_size_limit
 from throughline.foundation.errors import ThroughlineError
 from throughline.journal import journal
 from throughline.journal.journal import Journal
@@ -34,7 +37,6 @@ def test_a_removed_segment_does_not_come_back(tmp_path):
     (segment,) = journal.sealed()
     journal.append([b"b"])
     journal.remove(segment)
-    assert journal.size == 2
     journal.close()
     assert [Journal.read(left) for left in Journal(tmp_path).sealed()] == [[b"b"]]
 
@@ -67,33 +69,39 @@ def test_a_new_process_numbers_its_segments_after_those_it_found(tmp_path):
     second = Journal(tmp_path)
     second.append([b"b"])
     assert [segment.stem for segment in second.sealed()] == ["000000000001", "000000000002"]
-    assert second.size == 4
 
 
-class FullDisk:
-    """A file that takes `taken` bytes of a write and then no more."""
+@given(
+    appends=st.lists(
+        st.tuples(
+            st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b" ")), max_size=4),
+            st.integers(0, 120),
+        ),
+        max_size=12,
+    )
+)
+def test_on_a_full_disk_an_append_is_whole_or_refused_and_the_next_ones_are_whole(tmp_path_factory, appends):
+    """A real limit of the size of files: a write stops in the middle of a line, and the next ones write nothing."""
+    written, kept = Journal(tmp_path_factory.mktemp("journal")), []
+    for lines, limit in appends:
+        with file_size_limit(limit):
+            try:
+                written.append(lines, sync=True)
+            except OSError:
+                continue
+        kept += lines
+    assert [line for segment in written.sealed() for line in Journal.read(segment)] == kept
+    written.append([b"after"])
+    assert contents(written)[-1] == [b"after"]
+    written.close()
 
-    def __init__(self, file, taken: int) -> None:
-        self._file, self._taken = file, taken
 
-    def __getattr__(self, name):
-        return getattr(self._file, name)
-
-    def write(self, content: bytes) -> int:
-        return self._file.write(content[: self._taken])
-
-
-def test_a_partly_written_line_is_removed_and_the_next_is_whole(tmp_path):
-    journal = Journal(tmp_path)
-    journal.append([b"before"])
-    whole = journal._open
-    journal._open = FullDisk(whole, taken=3)
-    with pytest.raises(OSError, match="only part of the lines was written"):
-        journal.append([b"refused"])
-    assert journal.size == len(b"before\n")
-    journal._open = whole
-    journal.append([b"after"])
-    assert contents(journal) == [[b"before", b"after"]]
+def test_appends_that_a_full_disk_refuses_leave_no_files(tmp_path):
+    written = Journal(tmp_path)
+    for _ in range(5):
+        with file_size_limit(3), pytest.raises(OSError, match=r"part|large"):
+            written.append([b"refused"])
+    assert list(tmp_path.glob("*.jsonl")) == []
 
 
 @pytest.mark.parametrize("sync", [True, False])

@@ -174,7 +174,8 @@ def test_a_row_sent_again_is_kept_once_and_stays_known_from_the_first_time(
     assert json.loads(kept["row"][0])["items"] == 1
     counted = client.get("/status").json()["pushed"]
     assert counted == {
-        "received": 5, "written": 3, "duplicates": 2, "rejected": 0, "pending": 0, "failure": None
+        "received": 5, "written": 3, "duplicates": 2, "rejected": 0, "set_aside": 0, "pending": 0, "failure": None,
+        "problems": [],
     }  # fmt: skip
     assert "throughline_collector_rows_duplicates_total 2" in client.get("/metrics").text
     # events and rows do not wait for each other, nor are they counted together

@@ -1,0 +1,60 @@
+"""Events and rows on their way to a table that wait or were set aside, as troubles of the home.
+
+Owns: which of them are shown, and the command that shows more. Does not own: the counts (the shipping process, the
+collector).
+"""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from throughline.events import spool
+from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.settings import Settings
+from throughline.journal import set_aside
+from throughline.services import health
+from throughline.services.conf import log_path
+from throughline.services.deployed import Trouble
+
+
+def undelivered(settings: Settings, collector_runs: bool) -> list[Trouble]:
+    """In the order of an event's way: outbox, inference log, pushed rows."""
+    found = list(_outboxes(settings))
+    if collector_runs:
+        try:
+            status: Any = health.get_json(f"{settings.local_url('collector')}/status", settings)
+            spools = settings.serving_home / "spool"
+            found += _intake(settings, "events", status, spools / "collector")
+            found += _intake(settings, "pushed rows", status["pushed"], spools / "sources")
+        except (ThroughlineError, OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+            reason = getattr(error, "reason", None) or error
+            found.append(Trouble(f"The collector does not report its state ({reason})", None, _log(settings)))
+    return found
+
+
+def _outboxes(settings: Settings) -> Iterator[Trouble]:
+    shipping = spool.read_status(settings.outboxes)
+    if shipping.failure:
+        what = f"Events of the model server wait: {shipping.failure['what']}"
+        yield Trouble(what, shipping.failure["since"], f"tail -n 20 {log_path(settings.home, 'model-server')}")
+    if shipping.set_aside:
+        what = f"{shipping.set_aside} events of the model server were refused for good and set aside"
+        yield Trouble(what, None, _look(settings.outboxes))
+
+
+def _intake(settings: Settings, what: str, status: Mapping[str, Any], folder: Path) -> Iterator[Trouble]:
+    for problem in status["problems"]:
+        yield Trouble(problem["what"].rstrip("."), problem.get("since"), _log(settings))
+    if status["set_aside"]:
+        yield Trouble(f"{status['set_aside']} {what} can never be written and were set aside", None, _look(folder))
+
+
+def _look(folder: Path) -> str:
+    return f"tail -n 5 {folder / set_aside.FILE}"
+
+
+def _log(settings: Settings) -> str:
+    return f"tail -n 20 {log_path(settings.home, 'collector')}"
