@@ -138,9 +138,9 @@ def command_of(words: str) -> Callable[[], None]:
 def _switch(
     switch: Callable[[], None], times: int, pause: float, start: float, switched: list[float], problems: list[str]
 ) -> None:
-    """Until all are done or one fails, which is a problem of the run."""
-    for _ in range(times):
-        time.sleep(pause)
+    """One every `pause` seconds, or at once when the one before took longer; until one fails, which is a problem."""
+    for number in range(1, times + 1):
+        time.sleep(max(0.0, start + number * pause - time.perf_counter()))
         try:
             switch()
         except ThroughlineError as error:

@@ -50,13 +50,13 @@ SCENARIOS = {
         Scenario(
             "spike",
             "three times the rate at once, and back",
-            (Phase(2, 40), Phase(2, 120), Phase(3, 40)),
+            (Phase(2, 40), Phase(2, 120), Phase(2, 40)),
             Levels({1: Latencies(p50_ms=50, p95_ms=500, p99_ms=1000)}),
         ),
         Scenario(
             "rollout",
             "the served revision is switched again and again under load",
-            (Phase(7, 60),),
+            (Phase(6, 60),),
             Levels({1: Latencies(p50_ms=25, p95_ms=250, p99_ms=500)}),
             beside="switches",
             switches=5,
@@ -64,7 +64,7 @@ SCENARIOS = {
         Scenario(
             "bad-clients",
             "malformed, oversize, slow, half-closed, pipelined and disconnecting clients beside good ones",
-            (Phase(7, 60),),
+            (Phase(6, 60),),
             Levels({1: Latencies(p50_ms=25, p95_ms=150, p99_ms=300)}),
             beside="bad clients",
         ),

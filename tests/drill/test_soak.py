@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -11,7 +10,8 @@ import pytest
 from benchmarks.serving_home import make_home
 from loadtests.scenarios import SCENARIOS
 from tests.e2e.conftest import started
-from throughline.foundation.settings import PROJECT_ROOT, Settings
+from tests.support.load import COLLECTOR, loadtests
+from throughline.foundation.settings import Settings
 from throughline.services.ports import take_ports
 from throughline.usecase import get_usecase
 
@@ -21,18 +21,13 @@ pytestmark = [pytest.mark.drill(minutes=11), pytest.mark.timeout(1200)]
 def test_the_servers_memory_stays_flat_over_ten_minutes_of_load(tmp_path) -> None:
     settings = Settings(home=tmp_path, port_base=take_ports())
     make_home(settings, get_usecase("flight_delay"))
-    module = [sys.executable, "-m"]
     with (
-        started(settings, "collector", [*module, "throughline.events.collector"], "collector", "/health"),
-        started(settings, "model-server", [*module, "serving"], "model_http", "/v2/health/ready"),
+        started(settings, "collector", COLLECTOR, "collector", "/health"),
+        started(settings, "model-server", [sys.executable, "-m", "serving"], "model_http", "/v2/health/ready"),
     ):
-        done = subprocess.run(
-            [*module, "loadtests", "--scenario", "soak", "--json"],
-            cwd=PROJECT_ROOT, capture_output=True, text=True, check=False,
-            env={"THROUGHLINE_HOME": str(settings.home), "THROUGHLINE_PORT_BASE": str(settings.port_base)},
-        )  # fmt: skip
-    assert done.stdout, done.stderr
-    (soak,) = json.loads(done.stdout.splitlines()[-1])["scenarios"]
+        _, stdout, stderr = loadtests(settings, "--scenario", "soak", "--json")
+    assert stdout, stderr
+    (soak,) = json.loads(stdout.splitlines()[-1])["scenarios"]
     assert soak["requests"] > 30_000
     assert soak["failed_share"] == 0
     assert soak["logged_share"] == 1

@@ -11,38 +11,16 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import MODEL_SERVER, started
-from tests.support import fake_store_server
+from tests.support.load import home_under_load, loadtests, only_slow
 from throughline.foundation.settings import PROJECT_ROOT, Settings
-from throughline.services.ports import take_ports
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[Settings]:
-    settings = Settings(home=tmp_path_factory.mktemp("home"), port_base=take_ports())
-    fake_store_server.put_revision(settings)
-    collector = [sys.executable, "-m", "throughline.events.collector"]
-    with (
-        started(settings, "collector", collector, "collector", "/health"),
-        started(settings, "model-server", [sys.executable, str(MODEL_SERVER)], "model_http", "/v2/health/ready"),
-    ):
+    with home_under_load(tmp_path_factory.mktemp("home")) as settings:
         yield settings
-
-
-def loadtests(settings: Settings, *arguments: str) -> tuple[int, str, str]:
-    environment = {"THROUGHLINE_HOME": str(settings.home), "THROUGHLINE_PORT_BASE": str(settings.port_base)}
-    done = subprocess.run(
-        [sys.executable, "-m", "loadtests", *arguments],
-        cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
-
-
-def only_slow(missed: list[str]) -> bool:
-    """Whether only latencies were missed: their levels are those of a quiet machine."""
-    return all(text.startswith(("p50_ms", "p95_ms", "p99_ms")) for text in missed)
 
 
 def test_no_request_fails_and_every_answer_is_logged_once_in_each_scenario(served: Settings) -> None:

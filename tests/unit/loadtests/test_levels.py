@@ -135,4 +135,4 @@ def test_a_chart_breaks_its_line_where_a_value_is_unknown_and_of_nothing_is_empt
 
 
 def test_the_short_set_with_its_pauses_fits_into_its_time():
-    assert sum(scenario.seconds for scenario in SCENARIOS.values() if scenario.short) <= 36
+    assert sum(scenario.seconds for scenario in SCENARIOS.values() if scenario.short) <= 34
