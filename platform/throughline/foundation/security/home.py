@@ -7,15 +7,13 @@ mistakes, not attacks.
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from throughline.foundation.errors import ThroughlineError
+from throughline.foundation.files import locked, write_atomic
 
 if TYPE_CHECKING:
     from throughline.foundation.settings import Settings
@@ -30,13 +28,9 @@ def home_id(settings: Settings) -> str:
     path = settings.home / FILE
     try:
         if not path.exists():
-            settings.home.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=settings.home) as draft:
-                draft.write(uuid.uuid4().hex.encode())
-                draft.flush()
-                os.fchmod(draft.fileno(), 0o644)
-                with suppress(FileExistsError):  # another process was first
-                    os.link(draft.name, path)
+            with locked(settings.home / "locks" / FILE):
+                if not path.exists():
+                    write_atomic(path, uuid.uuid4().hex)
         found = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ThroughlineError(f"{path} cannot be read or made ({error}): make the home writable.") from error
