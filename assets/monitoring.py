@@ -75,8 +75,10 @@ def _outcomes(usecase: UseCase) -> AssetsDefinition:
         group_name=GROUP,
         kinds={"deltalake", "polars"},
         deps=[AssetKey([usecase.name, FEATURES, spine])],
-        description="Predictions and what became of them; those that never get a label are counted, not scored.",
-        code_version=code_version(("assets.monitoring", "throughline.monitoring.outcomes")),
+        description="Predictions and what became of them, by label or report; what never gets a label is only counted.",
+        code_version=code_version(
+            ("assets.monitoring", "throughline.monitoring.outcomes", "throughline.events.waiting")
+        ),
         ins={"inference_log": record_of(usecase, GROUP, "inference_log")},
     )
     def outcomes(
@@ -91,7 +93,7 @@ def _outcomes(usecase: UseCase) -> AssetsDefinition:
         )
         return Output(
             record,
-            metadata=record.model_dump(mode="json", include={"predictions", "labelled", "pending", "never_labelled"}),
+            metadata=record.model_dump(mode="json", exclude={"table", "as_of", "log_complete"}),
         )
 
     return outcomes

@@ -28,6 +28,7 @@ MODULES = {
     "predict": ["predict"],
     "explain": ["explain"],
     "push": ["push"],
+    "feedback": ["feedback"],
     "advance": ["advance"],
     "train": ["train"],
     "jobs": ["jobs"],

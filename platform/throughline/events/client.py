@@ -9,6 +9,7 @@ import time
 
 import httpx
 
+from throughline.events.feedback import feedback_table
 from throughline.events.schema import log_table
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.security.calls import client_of
@@ -37,7 +38,7 @@ def drain(settings: Settings, url: str, timeout_s: float = 60) -> None:
         raise ThroughlineError(
             f"The model server at {url} or its collector does not answer ({error}): run `throughline up`."
         ) from error
-    for failure in flushed["failed"].values():
+    for failure in [*flushed["failed"].values(), *flushed["feedback"]["failed"].values()]:
         raise ThroughlineError(failure)
 
 
@@ -52,11 +53,13 @@ def snapshot(settings: Settings, usecase: UseCase) -> InferenceLogRecord:
         raise ThroughlineError(
             f"The collector at {settings.url('collector')} does not answer ({error}): start it with `throughline up`."
         ) from error
-    if failure := flushed["failed"].get(usecase.name):
+    reports = flushed["feedback"]
+    if failure := flushed["failed"].get(usecase.name) or reports["failed"].get(usecase.name):
         raise ThroughlineError(failure)
-    version = flushed["version"].get(usecase.name)
+    version, reported = flushed["version"].get(usecase.name), reports["version"].get(usecase.name)
     return InferenceLogRecord(
         table=log_table(usecase.name, version) if version is not None else None,
+        feedback=feedback_table(usecase.name, reported) if reported is not None else None,
         received=counted["received"],
         written=counted["written"],
         lost=counted["lost"],

@@ -10,16 +10,22 @@ from throughline.records.base import Record
 
 
 class InferenceLogRecord(Record):
-    """The inference log as it stood: its version (None before the first event) and what the collector counted."""
+    """The inference log as it stood: its version (None before the first event), that of the reported outcomes (None
+    before the first), and what the collector counted."""
 
     table: TableReference | None
+    feedback: TableReference | None = None
     received: int
     written: int
     lost: int
 
 
 class OutcomesRecord(Record):
-    """Predictions joined with what became of them, up to `as_of`."""
+    """Predictions joined with what became of them, up to `as_of`.
+
+    Of the labelled ones, `from_feedback` have a reported outcome only; in `conflicts` it differs from the label.
+    Reports without their prediction wait for it, or expired.
+    """
 
     table: TableReference
     as_of: datetime
@@ -28,6 +34,10 @@ class OutcomesRecord(Record):
     pending: int
     never_labelled: int
     log_complete: bool
+    from_feedback: int = 0
+    conflicts: int = 0
+    feedback_waiting: int = 0
+    feedback_expired: int = 0
 
 
 class CalibrationRecord(Record):

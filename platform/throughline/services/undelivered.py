@@ -21,13 +21,14 @@ from throughline.services.deployed import Trouble
 
 
 def undelivered(settings: Settings, collector_runs: bool) -> list[Trouble]:
-    """In the order of an event's way: outbox, inference log, pushed rows."""
+    """In the order of an event's way: outbox, inference log; then reported outcomes and pushed rows."""
     found = list(_outboxes(settings))
     if collector_runs:
         try:
             status: Any = health.get_json(f"{settings.local_url('collector')}/status", settings)
             spools = settings.serving_home / "spool"
             found += _intake(settings, "events", status, spools / "collector")
+            found += _intake(settings, "reported outcomes", status["feedback"], spools / "feedback")
             found += _intake(settings, "pushed rows", status["pushed"], spools / "sources")
         except (ThroughlineError, OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
             reason = getattr(error, "reason", None) or error

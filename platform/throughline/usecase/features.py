@@ -22,6 +22,9 @@ class Label(Declared):
     known_at: str
     delay: Duration
     event: str
+    feedback_wait: Duration = Field(
+        timedelta(days=30), description="An outcome reported for a prediction that is not logged waits for it so long."
+    )
 
 
 class Parity(Declared):
