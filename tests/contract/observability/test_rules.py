@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -69,3 +70,21 @@ def test_the_page_describes_every_metric_that_is_queried() -> None:
         and f"`{name.removeprefix(collected)}`" not in page
         and name != "throughline_collector_events"
     ] == []
+
+
+def test_the_dashboards_panels_have_ids_and_places_of_their_own_and_use_the_chosen_prometheus() -> None:
+    dashboard = json.loads((FOLDER / "dashboard.json").read_text())
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24, panel["title"]
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not cells & taken, panel["title"]
+        taken |= cells
+        for target in panel.get("targets", []):
+            assert target["datasource"]["uid"] == "${datasource}", panel["title"]
+    variables = {variable["name"] for variable in dashboard["templating"]["list"]}
+    used = set(re.findall(r"\$\{?([a-z_]+)", json.dumps(dashboard))) - {"__rate_interval", "__all"}
+    assert used <= variables
