@@ -1,6 +1,6 @@
 """Who takes part in the serving benchmark: the command of each process, its address, and what it is sent.
 
-Owns: that, as a list made from one home. Does not own: the processes' code (`peers/`), the rounds (`serving.py`).
+Owns: that. Does not own: the processes' code (`peers/`), the rounds (`serving.py`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.http_client import requests
+from benchmarks.report import OURS
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.settings import PROJECT_ROOT
+from throughline.foundation.settings import PROJECT_ROOT, Settings
 from throughline.models.onnx_graph import CATEGORICAL, NUMERIC
 from throughline.usecase import UseCase
 
@@ -25,16 +26,16 @@ BENTOML = ("bentoml==1.4.40", "onnxruntime==1.31.1", "numpy==2.4.6")
 
 @dataclass(frozen=True)
 class Peer:
-    """`bodies`: rows per request -> requests, ready to send; `marker`: what a good answer holds; `does`: its part of a
-    prediction; `grpc_port`: None when it speaks no V2 gRPC."""
+    """A server that takes part. `does`: its part of a prediction; `marker`: what a good answer holds; `grpc_port`: None
+    when it speaks no V2 gRPC."""
 
     name: str
+    does: Literal["all of it", "a constant", "the model", "the look-up"]
     command: tuple[str, ...]
     port: int
     ready: str
-    bodies: Mapping[int, list[bytes]]
+    path: str
     marker: bytes
-    does: str
     environment: Mapping[str, str] = field(default_factory=dict)
     grpc_port: int | None = None
     folder: Path = PROJECT_ROOT
@@ -42,94 +43,65 @@ class Peer:
 
 @dataclass(frozen=True)
 class Given:
-    """What the peers are made from: instances, the features that our server read for them, the model's file."""
+    """What is requested: instances, and the features that our server read for them, in the same order."""
 
     usecase: UseCase
     instances: Sequence[dict[str, Any]]
     numeric: Sequence[Sequence[float]]
     categorical: Sequence[Sequence[str]]
-    model: Path
-    scratch: Path
+
+    def bodies(self, peer: Peer, rows: int) -> list[bytes]:
+        """Requests of `rows` rows each, ready to send; what does not fill a request is left out."""
+        return requests(peer.path, [self._body(peer, slice(n, n + rows)) for n in self._starts(rows)])
+
+    def _starts(self, rows: int) -> range:
+        return range(0, len(self.instances) - rows + 1, rows)
+
+    def _body(self, peer: Peer, part: slice) -> dict[str, Any]:
+        if peer.does == "the look-up":
+            fields = dict.fromkeys(self.usecase.entities.values())
+            keys = {name: [each[name] for each in self.instances[part]] for name in fields}
+            return {"feature_service": self.usecase.features.service, "entities": keys}
+        if peer.does == "the model":
+            features = {NUMERIC: self.numeric[part], CATEGORICAL: self.categorical[part]}
+            return {"inputs": features} if peer.name == "mlflow_serve" else features
+        return {"instances": list(self.instances[part])}
 
 
-def bodies_v1(path: str, instances: Sequence[dict[str, Any]], rows: int) -> list[bytes]:
-    batches = [instances[first : first + rows] for first in range(0, len(instances) - rows + 1, rows)]
-    return requests(path, [{"instances": list(batch)} for batch in batches])
-
-
-def bare_kserve(given: Given, port: int, grpc_port: int, sizes: Sequence[int]) -> Peer:
+def ours(settings: Settings, usecase: UseCase) -> Peer:
+    port, grpc_port = settings.port("model_http"), settings.port("model_grpc")
+    path = f"/v1/models/{usecase.name}:predict"
+    ready = f"/v2/models/{usecase.name}/ready"
     return Peer(
-        "bare_kserve",
-        (sys.executable, "-m", "benchmarks.peers.bare_kserve", str(port), str(grpc_port)),
-        port,
-        "/v2/models/trivial/ready",
-        {rows: bodies_v1("/v1/models/trivial:predict", given.instances, rows) for rows in sizes},
-        b'"score"',
-        "a constant",
-        grpc_port=grpc_port,
+        OURS, "all of it", (sys.executable, "-m", "serving"), port, ready, path, b'"score"', grpc_port=grpc_port
     )
 
 
-def mlflow_serve(given: Given, port: int, sizes: Sequence[int]) -> Peer:
-    return Peer(
-        "mlflow_serve",
-        (
-            *(sys.executable, "-m", "benchmarks.peers.mlflow_serve"),
-            *(str(given.model), str(given.scratch / "mlflow_serve"), str(port)),
-        ),
-        port,
-        "/ping",
-        {rows: requests("/invocations", [{"inputs": each} for each in _features(given, rows)]) for rows in sizes},
-        b'"score"',
-        "the model",
-        {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"},
-    )
+def bare_kserve(port: int, grpc_port: int) -> Peer:
+    command = (sys.executable, "-m", "benchmarks.peers.bare_kserve", str(port), str(grpc_port))
+    ready, path = "/v2/models/trivial/ready", "/v1/models/trivial:predict"
+    return Peer("bare_kserve", "a constant", command, port, ready, path, b'"score"', grpc_port=grpc_port)
 
 
-def feast_serve(given: Given, port: int, sizes: Sequence[int]) -> Peer:
-    fields = list(dict.fromkeys(given.usecase.entities.values()))
-
-    def entities(rows: int) -> list[dict[str, Any]]:
-        batches = [given.instances[first : first + rows] for first in range(0, len(given.instances) - rows + 1, rows)]
-        return [{name: [each[name] for each in batch] for name in fields} for batch in batches]
-
-    service = given.usecase.features.service
-    return Peer(
-        "feast_serve",
-        (sys.executable, "-m", "benchmarks.peers.feast_serve", str(port)),
-        port,
-        "/health",
-        {
-            rows: requests(
-                "/get-online-features", [{"feature_service": service, "entities": e} for e in entities(rows)]
-            )
-            for rows in sizes
-        },
-        b'"results"',
-        "the look-up",
-    )
+def mlflow_serve(model: Path, folder: Path, port: int) -> Peer:
+    """It waits for the file `model`, and saves it to `folder` as MLflow does."""
+    command = (sys.executable, "-m", "benchmarks.peers.mlflow_serve", str(model), str(folder), str(port))
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    return Peer("mlflow_serve", "the model", command, port, "/ping", "/invocations", b'"score"', quiet)
 
 
-def bentoml(given: Given, port: int, sizes: Sequence[int], environment: Path) -> Peer:
+def feast_serve(port: int) -> Peer:
+    command = (sys.executable, "-m", "benchmarks.peers.feast_serve", str(port))
+    return Peer("feast_serve", "the look-up", command, port, "/health", "/get-online-features", b'"results"')
+
+
+def bentoml(model: Path, scratch: Path, port: int, environment: Path) -> Peer:
     """In the environment that `bentoml_environment` made."""
-    return Peer(
-        "bentoml",
-        (
-            *(str(environment / "bin" / "bentoml"), "serve", "bentoml_service:Scores"),
-            *("--host", "127.0.0.1", "--port", str(port)),
-        ),
-        port,
-        "/readyz",
-        {rows: requests("/score", _features(given, rows)) for rows in sizes},
-        b".",
-        "the model",
-        {
-            "PEER_MODEL": str(given.model),
-            "BENTOML_DO_NOT_TRACK": "True",
-            "BENTOML_HOME": str(given.scratch / "bentoml"),
-        },
-        folder=PROJECT_ROOT / "benchmarks" / "peers",
-    )
+    program, address = str(environment / "bin" / "bentoml"), ("--host", "127.0.0.1", "--port", str(port))
+    command = (program, "serve", "bentoml_service:Scores", *address)
+    own = {"PEER_MODEL": str(model), "BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(scratch / "bentoml")}
+    folder = PROJECT_ROOT / "benchmarks" / "peers"
+    return Peer("bentoml", "the model", command, port, "/readyz", "/score", b".", own, folder=folder)
 
 
 def bentoml_environment(cache: Path) -> Path:
@@ -150,11 +122,3 @@ def scores(peer: str, content: bytes) -> list[float]:
     answer = json.loads(content)
     found = answer["predictions"]["score"] if peer == "mlflow_serve" else answer
     return [float(one[0] if isinstance(one, list) else one) for one in found]
-
-
-def _features(given: Given, rows: int) -> list[dict[str, Any]]:
-    starts = range(0, len(given.numeric) - rows + 1, rows)
-    return [
-        {NUMERIC: given.numeric[first : first + rows], CATEGORICAL: given.categorical[first : first + rows]}
-        for first in starts
-    ]

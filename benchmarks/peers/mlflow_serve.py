@@ -1,4 +1,4 @@
-"""MLflow's scoring server over the same ONNX file: what `mlflow models serve --env-manager local --workers 1` starts.
+"""MLflow's scoring server over the same ONNX file: what `mlflow models serve --env-manager local` starts, one worker.
 
 Owns: the MLflow folder of the model, and that process. It is sent feature values: MLflow has no look-up and no log.
 """
@@ -6,9 +6,11 @@ Owns: the MLflow folder of the model, and that process. It is sent feature value
 from __future__ import annotations
 
 import os
-import shlex
 import sys
+import time
 from pathlib import Path
+
+import uvicorn
 
 
 def save(file: Path, folder: Path) -> None:
@@ -40,14 +42,19 @@ def save(file: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """`FILE FOLDER PORT`: save, then become the server."""
-    from mlflow.pyfunc.scoring_server import get_cmd
+    """`FILE FOLDER PORT`: wait for the file, save it, serve it in this process, which has imported MLflow by then."""
+    import mlflow.onnx  # noqa: F401  # imported while the file is made
+    from mlflow.pyfunc import scoring_server
 
     file, folder, port = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    while not file.exists():
+        time.sleep(0.1)
     save(file, folder)
-    command, environment = get_cmd(str(folder), port=port, host="127.0.0.1", nworkers=1)
-    words = [sys.executable, "-m", *shlex.split(command), "--log-level", "warning", "--no-access-log"]
-    os.execve(sys.executable, words, environment)
+    _, environment = scoring_server.get_cmd(str(folder))
+    os.environ.update(environment)  # names the model to the app, which reads it at import
+    uvicorn.run(
+        "mlflow.pyfunc.scoring_server.app:app", host="127.0.0.1", port=port, log_level="warning", access_log=False
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import grpc_client, serving_peers
-from benchmarks.serving_peers import Given, scores
+from benchmarks.serving_peers import Given, Peer, scores
 from throughline.usecase import get_usecase
 from throughline.usecase.requests import example_instance
 
@@ -16,28 +16,31 @@ USECASE = get_usecase("flight_delay")
 
 
 @pytest.fixture
-def given(tmp_path: Path) -> Given:
+def given() -> Given:
     instances = [{**example_instance(USECASE), "flight": number} for number in range(25)]
-    numeric = [[float(number), 0.5] for number in range(25)]
-    return Given(USECASE, instances, numeric, [["B6"]] * 25, tmp_path / "model.onnx", tmp_path)
+    return Given(USECASE, instances, [[float(number), 0.5] for number in range(25)], [["B6"]] * 25)
 
 
-def sent(request: bytes) -> dict:
-    return json.loads(request.partition(b"\r\n\r\n")[2])
+def sent(given: Given, peer: Peer, rows: int) -> list[dict]:
+    return [json.loads(request.partition(b"\r\n\r\n")[2]) for request in given.bodies(peer, rows)]
 
 
 def test_a_request_holds_the_rows_of_its_size_and_no_row_is_sent_twice(given):
-    bare, mlflow = serving_peers.bare_kserve(given, 1, 2, (1, 10)), serving_peers.mlflow_serve(given, 3, (1, 10))
-    assert [len(bare.bodies[rows]) for rows in (1, 10)] == [25, 2]
-    flights = [each["flight"] for body in bare.bodies[10] for each in sent(body)["instances"]]
+    bare, mlflow = serving_peers.bare_kserve(1, 2), serving_peers.mlflow_serve(Path("m"), Path("f"), 3)
+    assert [len(sent(given, bare, rows)) for rows in (1, 10)] == [25, 2]
+    flights = [each["flight"] for body in sent(given, bare, 10) for each in body["instances"]]
     assert flights == list(range(20))
-    numbers = [row[0] for body in mlflow.bodies[10] for row in sent(body)["inputs"]["numeric"]]
+    numbers = [row[0] for body in sent(given, mlflow, 10) for row in body["inputs"]["numeric"]]
     assert numbers == list(range(20))
 
 
+def test_models_are_sent_features_only(given):
+    (first, *_) = sent(given, serving_peers.bentoml(Path("m"), Path("s"), 1, Path("e")), 1)
+    assert first == {"numeric": [[0.0, 0.5]], "categorical": [["B6"]]}
+
+
 def test_feast_is_asked_for_the_keys_of_the_declared_entities(given):
-    (first, *_) = serving_peers.feast_serve(given, 1, (10,)).bodies[10]
-    asked = sent(first)
+    (asked, *_) = sent(given, serving_peers.feast_serve(1), 10)
     assert asked["feature_service"] == USECASE.features.service
     assert set(asked["entities"]) == set(USECASE.entities.values())
     assert {len(keys) for keys in asked["entities"].values()} == {10}
