@@ -62,7 +62,7 @@ def _alternately(
     from benchmarks.serving_home import make_home
     from throughline.featurestore.online import FeatureReader
     from throughline.featurestore.push import Pusher
-    from throughline.usecase.requests import parse_instances
+    from throughline.usecase.requests import parse_columns
 
     instances = make_home(settings, usecase)
     pusher, reader = Pusher(settings, usecase), FeatureReader(settings, usecase)
@@ -72,11 +72,11 @@ def _alternately(
     for number in range(-10, pushes):  # the first ones warm and do not count
         instance, value = instances[number % len(instances)], float(number)
         row = {key: instance[key], **dict.fromkeys(features, value)}
-        requested = parse_instances(usecase, [instance])
+        requested = parse_columns(usecase, [instance])
         pushed, _ = _timed(lambda row=row: pusher.push(view, [row]))
         took, read = _timed(lambda requested=requested: reader.read(requested))
-        if read.values[features[0]][0] != value:
-            raise ThroughlineError(f"Push {number} of {view} was not read back: {read.values[features[0]][0]}.")
+        if (got := read.column(features[0])[0]) != value:
+            raise ThroughlineError(f"Push {number} of {view} was not read back: {got}.")
         peer, _ = _timed(lambda row=row: by_feast(row))
         if number >= 0:
             ours.append(pushed)

@@ -27,7 +27,7 @@ from throughline.records import GateDecision, ModelRecord
 from throughline.registry import statement
 from throughline.rollout.revision import only, revision_of, write_revisions
 from throughline.usecase import UseCase, load_object
-from throughline.usecase.requests import example_instance, parse_instances
+from throughline.usecase.requests import example_instance, parse_columns
 
 ENTITIES = 500
 HIDDEN = (128, 64)
@@ -39,7 +39,7 @@ def make_home(settings: Settings, usecase: UseCase) -> list[dict[str, Any]]:
     keys = {field: _keys(usecase, field) for field in usecase.entities.values()}
     instances = [{**example_instance(usecase), **{f: k[i] for f, k in keys.items()}} for i in range(ENTITIES)]
     _features(settings, usecase, keys)
-    values = FeatureReader(settings, usecase).read(parse_instances(usecase, instances)).values
+    values = FeatureReader(settings, usecase).read(parse_columns(usecase, instances)).frame
     numeric = [name for name in values.columns if name not in usecase.request]
     content = model_bytes(values, numeric, usecase.features.categories)
     origin = Provenance(

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
+import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -27,8 +28,10 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.deployed import VersionNotServed
 from serving.predictor import Unavailable
 from serving.repository import RevisionRefused
+from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.security.tokens import REFUSAL, allowed
 from throughline.usecase.requests import BadRequest
 
@@ -37,10 +40,19 @@ log = logging.getLogger(__name__)
 MAX_BODY = 8 << 20
 INTERNAL = "internal error: see the log of the model server"
 
+
+class BodyTooLarge(ThroughlineError):
+    """More bytes than a request may have."""
+
+    def __init__(self) -> None:
+        super().__init__(f"body: send at most {MAX_BODY} bytes")
+
+
 # The first match counts. KServe raises NotImplementedError for an endpoint that a model does not have.
 _STATUSES: list[tuple[tuple[type[Exception], ...], int, grpc.StatusCode]] = [
     ((BadRequest, InvalidInput, InferenceError), 400, grpc.StatusCode.INVALID_ARGUMENT),
-    ((ModelNotFound,), 404, grpc.StatusCode.NOT_FOUND),
+    ((BodyTooLarge,), 413, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    ((ModelNotFound, VersionNotServed), 404, grpc.StatusCode.NOT_FOUND),
     ((RevisionRefused,), 409, grpc.StatusCode.FAILED_PRECONDITION),
     ((ModelNotReady, ServerNotReady, ServerNotLive, Unavailable), 503, grpc.StatusCode.UNAVAILABLE),
     ((NotImplementedError, UnsupportedProtocol), 404, grpc.StatusCode.UNIMPLEMENTED),
@@ -62,6 +74,18 @@ def is_open(path: str) -> bool:
     return path in ("/", "/v2/health/live", "/v2/health/ready") or (
         path.startswith("/v2/models/") and path.endswith("/ready")
     )
+
+
+async def respond_error(error: Exception, send: Send) -> int:
+    """Send the response that `classify` gives; returns its status."""
+    status, _, text = classify(error)
+    if status == 500:
+        log.error("Request failed", exc_info=error)
+    content = orjson.dumps({"error": text})
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+    return status
 
 
 def install(app: FastAPI) -> None:
@@ -101,16 +125,15 @@ class BodyMiddleware:
             await self._app(scope, receive, send)
             return
         headers = MutableHeaders(scope=scope)
-        length, too_large = headers.get("content-length", "0"), f"body: send at most {MAX_BODY} bytes"
-        refusal = None
-        if headers.get("content-type", "").startswith("application/cloudevents"):
-            refusal = JSONResponse({"error": "content-type: send a CloudEvent in binary mode, or plain JSON"}, 415)
-        elif not length.isdigit() or int(length) > MAX_BODY:
-            refusal = JSONResponse({"error": too_large}, 413)
-        if refusal:
+        length, content_type = headers.get("content-length", "0"), headers.get("content-type", "")
+        if content_type.startswith("application/cloudevents-batch"):
+            refusal = JSONResponse({"error": "content-type: send one CloudEvent, or plain JSON"}, 415)
             await refusal(scope, receive, send)
             return
-        if "inference-header-content-length" not in headers:
+        if not length.isdigit() or int(length) > MAX_BODY:
+            await respond_error(BodyTooLarge(), send)
+            return
+        if "inference-header-content-length" not in headers and not content_type.startswith("application/cloudevents"):
             headers["content-type"] = "application/json"
         taken = 0
 
@@ -119,7 +142,7 @@ class BodyMiddleware:
             message = await receive()
             taken += len(message.get("body", b""))
             if taken > MAX_BODY:
-                raise HTTPException(413, too_large)
+                raise BodyTooLarge
             return message
 
         await self._app(scope, bounded, send)

@@ -1,53 +1,53 @@
 """Predictions and explanations of one revision: features, score, decision, event.
 
-Owns: the path from typed requests to answers. Does not own: protocols, the feature store, the inference log, how a
-score is explained (`throughline.evaluation.explain`).
+Owns: the path from a request's columns to answers. Does not own: protocols, the feature store, which revision answers,
+the inference log, how a score is explained (`throughline.evaluation.explain`). No data frame is made on this path.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-import math
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from dataclasses import field as field_of
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import polars as pl
 
+from serving.loading import Loaded
+from serving.metrics import RevisionMetrics
 from serving.protocol import Prediction
-from throughline.evaluation.background import frame_of
+from throughline.evaluation.background import frame_of as background_frame
 from throughline.evaluation.explain import explain
-from throughline.events.schema import iso
+from throughline.featurestore.online import FeatureRead
 from throughline.foundation.clock import Clock
 from throughline.foundation.errors import ThroughlineError
-from throughline.foundation.settings import Settings
 from throughline.models.served_model import ServedModel
 from throughline.records import Background, Revision
-from throughline.registry import statement
-from throughline.registry.verification import verified
 from throughline.usecase import UseCase
-from throughline.usecase.requests import BadRequest, example_instance, parse_instances, row_keys
+from throughline.usecase.requests import BadRequest, Columns, example_instance, instant_of, parse_columns, row_key
 
 if TYPE_CHECKING:
-    from throughline.featurestore.online import FeatureRead
+    import polars as pl
 
 log = logging.getLogger(__name__)
 
-
-# logs the predictions of one request: per prediction the fields of `InferenceEvent`, without source and sequence
-Publish = Callable[[Sequence[dict[str, Any]]], None]
+PRODUCTION, SHADOW = "production", "shadow"
+TRAFFIC = (PRODUCTION, "load_test", SHADOW, "test")
 
 
 class Reader(Protocol):
     """The part of `throughline.featurestore.online.FeatureReader` that a predictor uses."""
 
-    def read(self, requests: pl.DataFrame) -> FeatureRead: ...
+    @property
+    def near(self) -> bool: ...
+
+    def read(self, columns: Columns) -> FeatureRead: ...
 
     def reload(self) -> None: ...
 
@@ -57,63 +57,83 @@ class Unavailable(ThroughlineError):
 
 
 @dataclass(frozen=True)
-class PendingRequest:
-    """Rows of one request, and when it arrived (`time.perf_counter`)."""
+class Call:
+    """The rows of one request, its traffic class, and when it arrived (`time.perf_counter`)."""
 
-    frame: pl.DataFrame
-    arrived: float = field(default_factory=time.perf_counter)
+    columns: Columns
+    rows: int
+    traffic: str = PRODUCTION
+    arrived: float = field_of(default_factory=time.perf_counter)
 
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """One loaded revision; immutable, so that replacing it is one assignment.
+    """One revision with its loaded model; immutable, so that replacing it is one assignment.
 
-    `observe` counts a prediction, by its revision, decision, flags and the ages of its features in seconds.
+    `publish` logs events, given as the fields of `InferenceEvent` without source and number.
     """
 
     usecase: UseCase
     revision: Revision
-    served: ServedModel
+    loaded: Loaded
     reader: Reader
     clock: Clock
-    publish: Publish
-    observe: Callable[[Revision, str, list[str], dict[str, float | None]], None]
-    loaded_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    publish: Callable[[Sequence[dict[str, Any]]], None]
+    metrics: RevisionMetrics
 
-    def warm_up(self) -> None:
-        """Score the declaration's own example without logging it: a model and features that do not fit are refused."""
+    @cached_property
+    def _numeric(self) -> tuple[str, ...]:
+        return tuple(self.served.numeric)
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        return (*self.served.numeric, *self.served.categorical)
+
+    @property
+    def served(self) -> ServedModel:
+        return self.loaded.served
+
+    def warm_up(self) -> float | None:
+        """Score the declaration's own example without logging it: a model and features that do not fit are refused.
+
+        Returns the time of a second pass in seconds; None when the declaration gives no complete example.
+        """
         try:
-            example = parse_instances(self.usecase, [example_instance(self.usecase)])
+            example = parse_columns(self.usecase, [example_instance(self.usecase)])
         except BadRequest:
-            return  # the declaration gives no complete example
+            return None
         try:
-            score = self.served.score(self.reader.read(example).values)
+            self.served.run(*self._arrays(self.reader.read(example)))
+            start = time.perf_counter()
+            score = self.served.run(*self._arrays(self.reader.read(example)))
         except Exception as error:
             raise ThroughlineError(f"the example request cannot be answered: {_one_line(error)}") from error
-        if not _is_probability(score[0]):
+        if not _are_probabilities(score):
             raise ThroughlineError(f"the example request is scored {score[0]}, not a probability")
+        return time.perf_counter() - start
 
-    def predict(self, requests: Sequence[PendingRequest]) -> list[list[Prediction] | Exception]:
-        """Predictions per request; where a batch fails each request is tried by itself, and gets its own error."""
+    def predict(self, calls: Sequence[Call]) -> list[list[Prediction] | Exception]:
+        """Predictions per call; where a batch fails each call is tried by itself, and gets its own error."""
         try:
-            return list(self._predict(requests))
+            return list(self._predict(calls))
         except Exception as error:  # the boundary of a request: it gets the error
-            if len(requests) > 1:
-                return [result for request in requests for result in self.predict([request])]
+            if len(calls) > 1:
+                return [result for call in calls for result in self.predict([call])]
+            self.metrics.failed(calls[0].traffic)
             if not isinstance(error, ThroughlineError):
                 log.exception("Prediction of %s failed", self.usecase.name)
                 error = self._unavailable()
             return [error]
 
-    def explain(self, frame: pl.DataFrame, background: Background, until: float) -> list[dict[str, Any]]:
+    def explain(self, columns: Columns, background: Background, until: float) -> list[dict[str, Any]]:
         """The explanation of each row's score of now; nothing is logged. `until`: a deadline on `time.monotonic`.
 
         Raises `Unavailable` after the deadline, and when the background is another model's.
         """
         try:
-            against = frame_of(background, self.served, self.revision.sha256)
-            values = self.reader.read(frame).values
-            explanations = [explain(self.served, values[row], against, until=until) for row in range(frame.height)]
+            against = background_frame(background, self.served, self.revision.sha256)
+            values: pl.DataFrame = self.reader.read(columns).frame
+            explanations = [explain(self.served, values[row], against, until=until) for row in range(values.height)]
         except ThroughlineError as error:
             raise Unavailable(str(error)) from error
         except Exception as error:
@@ -123,96 +143,111 @@ class Predictor:
             {
                 "model_name": self.revision.name,
                 "model_version": self.revision.version,
+                "revision": self.revision.revision,
                 "decision": self.usecase.prediction.decision.decide(explanation.score),
                 **asdict(explanation),
             }
             for explanation in explanations
         ]
 
-    def _predict(self, pending: Sequence[PendingRequest]) -> list[list[Prediction]]:
-        """Read the features of all requests at once, score each by itself: a score must not depend on the batch."""
-        frame = pending[0].frame if len(pending) == 1 else pl.concat([each.frame for each in pending])
-        read = self.reader.read(frame)
-        outside = self.served.outside_domain(read.values)
-        starts = np.cumsum([0, *(each.frame.height for each in pending)])
-        scores = [self.served.score(read.values[start:end]) for start, end in itertools.pairwise(starts)]
-        if not all(map(_is_probability, np.concatenate(scores))):
+    def _arrays(self, read: FeatureRead) -> tuple[np.ndarray, np.ndarray]:
+        """What the model takes, the same as of the frame of the read."""
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, as in a frame
+            numeric = read.matrix(self._numeric).astype(np.float32)
+        return numeric, self.served.words([read.column(name) for name in self.served.categorical], read.rows)
+
+    def _predict(self, calls: Sequence[Call]) -> list[list[Prediction]]:
+        """Read the features of all calls at once, score each by itself: a score must not depend on the batch."""
+        start = time.perf_counter()
+        columns = calls[0].columns if len(calls) == 1 else _together(calls)
+        read = self.reader.read(columns)
+        numeric, words = self._arrays(read)
+        outside = self.served.outside(numeric, words)
+        read_at = time.perf_counter()
+        ends = list(itertools.accumulate(call.rows for call in calls))
+        spans = list(zip([0, *ends[:-1]], ends, strict=True))
+        scores = [self.served.run(numeric[first:end], words[first:end]) for first, end in spans]
+        if not all(map(_are_probabilities, scores)):
             raise Unavailable(f"The model {self.revision.revision} of {self.usecase.name} gave no probability.")
-        keys = row_keys(self.usecase, frame)
-        features = read.values.select([*self.served.numeric, *self.served.categorical]).to_dicts()
-        requests = frame.to_dicts()
+        scored_at = time.perf_counter()
         now, wall = self.clock.now(), datetime.now(UTC)
-        results, row = [], 0
+        answers: list[list[Prediction]] = []
         events: list[dict[str, Any]] = []
-        for each, own_scores in zip(pending, scores, strict=True):
-            latency_ms = (time.perf_counter() - each.arrived) * 1000
+        for call, (first, end), own in zip(calls, spans, scores, strict=True):
+            latency_ms = (time.perf_counter() - call.arrived) * 1000
             predictions = []
-            for score in own_scores:
-                prediction = self._prediction(float(score))
-                flags = [
-                    *(f"unknown_entity:{name}" for name in read.unknown[row]),
-                    *(f"expired:{view}" for view, gone in read.expired.items() if gone[row]),
-                    *(f"outside_domain:{name}" for name in outside[row]),
-                ]
-                times = {view: instants[row] for view, instants in read.event_times.items()}
-                data: dict[str, Any] = {
-                    **asdict(prediction),
-                    "subject": self.usecase.name,
-                    "time": now,
-                    "wall_time": wall,
-                    "revision": self.revision.revision,
-                    "role": self.revision.role,
-                    "model_sha256": self.revision.sha256,
-                    "row_key": keys[row],
-                    "request": _plain(requests[row]),
-                    "features": _plain(features[row]),
-                    "feature_times": times,
-                    "flags": flags,
-                    "latency_ms": latency_ms,
-                }
-                data["id"] = data.pop("prediction_id")
-                events.append(data)
-                ages = {view: (now - at).total_seconds() if at else None for view, at in times.items()}
-                self.observe(self.revision, prediction.decision, flags, ages)
+            for row, score in zip(range(first, end), own.tolist(), strict=True):
+                prediction = self._prediction(score, self._flags(columns, read, outside[row], row, now))
+                times = read.event_times(row)
                 predictions.append(prediction)
-                row += 1
-            results.append(predictions)
+                events.append(
+                    {
+                        "id": prediction.prediction_id,
+                        "subject": self.usecase.name,
+                        "time": now,
+                        "wall_time": wall,
+                        "model_name": prediction.model_name,
+                        "model_version": prediction.model_version,
+                        "model_sha256": self.revision.sha256,
+                        "revision": prediction.revision,
+                        "role": self.revision.role,
+                        "traffic": call.traffic,
+                        "row_key": row_key(self.usecase, columns, row),
+                        "request": self._request(columns, row),
+                        "features": read.values(row, self._names),
+                        "feature_times": times,
+                        "flags": prediction.flags,
+                        "score": score,
+                        "decision": prediction.decision,
+                        "latency_ms": latency_ms,
+                    }
+                )
+                self.metrics.predicted(call.traffic, prediction, now, times)
+            answers.append(predictions)
         self.publish(events)
-        return results
+        done = time.perf_counter()
+        self.metrics.stages(features=read_at - start, inference=scored_at - read_at, log=done - scored_at)
+        for call in calls:
+            self.metrics.answered(call.traffic, done - call.arrived)
+        return answers
+
+    def _flags(self, columns: Columns, read: FeatureRead, outside: list[str], row: int, now: datetime) -> list[str]:
+        flags = [*read.flags(row), *(f"outside_domain:{name}" for name in outside)]
+        declared = self.usecase.prediction
+        if (asked := columns[declared.time_field][row]) is not None and not declared.is_timely(instant_of(asked), now):
+            flags.append(f"outside_domain:{declared.time_field}")
+        return flags
+
+    def _request(self, columns: Columns, row: int) -> dict[str, Any]:
+        values = {name: columns[name][row] for name in self.usecase.request}
+        for name, field in self.usecase.request.items():
+            if field.type == "timestamp" and values[name] is not None:
+                values[name] = instant_of(values[name])
+        return values
 
     def _unavailable(self) -> Unavailable:
         return Unavailable(
             f"Features or score of {self.usecase.name} are not available now: see the log of the model server."
         )
 
-    def _prediction(self, score: float) -> Prediction:
+    def _prediction(self, score: float, flags: list[str]) -> Prediction:
         return Prediction(
             prediction_id=str(uuid.uuid4()),
             model_name=self.revision.name,
             model_version=self.revision.version,
+            revision=self.revision.revision,
             score=score,
             decision=self.usecase.prediction.decision.decide(score),
+            flags=flags,
         )
 
 
-def load_served(settings: Settings, folder: Path, revision: Revision) -> ServedModel:
-    """The model of a revision: its release and its folder's signature verified, its digest checked on the bytes that
-    are run.
-
-    Raises `ThroughlineError`; the refusal of a signature is recorded in the history, too.
-    """
-    statement.require(settings, revision)
-    return ServedModel.load(verified(settings, revision, (folder / revision.file).parent), revision.sha256)
+def _together(calls: Sequence[Call]) -> Columns:
+    return {name: [value for call in calls for value in call.columns[name]] for name in calls[0].columns}
 
 
-def _is_probability(score: Any) -> bool:
-    return bool(0 <= score <= 1)  # false for NaN
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON has neither instants nor NaN."""
-    unset = {name: None for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
-    return {name: iso(value) if isinstance(value, datetime) else value for name, value in row.items()} | unset
+def _are_probabilities(scores: np.ndarray) -> bool:
+    return bool(((scores >= 0) & (scores <= 1)).all())  # false for NaN
 
 
 def _one_line(error: Exception) -> str:

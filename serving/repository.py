@@ -1,7 +1,7 @@
-"""The served revisions: loaded at the start and on request, each replaced as a whole.
+"""The served revisions: loaded at the start and on request, each use case's set replaced as a whole.
 
-Owns: KServe's model repository for the revisions of one home. Does not own: how a revision is loaded (`predictor.py`),
-which one is deployed (`throughline.rollout`).
+Owns: KServe's model repository for the revisions of one home. Does not own: how a model is loaded and tried
+(`loading.py`), which revision answers (`deployed.py`), which ones are deployed (`throughline.rollout`).
 """
 
 from __future__ import annotations
@@ -9,45 +9,52 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import orjson
 from kserve.errors import ModelNotFound, ModelNotReady
 from kserve.model_repository import ModelRepository
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from starlette.concurrency import run_in_threadpool
 
-from serving.batching import Batcher
-from serving.metrics import Metrics
+from serving.deployed import QUICK_S, Deployed
+from serving.loading import Loaded, load, try_out, verify
+from serving.metrics import Metrics, RevisionMetrics
 from serving.model import UseCaseModel
-from serving.predictor import PendingRequest, Predictor, Publish, Reader, load_served
+from serving.predictor import Predictor, Reader
 from throughline.foundation.clock import data_clock
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
-from throughline.rollout.revision import FILE, read_revisions
+from throughline.records import Revision, RevisionSet
+from throughline.rollout.revision import FILE, only, read_revisions
 from throughline.usecase import UseCase
 from throughline.usecase.requests import BadRequest
 
 log = logging.getLogger(__name__)
 
+BATCH = 32  # requests read together where reading is a round trip to another process
 _ALIASES = {"stable": "champion", "canary": "challenger"}
 
 OpenReader = Callable[[Settings, UseCase], Reader]
 
 
 class RevisionRefused(ThroughlineError):
-    """A revision that cannot be served; the one served before stays."""
+    """A revision that cannot be served; what was served before stays."""
 
 
 class Repository(ModelRepository):
-    """The models by use case. `load` builds a new model and replaces the served one by one assignment."""
+    """The models by use case. `load` builds a new one and replaces the served one by one assignment."""
 
     def __init__(
         self,
         settings: Settings,
         usecases: Mapping[str, UseCase],
         open_reader: OpenReader,
-        publish: Publish,
+        publish: Callable[[Sequence[dict[str, Any]]], None],
         metrics: Metrics,
     ) -> None:
         super().__init__(str(settings.serving_home))
@@ -57,64 +64,117 @@ class Repository(ModelRepository):
         self._publish = publish
         self._metrics = metrics
         self._readers: dict[str, Reader] = {}
-        self._batchers: dict[str, Batcher[tuple[Predictor, PendingRequest], Any]] = {}
         self._loading = threading.Lock()
 
     def load_models(self) -> None:
-        """Load whatever was deployed; one bad revision does not keep the others from being served."""
+        """Load whatever was deployed. One bad revision keeps neither other use cases nor the stable one of its own from
+        being served."""
         for name in self.usecases:
-            if (self._settings.serving_home / name / FILE).exists():
+            folder = self._settings.serving_home / name
+            if (folder / FILE).exists():
                 try:
-                    self.load(name)
-                except RevisionRefused as refused:
-                    log.error("%s", refused)
+                    self._load(name, self._that_load(folder))
+                except ThroughlineError as error:
+                    log.error("Revision of %s refused: %s", name, error)
 
     def load(self, name: str) -> bool:
+        """Serve what the use case's file names. Raises `RevisionRefused`; then what was served goes on."""
         if name not in self.usecases:
             raise ModelNotFound(name)
-        usecase, folder = self.usecases[name], self._settings.serving_home / name
-        with self._loading:
-            try:
-                revisions = read_revisions(folder)
-                if revisions is None:
-                    raise ThroughlineError(f"nothing was deployed to {folder}")
-                if revisions.usecase != name:
-                    raise ThroughlineError(f"{folder / FILE} holds revisions of {revisions.usecase}")
-                revision = revisions.stable
-                predictor = Predictor(
-                    usecase,
-                    revision,
-                    load_served(self._settings, folder, revision),
-                    self._reader(usecase),
-                    data_clock(self._settings, usecase.clock_start(self._settings)),
-                    self._publish,
-                    self._metrics.observe,
-                )
-                predictor.warm_up()
-            except ThroughlineError as error:
-                raise RevisionRefused(f"Revision of {name} refused: {error}") from error
-            if name not in self._batchers:
-                self._batchers[name] = Batcher(_predict)
-            self.update(UseCaseModel(predictor, self._batchers[name], folder))
-        log.info("%s serves revision %s", name, revision.revision)
+        try:
+            self._load(name, self._revisions(self._settings.serving_home / name))
+        except ThroughlineError as error:
+            raise RevisionRefused(f"Revision of {name} refused: {error}") from error
         return True
+
+    def unload(self, name: str) -> None:
+        """Serve a use case no more; requests that were accepted are answered."""
+        model = self.models.get(name)
+        super().unload(name)
+        self._metrics.deployed(name, [])
+        if isinstance(model, UseCaseModel):
+            model.deployed.close()
 
     def served(self) -> list[dict[str, Any]]:
         """What serves now, one entry per revision."""
-        predictors = [model.predictor for model in list(self.models.values()) if isinstance(model, UseCaseModel)]
         return [
             predictor.revision.model_dump(exclude={"sha256", "file", "weight", "deployed_at"})
             | {
                 "share": predictor.revision.weight,
                 "alias": _ALIASES.get(predictor.revision.role),
-                "loaded_at": predictor.loaded_at.isoformat(),
+                "loaded_at": predictor.loaded.at.isoformat(),
             }
-            for predictor in predictors
+            for model in self._served()
+            for predictor in model.deployed.predictors.values()
         ]
 
     def close(self) -> None:
-        for batcher in self._batchers.values():
-            batcher.close()
+        """Answer what was accepted."""
+        for model in self._served():
+            model.deployed.close()
+
+    def _served(self) -> list[UseCaseModel]:
+        return [model for model in list(self.models.values()) if isinstance(model, UseCaseModel)]
+
+    def _revisions(self, folder: Path) -> RevisionSet:
+        revisions = read_revisions(folder)
+        if revisions is None:
+            raise ThroughlineError(f"nothing was deployed to {folder}")
+        if revisions.usecase != folder.name:
+            raise ThroughlineError(f"{folder / FILE} holds revisions of {revisions.usecase}")
+        return revisions
+
+    def _that_load(self, folder: Path) -> RevisionSet:
+        """The deployed set, or its stable revision alone where another one cannot be loaded."""
+        revisions = self._revisions(folder)
+        try:
+            for revision in revisions.revisions:
+                if revision.role != "stable":
+                    self._loaded(folder, revision)
+        except ThroughlineError as error:
+            log.error("Only the stable revision of %s is served: %s", folder.name, error)
+            return only(revisions.stable.model_copy(update={"weight": 1.0}))
+        return revisions
+
+    def _loaded(self, folder: Path, revision: Revision) -> Loaded:
+        """The model that serves already, or loaded now. Raises `ThroughlineError` naming the revision."""
+        model = self.models.get(folder.name)
+        held = model.deployed.predictors.get(revision.revision) if isinstance(model, UseCaseModel) else None
+        try:
+            if held is not None and held.revision.sha256 == revision.sha256:
+                verify(self._settings, folder, revision)
+                return held.loaded
+            try_out(self._settings, folder, revision)
+            return load(self._settings, folder, revision)
+        except ThroughlineError as error:
+            raise ThroughlineError(f"{revision.revision}: {error}") from error
+
+    def _load(self, name: str, revisions: RevisionSet) -> None:
+        usecase, folder = self.usecases[name], self._settings.serving_home / name
+        with self._loading:
+            loaded = {revision: self._loaded(folder, revision) for revision in revisions.revisions}
+            reader = self._reader(usecase)
+            clock = data_clock(self._settings, usecase.clock_start(self._settings))
+            predictors = {
+                revision.revision: Predictor(
+                    usecase, revision, own, reader, clock, self._publish, RevisionMetrics(self._metrics, revision)
+                )
+                for revision, own in loaded.items()
+            }
+            times = {revision: predictor.warm_up() for revision, predictor in predictors.items()}
+            stable_s = times[revisions.stable.revision]
+            dropped = partial(self._count_dropped, name)
+            batch = self._settings.micro_batch or (1 if reader.near else BATCH)
+            quick = reader.near and batch == 1 and (stable_s is None or stable_s < QUICK_S)
+            before = self.models.get(name)
+            self.update(UseCaseModel(usecase, Deployed(revisions, predictors, quick, batch, dropped), folder))
+            self._metrics.deployed(name, loaded.items())
+        if isinstance(before, UseCaseModel):
+            before.deployed.close()
+        log.info("%s serves %s", name, ", ".join(f"{one.revision} ({one.role})" for one in revisions.revisions))
+
+    def _count_dropped(self, name: str, revision: str) -> None:
+        self._metrics.dropped.labels(name, revision).inc()
 
     def _reader(self, usecase: UseCase) -> Reader:
         reader = self._readers.get(usecase.name)
@@ -130,14 +190,19 @@ class Repository(ModelRepository):
         return reader
 
 
-def _predict(batch: Sequence[tuple[Predictor, PendingRequest]]) -> list[Any]:
-    """Results in order; while a revision is being replaced a batch may belong to two predictors."""
-    results: list[Any] = [None] * len(batch)
-    for predictor in dict.fromkeys(predictor for predictor, _ in batch):
-        places = [place for place, (owner, _) in enumerate(batch) if owner is predictor]
-        for place, result in zip(places, predictor.predict([batch[place][1] for place in places]), strict=True):
-            results[place] = result
-    return results
+def _timed(event: Any) -> Any:
+    """With the time that CloudEvents may leave out, and that KServe demands."""
+    return {"time": datetime.now(UTC).isoformat(), **event} if isinstance(event, dict) else event
+
+
+def known_model(repository: Repository, name: str) -> UseCaseModel:
+    """What serves a use case. Raises `ModelNotFound` for another name, `ModelNotReady` when nothing serves it."""
+    model = repository.models.get(name)
+    if isinstance(model, UseCaseModel):
+        return model
+    if name in repository.usecases:
+        raise ModelNotReady(name, "No revision is served: deploy one.")
+    raise ModelNotFound(name)
 
 
 class RevisionLoader(ModelRepositoryExtension):
@@ -174,12 +239,18 @@ class RevisionDataPlane(DataPlane):
         return await super().model_ready(model_name, disable_predictor_health_check)
 
     def decode(self, body: Any, headers: Any, *args: Any, **kwargs: Any) -> Any:
+        structured = bool(headers) and headers.get("content-type", "").startswith("application/cloudevents")
         try:
-            return super().decode(body, headers, *args, **kwargs)
+            if structured:
+                body = _timed(orjson.loads(body))
+            decoded = super().decode(body, headers, *args, **kwargs)
         # KServe decodes unchecked: KeyError, TypeError, struct.error and more, all caused by what was sent.
         except Exception as error:
             reason = str(error) if type(error).__module__.startswith("kserve") else type(error).__name__
             raise BadRequest("body", f"cannot be decoded ({reason[:200]})") from None
+        if structured and not decoded[1]:
+            raise BadRequest("body", "is not a CloudEvent (specversion, type, source, id and data)")
+        return decoded
 
     def encode(self, model_name: str, response: Any, headers: Any, req_attributes: Any) -> Any:
         try:
@@ -188,5 +259,5 @@ class RevisionDataPlane(DataPlane):
             raise BadRequest("body", f"is not a complete CloudEvent ({error} is missing)") from None
 
     def _known(self, name: str) -> None:
-        if name in self._repository.usecases and self._repository.get_model(name) is None:
-            raise ModelNotReady(name, "No revision is served: deploy one.")
+        if name in self._repository.usecases:
+            known_model(self._repository, name)

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp
 from serving import middleware
 from serving.metrics import Metrics
 from serving.repository import OpenReader, Repository, RevisionDataPlane, RevisionLoader
+from serving.routes import ModelRoutes
 from throughline.events.outbox import Outbox
 from throughline.events.shipping_process import ShippingProcess
 from throughline.foundation.errors import ThroughlineError
@@ -91,6 +92,7 @@ class Server(ModelServer):
         register_v2_endpoints(app, self.dataplane, self.model_repository_extension)
         middleware.install(app)
         app.add_middleware(middleware.BodyMiddleware)
+        app.add_middleware(ModelRoutes, repository=self.repository, metrics=self.metrics)
         app.add_middleware(BearerToken, token=demanded_token(self._settings), exempt=middleware.is_open)
         return Guard(app, self._settings, "model server", self._settings.bind, self.http_port)
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -150,14 +151,19 @@ def call_v2(at: Place, instances: list[dict[str, Any]], model: str = NAME) -> tu
 
     def rows(body: dict[str, Any]) -> list[dict[str, Any]]:
         columns = {output["name"]: output["data"] for output in body["outputs"]}
+        columns["flags"] = [json.loads(text) for text in columns["flags"]]
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     return rest_result(answer, rows)
 
 
 def call_grpc(at: Place, instances: list[dict[str, Any]], model: str = NAME) -> tuple[bool, Any]:
+    return grpc_infer(at, grpc_request(tensors(instances), model))
+
+
+def grpc_request(made: list[dict[str, Any]], model: str = NAME) -> pb.ModelInferRequest:
     inputs = []
-    for tensor in tensors(instances):
+    for tensor in made:
         field, values = "bytes_contents", [v if isinstance(v, bytes) else str(v).encode() for v in tensor["data"]]
         if tensor["datatype"] == "INT64" and all(isinstance(v, int) for v in tensor["data"]):
             field, values = "int64_contents", tensor["data"]
@@ -169,7 +175,7 @@ def call_grpc(at: Place, instances: list[dict[str, Any]], model: str = NAME) -> 
                 contents=pb.InferTensorContents(**{field: values}),
             )
         )
-    return grpc_infer(at, pb.ModelInferRequest(model_name=model, inputs=inputs))
+    return pb.ModelInferRequest(model_name=model, inputs=inputs)
 
 
 def grpc_infer(at: Place, request: pb.ModelInferRequest, **call: Any) -> tuple[bool, Any]:
@@ -195,6 +201,8 @@ def grpc_infer(at: Place, request: pb.ModelInferRequest, **call: Any) -> tuple[b
             or list(contents.int64_contents)
             or list(contents.fp64_contents)
         )
+    if "flags" in columns:
+        columns["flags"] = [json.loads(text) for text in columns["flags"]]
     return True, [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
@@ -247,7 +255,7 @@ def test_three_protocols_give_one_answer_and_each_is_logged_with_its_features(se
         accepted, answer = call(served, rows)
         assert accepted, answer
         assert [set(each) for each in answer] == [
-            {"prediction_id", "model_name", "model_version", "score", "decision"}
+            {"prediction_id", "model_name", "model_version", "revision", "score", "decision", "flags"}
         ] * 2
         answers.append(answer)
     for answer in answers[1:]:
@@ -262,7 +270,7 @@ def test_three_protocols_give_one_answer_and_each_is_logged_with_its_features(se
     assert flush(served)["lost"] == 0
     log = {row["id"]: row for row in served.table().to_dicts()}
     known, strange = log[answers[0][0]["prediction_id"]], log[answers[0][1]["prediction_id"]]
-    assert json.loads(known["features"]) == {"departure_hour": 13.0, "aircraft_flights": 3.0, "carrier": "B6"}
+    assert json.loads(known["features"]) == {"departure_hour": 9.0, "aircraft_flights": 3.0, "carrier": "B6"}
     assert json.loads(known["feature_times"])["aircraft_day"] == "2013-03-31T12:00:00Z"
     assert known["row_key"] == "2013-04-01T13:00:00Z|B6|1018|JFK"
     assert (known["flags"], known["role"], known["score"]) == ([], "stable", answers[0][0]["score"])
@@ -418,7 +426,56 @@ def test_curl_without_a_content_type_and_binary_tensors_are_understood(served, i
     assert answer.json()["id"] == "mine"
     with grpc.insecure_channel(f"127.0.0.1:{served.settings.port('model_grpc')}") as channel:
         raw = GRPCInferenceServiceStub(channel).ModelInfer(request.to_grpc(), timeout=10)
-    assert len(raw.raw_output_contents) == 5
+    assert len(raw.raw_output_contents) == 7
+
+
+def test_only_the_outputs_that_were_requested_come_and_binary_where_that_was_requested(served, instance):
+    body = {"inputs": tensors([instance]), "parameters": {"binary_data_output": True}}
+    outputs = [{"name": "score"}, {"name": "decision", "parameters": {"binary_data": False}}]
+    answer = httpx.post(f"{served.url}/v2/models/{NAME}/infer", json=body | {"outputs": outputs})
+    length = int(answer.headers["inference-header-content-length"])
+    score, decision = json.loads(answer.content[:length])["outputs"]
+    assert (score["name"], decision["name"], decision["data"]) == ("score", "decision", ["late"])
+    assert 0 < struct.unpack("<d", answer.content[length:])[0] < 1
+    plain = httpx.post(
+        f"{served.url}/v2/models/{NAME}/infer", json={"inputs": tensors([instance]), "outputs": [{"name": "revision"}]}
+    ).json()
+    assert [output["name"] for output in plain["outputs"]] == ["revision"]
+    wanted = [pb.ModelInferRequest.InferRequestedOutputTensor(name="decision")]
+    by_grpc = grpc_request(tensors([instance]))
+    by_grpc.outputs.extend(wanted)
+    assert grpc_infer(served, by_grpc) == (True, [{"decision": "late"}])
+
+
+def test_a_version_in_the_path_is_that_of_what_serves_or_unknown(served, instance):
+    body = {"inputs": tensors([instance])}
+    at = f"{served.url}/v2/models/{NAME}/versions"
+    assert httpx.post(f"{at}/1/infer", json=body).json()["model_version"] == "1"
+    assert httpx.get(f"{at}/1/ready").json() == {"name": NAME, "ready": True}
+    assert httpx.get(f"{at}/1").json()["name"] == NAME
+    for answer in (httpx.post(f"{at}/9/infer", json=body), httpx.get(f"{at}/9/ready"), httpx.get(f"{at}/9")):
+        assert (answer.status_code, "is not served, 1 is" in answer.json()["error"]) == (404, True)
+
+
+def test_a_request_names_its_traffic_and_may_choose_a_revision_in_every_protocol(served, instance):
+    revision = call_v1(served, [instance])[1][0]["revision"]
+    headers = {"X-Throughline-Traffic": "test", "X-Throughline-Revision": revision}
+    metadata = [(name.lower(), value) for name, value in headers.items()]
+    v1 = httpx.post(f"{served.url}/v1/models/{NAME}:predict", json={"instances": [instance]}, headers=headers)
+    v2 = httpx.post(f"{served.url}/v2/models/{NAME}/infer", json={"inputs": tensors([instance])}, headers=headers)
+    _, by_grpc = grpc_infer(served, grpc_request(tensors([instance])), metadata=metadata)
+    outputs = {output["name"]: output["data"] for output in v2.json()["outputs"]}
+    ids = [v1.json()["predictions"][0]["prediction_id"], outputs["prediction_id"][0], by_grpc[0]["prediction_id"]]
+    flush(served)
+    logged = {row["id"]: row["traffic"] for row in served.table().to_dicts()}
+    assert [logged[each] for each in ids] == ["test"] * 3
+    for header, value in (("X-Throughline-Traffic", "holiday"), ("X-Throughline-Revision", "v9")):
+        refused = httpx.post(
+            f"{served.url}/v1/models/{NAME}:predict", json={"instances": [instance]}, headers={header: value}
+        )
+        assert (refused.status_code, value in refused.json()["error"]) == (400, True)
+        accepted, error = grpc_infer(served, grpc_request(tensors([instance])), metadata=[(header.lower(), value)])
+        assert (accepted, value in error) == (False, True)
 
 
 def test_a_refused_revision_keeps_the_served_one_and_a_good_one_replaces_it(served, usecase, instance, doubles):

@@ -6,6 +6,7 @@ As a script it serves the home of the environment; imported, it gives tests the 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import polars as pl
 
 from serving.kserve_package import import_server_modules
 from tests.support.sealed import release_of, seal_model
-from throughline.featurestore.online import FeatureRead
+from throughline.featurestore.online import FeatureReader
+from throughline.featurestore.online_format import OnlineView, Row, encode_keys
 from throughline.foundation.settings import Settings, load_settings
 from throughline.records import Revision
 from throughline.registry import statement
@@ -25,27 +27,38 @@ KNOWN_AIRCRAFT = {"N318JB", "N14228"}
 SEEN_AT = datetime(2013, 3, 31, 12, tzinfo=UTC)
 
 
-class FakeFeatureReader:
-    """One stored feature per view; unknown aircraft have none."""
+class FakeRows:
+    """One stored feature of known aircraft, and a row without features of each origin."""
 
-    def __init__(self, *_: object) -> None:
-        self.reloads = 0
+    near = True
+
+    def version(self) -> int | None:
+        return None
+
+    def fetch(self, wanted: Sequence[tuple[OnlineView, Sequence[bytes]]]) -> list[dict[bytes, Row]]:
+        (aircraft, tails), (_, origins) = wanted
+        known = encode_keys(aircraft, {"tailnum": list(KNOWN_AIRCRAFT)})
+        return [
+            {key: (SEEN_AT, {"aircraft_flights": 3.0}) for key in tails if key in known},
+            {key: (SEEN_AT, {}) for key in origins},
+        ]
+
+
+class FakeFeatureReader(FeatureReader):
+    """The reader over rows in memory."""
 
     def reload(self) -> None:
-        self.reloads += 1
-
-    def read(self, requests: pl.DataFrame) -> FeatureRead:
-        aircraft = requests["tailnum"].to_list()
-        known = [tailnum in KNOWN_AIRCRAFT for tailnum in aircraft]
-        values = requests.with_columns(
-            departure_hour=pl.col("scheduled_departure").dt.hour().cast(pl.Float64),
-            aircraft_flights=pl.Series([3.0 if yes else None for yes in known], dtype=pl.Float64),
-        )
-        return FeatureRead(
-            values,
-            {"aircraft_day": [SEEN_AT if yes else None for yes in known], "origin_hour": [SEEN_AT] * len(known)},
-            [[] if yes else ["aircraft"] for yes in known],
-        )
+        views = [
+            OnlineView(
+                name="aircraft_day", entities=["aircraft"], keys={"tailnum": "STRING"}, features=["aircraft_flights"],
+                ttl=None,
+            ),
+            OnlineView(
+                name="origin_hour", entities=["origin", "carrier", "destination", "flight"], keys={"origin": "STRING"},
+                features=[], ttl=None,
+            ),
+        ]  # fmt: skip
+        self.take(FakeRows(), views)
 
 
 def model_bytes(bias: float = 0.0) -> bytes:

@@ -1,4 +1,5 @@
 """The background of explanations: rows drawn once per model version, logged with its run, placed beside its revision.
+With the scores that the evaluated model gave them they are also what a model server checks a loaded model against.
 
 Owns: drawing, the JSON file and where it is. Does not own: explaining (`explain.py`). The file is checked data bound to
 a model's digest: a changed one can falsify explanations, never a prediction.
@@ -37,6 +38,7 @@ def background_of(model: ServedModel, rows: pl.DataFrame) -> Background:
         sha256=model.sha256,
         numeric=numeric.to_dict(as_series=False),
         categorical=words.to_dict(as_series=False),
+        scores=model.score(drawn).tolist(),
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import polars as pl
 
+from throughline.featurestore.request_features import add_request_features
 from throughline.featurestore.spine import as_known
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.fingerprint import combine
@@ -22,7 +23,7 @@ from throughline.foundation.settings import Settings
 from throughline.lakehouse.content import fingerprint_frame
 from throughline.lakehouse.table import history, read, replace_all, scan
 from throughline.records import DatasetRecord, FeatureStoreRecord
-from throughline.usecase import UseCase, load_object
+from throughline.usecase import UseCase
 from throughline.usecase.requests import row_keys
 
 LAYER, TABLE = "training", "dataset"
@@ -77,7 +78,7 @@ def _joined(settings: Settings, usecase: UseCase, rows: pl.DataFrame) -> pl.Data
     label, categorical = usecase.label, usecase.features.categories
     wanted = [KEY, TIME, *usecase.request]
     spine = rows.select(*dict.fromkeys(wanted))
-    joined = load_object(usecase.features.request_features)(historical_features(settings, usecase, spine, TIME))
+    joined = add_request_features(usecase, historical_features(settings, usecase, spine, TIME))
     return joined.select(
         KEY,
         TIME,

@@ -12,7 +12,7 @@ import sqlite3
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -134,7 +134,16 @@ def _sized(content: bytes) -> bytes:
 
 
 class OnlineRows(Protocol):
-    """The rows of an online store, which others may be writing meanwhile; safe to share between threads."""
+    """The rows of an online store, which others may be writing meanwhile; safe to share between threads.
+
+    near: reading needs no other process.
+    """
+
+    near: bool
+
+    def version(self) -> int | None:
+        """Another number after the store was written; None where that cannot be seen."""
+        ...
 
     def fetch(self, wanted: Sequence[tuple[OnlineView, Sequence[bytes]]]) -> list[dict[bytes, Row]]:
         """Per view and its entity keys, the rows that are there."""
@@ -142,7 +151,9 @@ class OnlineRows(Protocol):
 
 
 class SqliteRows:
-    """Rows in the file that `NewestSqliteOnlineStore` writes."""
+    """Rows in the file that `NewestSqliteOnlineStore` writes; all views are read by one statement, at one instant."""
+
+    near = True
 
     def __init__(self, path: Path, project: str) -> None:
         if not path.exists():
@@ -150,31 +161,50 @@ class SqliteRows:
         self._project = project
         self._connection = sqlite3.connect(path, check_same_thread=False)
 
-    def fetch(self, wanted: Sequence[tuple[OnlineView, Sequence[bytes]]]) -> list[dict[bytes, Row]]:
-        return [self._fetch(view, keys) for view, keys in wanted]
+    def version(self) -> int | None:
+        return self._connection.execute("PRAGMA data_version").fetchone()[0]
 
-    def _fetch(self, view: OnlineView, keys: Sequence[bytes]) -> dict[bytes, Row]:
-        table = f"{self._project}_{view.name}".replace('"', '""')
-        found: dict[bytes, Row] = {}
-        rows = self._connection.execute(
-            f'SELECT entity_key, feature_name, value, rank FROM "{table}" '
-            f"WHERE entity_key IN ({','.join('?' * len(keys))})",
-            keys,
-        )
-        for key, name, value, rank in rows.fetchall():
-            if key not in found:
-                found[key] = (decode_rank(rank), dict.fromkeys(view.features))
-            if name in found[key][1]:
-                found[key][1][name] = _decode(value)
+    def fetch(self, wanted: Sequence[tuple[OnlineView, Sequence[bytes]]]) -> list[dict[bytes, Row]]:
+        statement = _statement(self._project, tuple((view.name, len(keys)) for view, keys in wanted))
+        found: list[dict[bytes, Row]] = [{} for _ in wanted]
+        if not statement:
+            return found
+        parameters = [key for _, keys in wanted for key in keys]
+        for place, key, name, value, rank in self._connection.execute(statement, parameters).fetchall():
+            rows = found[place]
+            row = rows.get(key)
+            if row is None:
+                row = rows[key] = (decode_rank(rank), dict.fromkeys(wanted[place][0].features))
+            if name in row[1]:
+                row[1][name] = _decode(value)
         return found
 
 
+@lru_cache(maxsize=64)
+def _statement(project: str, views: tuple[tuple[str, int], ...]) -> str:
+    """Reads a number of entities of each view; empty when there is none."""
+    parts = []
+    for place, (view, count) in enumerate(views):
+        table = f"{project}_{view}".replace('"', '""')
+        if count:
+            parts.append(
+                f'SELECT {place}, entity_key, feature_name, value, rank FROM "{table}" '
+                f"WHERE entity_key IN ({','.join('?' * count)})"
+            )
+    return " UNION ALL ".join(parts)
+
+
 class RedisRows:
-    """Rows in the hashes that `NewestRedisOnlineStore` writes."""
+    """Rows in the hashes that `NewestRedisOnlineStore` writes; all views are read by one pipeline."""
+
+    near = False
 
     def __init__(self, url: str, project: str) -> None:
         self._project = project.encode()
         self._client = connect_redis(url)
+
+    def version(self) -> int | None:
+        return None
 
     def fetch(self, wanted: Sequence[tuple[OnlineView, Sequence[bytes]]]) -> list[dict[bytes, Row]]:
         with self._client.pipeline(transaction=False) as pipe:
@@ -242,7 +272,24 @@ def _value_class() -> Any:
 _Value = _value_class()
 
 
+# The bytes that stand for a value of a scalar type are its field number and wire type, then: eight bytes, four bytes,
+# a varint, or a length and text. Read here for a fifth of the time that the general parser takes.
+_TAGS = {name: number << 3 | wire for number, (name, wire) in enumerate(
+    {"BYTES": 2, "STRING": 2, "INT32": 0, "INT64": 0, "DOUBLE": 1, "FLOAT": 5, "BOOL": 0}.items(), 1
+)}  # fmt: skip
+_DOUBLE_TAG, _FLOAT_TAG, _STRING_TAG = _TAGS["DOUBLE"], _TAGS["FLOAT"], _TAGS["STRING"]
+_DOUBLE, _FLOAT = struct.Struct("<xd"), struct.Struct("<xf")
+
+
 def _decode(content: bytes) -> Any:
+    """A value; None where there is none. Raises `DecodeError` for other bytes."""
+    size = len(content)
+    if size == 9 and content[0] == _DOUBLE_TAG:
+        return _DOUBLE.unpack(content)[0]
+    if size == 5 and content[0] == _FLOAT_TAG:
+        return _FLOAT.unpack(content)[0]
+    if 2 <= size < 130 and content[0] == _STRING_TAG and content[1] == size - 2:
+        return content[2:].decode()
     value = _Value.FromString(content)
     kind = value.WhichOneof("val")
     if kind is None:

@@ -125,6 +125,14 @@ class Settings(BaseSettings):
     )
     sigstore_identity: str | None = Field(None, description="Whose Sigstore signatures are trusted; unset: none.")
     sigstore_issuer: str | None = Field(None, description="URL of that identity's OpenID provider.")
+    model_load_s: float = Field(60, gt=0, description="A model must load and score its recorded rows in this time.")
+    model_memory_mb: int = Field(2048, ge=256, description="Memory that a model may take for that, in MB.")
+    micro_batch: int | None = Field(
+        None, ge=1, description="Requests that wait together are read together, at most so many; unset: 32 with Redis."
+    )
+    feature_cache: int = Field(
+        20_000, ge=0, description="Rows of the SQLite online store that a model server keeps; 0: it reads each time."
+    )
     step_timeout_s: float = Field(1800, gt=0, description="Deadline of one launched training, in seconds.")
 
     @field_validator(*SECRETS, mode="before")

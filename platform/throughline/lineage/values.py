@@ -20,6 +20,7 @@ import polars as pl
 
 from throughline.events.schema import iso
 from throughline.featurestore.layout import EVENT_TIME, KNOWN, LAYER, PUSHED
+from throughline.featurestore.request_features import load_derive, request_features
 from throughline.foundation.days import DAY
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import TableReference
@@ -28,8 +29,8 @@ from throughline.lakehouse.table import DAY as PARTITION
 from throughline.lineage.pinned import PinnedTables
 from throughline.records import FeatureStoreRecord, FeatureViewRecord
 from throughline.records.store import find_record
-from throughline.usecase import UseCase, load_object
-from throughline.usecase.requests import parse_instances
+from throughline.usecase import UseCase
+from throughline.usecase.requests import parse_columns
 
 _TRIES = 3  # versions of a table that are searched for a served row, from that of the prediction backwards
 _TICK = timedelta(hours=1)  # a row is seen from the first tick after it became known
@@ -75,7 +76,7 @@ class ServedValues:
         self._usecase = usecase
         self._tables = tables
         self._raw_rows = raw_rows
-        self._derive = load_object(usecase.features.request_features)
+        self._derive = load_derive(usecase)
         store = find_record(settings, (usecase.name, LAYER, "feature_store"), FeatureStoreRecord)
         self._views = store.views if store else []
 
@@ -108,13 +109,14 @@ class ServedValues:
     def _from_request(self, event: Mapping[str, Any], names: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Features that are in the request or computed from it alone: computed once more, and compared."""
         values = event["features"]
-        derived = self._derive(parse_instances(self._usecase, [event["request"]])).to_dicts()[0]
+        columns = parse_columns(self._usecase, [event["request"]])
+        derived = columns | request_features(self._derive, self._usecase, columns)
         features = {}
         for name in names:
             if name not in derived:
                 origin = {"missing": f"{name} is neither in a registered feature view nor in the request"}
-            elif not _same(values[name], derived[name]):
-                origin = {"missing": f"{name} was {values[name]}, and the request gives {derived[name]} now"}
+            elif not _same(values[name], derived[name][0]):
+                origin = {"missing": f"{name} was {values[name]}, and the request gives {derived[name][0]} now"}
             else:
                 origin = {"note": "from the request"}
             features[name] = _feature(name, values[name], None, event["time"], **origin)

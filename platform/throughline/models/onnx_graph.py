@@ -14,6 +14,7 @@ A core that has no use for one of the two inputs leaves it out.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +80,8 @@ class Preprocessing(BaseModel):
 
 
 def numeric_matrix(frame: pl.DataFrame, names: list[str]) -> np.ndarray:
-    """Columns as float32 [rows, K]; null becomes NaN."""
-    floats = frame.select(pl.col(name).cast(pl.Float32).fill_null(float("nan")) for name in names)
+    """Columns as float32 [rows, K]; null becomes NaN. Through float64, which plain values of a request have."""
+    floats = frame.select(pl.col(name).cast(pl.Float64).cast(pl.Float32).fill_null(math.nan) for name in names)
     return floats.to_numpy() if names else np.zeros((frame.height, 0), np.float32)
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 _DOMAINS = {"", "ai.onnx", ML_DOMAIN}
+_OUTPUTS = [SCORE]
 
 
 class ServedModel:
@@ -90,41 +92,80 @@ class ServedModel:
 
     def score(self, features: pl.DataFrame) -> np.ndarray:
         """Probability of the positive class, float64 [rows]. Columns beyond the model's own are ignored."""
-        numeric, categorical = self._matrices(features)
-        if features.height == 0:
-            return np.zeros(0)
-        feeds = {NUMERIC: numeric, CATEGORICAL: categorical}
-        (scores,) = self._session.run([SCORE], {name: feeds[name] for name in self._inputs})
-        return scores.astype(np.float64)
+        return self.run(*self.matrices(features))
 
     def outside_domain(self, features: pl.DataFrame) -> list[list[str]]:
         """Per row the features whose value the model was not trained on. Missing is never outside."""
-        numeric, categorical = self._matrices(features)
+        return self.outside(*self.matrices(features))
+
+    def run(self, numeric: np.ndarray, words: np.ndarray) -> np.ndarray:
+        """float32 [rows, numeric features] (NaN: missing), objects [rows, categorical] ("": missing) -> as `score`."""
+        if len(numeric) == 0:
+            return np.zeros(0)
+        feeds = {NUMERIC: numeric, CATEGORICAL: words}
+        (scores,) = self._session.run(_OUTPUTS, {name: feeds[name] for name in self._inputs})
+        return scores.astype(np.float64)
+
+    def outside(self, numeric: np.ndarray, words: np.ndarray) -> list[list[str]]:
+        """As `outside_domain`, of the arrays that `run` takes."""
         outside = (numeric < self._low) | (numeric > self._high)
         found = [[self.numeric[place] for place in np.flatnonzero(row)] if row.any() else [] for row in outside]
-        for place, known in enumerate(self._known):
-            for row, value in enumerate(categorical[:, place]):
-                if value not in known:
+        for row, values in enumerate(words):
+            for place, value in enumerate(values):
+                if value not in self._known[place]:
                     found[row].append(self.categorical[place])
         return found
 
-    def _matrices(self, features: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-        missing = [name for name in (*self.numeric, *self.categorical) if name not in features.columns]
-        if missing:
-            remedy = "the feature service and the model must be of the same version"
-            raise ThroughlineError(f"Feature(s) {', '.join(missing)} not given to the model: {remedy}.")
+    def arrays(self, values: Mapping[str, Sequence[Any]], rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Values by feature, one per row (None: missing) -> what `run` takes; the same as `matrices` of a frame."""
+        self._require(values)
+        try:
+            columns = [[math.nan if v is None else v for v in values[name]] for name in self.numeric]
+            wide = np.array(columns, np.float64).reshape(len(columns), rows)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise _wrong_type(error) from error
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, as in a frame
+            numeric = np.ascontiguousarray(wide.T, np.float32)
+        return numeric, self.words([values[name] for name in self.categorical], rows)
+
+    def words(self, columns: Sequence[Sequence[Any]], rows: int) -> np.ndarray:
+        """Values of each categorical feature (None: missing) -> objects [rows, categorical]."""
+        texts = [["" if v is None else v for v in column] for column in columns]
+        if not all(isinstance(v, str) for column in texts for v in column):
+            texts = [[v if isinstance(v, str) else _text(v) for v in column] for column in texts]
+        words = np.empty((rows, len(texts)), object)
+        for place, column in enumerate(texts):
+            words[:, place] = column
+        return words
+
+    def matrices(self, features: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        """A frame of features -> what `run` takes."""
+        self._require(features.columns)
         try:
             numeric = numeric_matrix(features, self.numeric)
             words = features.select(pl.col(name).cast(pl.String).fill_null("") for name in self.categorical)
         except pl.exceptions.PolarsError as error:
-            raise ThroughlineError(
-                f"A feature has a value of the wrong type ({str(error).splitlines()[0]}): "
-                "numeric features are numbers, categorical ones strings."
-            ) from error
+            raise _wrong_type(error) from error
         columns = [words[name].to_numpy() for name in self.categorical]
         shape = (features.height, len(columns))
         categorical = np.stack(columns, axis=1).astype(object) if columns else np.empty(shape, dtype=object)
         return np.ascontiguousarray(numeric), categorical
+
+    def _require(self, given: Container[str]) -> None:
+        if missing := [name for name in (*self.numeric, *self.categorical) if name not in given]:
+            remedy = "the feature service and the model must be of the same version"
+            raise ThroughlineError(f"Feature(s) {', '.join(missing)} not given to the model: {remedy}.")
+
+
+def _wrong_type(error: Exception) -> ThroughlineError:
+    return ThroughlineError(
+        f"A feature has a value of the wrong type ({str(error).splitlines()[0]}): "
+        "numeric features are numbers, categorical ones strings."
+    )
+
+
+def _text(value: Any) -> str:
+    return pl.Series([value]).cast(pl.String)[0]
 
 
 def sha256_of(path: Path) -> str:

@@ -147,10 +147,12 @@ class Background(Record):
     sha256: str
     numeric: dict[str, list[float | None]]
     categorical: dict[str, list[str | None]]
+    scores: list[float] = Field([], description="Of each row, by the model when it was evaluated; older ones lack it.")
 
     @model_validator(mode="after")
     def _as_many_of_each(self) -> Background:
-        counts = {len(values) for values in (*self.numeric.values(), *self.categorical.values())}
+        columns = [*self.numeric.values(), *self.categorical.values(), *([self.scores] if self.scores else [])]
+        counts = {len(values) for values in columns}
         if len(counts) != 1 or not 1 <= max(counts) <= 1000:
             raise ValueError("must have the same number of values for each feature, 1 to 1000")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import Field
@@ -33,7 +34,14 @@ class Decision(Declared):
 
 
 class Prediction(Declared):
+    """`tolerance`: a request this much earlier or later than the lead is flagged: models learned from the lead only."""
+
     time_field: str
     lead: Duration
+    tolerance: Duration = timedelta(days=1)
     key: list[str]
     decision: Decision
+
+    def is_timely(self, happens: datetime, now: datetime) -> bool:
+        """Whether a prediction at `now` is made about the lead before what is predicted happens."""
+        return abs(happens - now - self.lead) <= self.tolerance

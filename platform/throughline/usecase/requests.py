@@ -1,6 +1,7 @@
-"""Instances of the declared request fields: parsing into typed rows, and the key of a row.
+"""Instances of the declared request fields: parsing into typed columns, and the key of a row.
 
 Owns: which values are accepted for each declared type. Does not own: the protocols of requests (`serving`), features.
+A column is a list of plain values: text, int, float, and microseconds since 1970 (UTC) for a timestamp; None: null.
 """
 
 from __future__ import annotations
@@ -8,24 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
-
-import polars as pl
+from typing import TYPE_CHECKING, Any
 
 from throughline.foundation.errors import ThroughlineError
 from throughline.usecase import RequestField, UseCase
+
+if TYPE_CHECKING:
+    import polars as pl
 
 MAX_INSTANCES = 1000
 MAX_TEXT = 256
 KEY_SEPARATOR = "|"
 
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
-_DTYPES = {
-    "string": pl.String,
-    "integer": pl.Int64,
-    "number": pl.Float64,
-    "timestamp": pl.Datetime("us", "UTC"),
-}
 
 
 class BadRequest(ThroughlineError):
@@ -35,26 +31,43 @@ class BadRequest(ThroughlineError):
         super().__init__(f"{field}: {problem}")
 
 
-def parse_instances(usecase: UseCase, instances: Sequence[Any]) -> pl.DataFrame:
-    """Instances (objects with exactly the declared fields) -> one typed row each; timestamps in UTC. Null (or an empty
-    text) is accepted for nullable fields only. Raises `BadRequest`."""
+Columns = dict[str, list[Any]]
+
+
+def parse_columns(usecase: UseCase, instances: Sequence[Any]) -> Columns:
+    """Instances (objects with exactly the declared fields) -> a column per field, in the declared order. Null (or an
+    empty text) is accepted for nullable fields only. Raises `BadRequest`."""
     if not instances:
         raise BadRequest("instances", "is empty: send at least one")
     if len(instances) > MAX_INSTANCES:
         raise BadRequest("instances", f"has {len(instances)} entries: send at most {MAX_INSTANCES} at once")
-    columns: dict[str, list[Any]] = {name: [] for name in usecase.request}
+    columns: Columns = {name: [] for name in usecase.request}
     for position, instance in enumerate(instances):
-        where = f"instances[{position}]"
         if not isinstance(instance, Mapping):
-            raise BadRequest(where, f"is {_kind(instance)}: send an object with {', '.join(columns)}")
-        if len(instance) != len(columns) or instance.keys() != columns.keys():
-            _refuse_fields(where, columns, instance)
+            raise BadRequest(
+                f"instances[{position}]", f"is {_kind(instance)}: send an object with {', '.join(columns)}"
+            )
+        if instance.keys() != columns.keys():
+            _refuse_fields(f"instances[{position}]", columns, instance)
         for name, field in usecase.request.items():
             try:
                 columns[name].append(_parse(field, instance[name]))
             except ValueError as error:
-                raise BadRequest(f"{where}.{name}", str(error)) from None
-    return pl.DataFrame([pl.Series(n, columns[n], _DTYPES[field.type]) for n, field in usecase.request.items()])
+                raise BadRequest(f"instances[{position}].{name}", str(error)) from None
+    return columns
+
+
+def parse_instances(usecase: UseCase, instances: Sequence[Any]) -> pl.DataFrame:
+    """The instances as typed rows, timestamps in UTC. Raises as `parse_columns` does."""
+    return request_frame(usecase, parse_columns(usecase, instances))
+
+
+def request_frame(usecase: UseCase, columns: Mapping[str, Sequence[Any]]) -> pl.DataFrame:
+    """The columns of a request as a frame."""
+    import polars as pl  # postpones polars, which answering a request does not need
+
+    types = {"string": pl.String, "integer": pl.Int64, "number": pl.Float64, "timestamp": pl.Datetime("us", "UTC")}
+    return pl.DataFrame([pl.Series(name, columns[name], types[field.type]) for name, field in usecase.request.items()])
 
 
 def example_instance(usecase: UseCase) -> dict[str, Any]:
@@ -64,6 +77,8 @@ def example_instance(usecase: UseCase) -> dict[str, Any]:
 
 def row_keys(usecase: UseCase, frame: pl.DataFrame) -> pl.Series:
     """The key that joins predictions and outcomes, a text per row: the declared fields, instants in UTC with `Z`."""
+    import polars as pl  # see above
+
     parts = [
         (
             pl.col(name).dt.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -73,6 +88,25 @@ def row_keys(usecase: UseCase, frame: pl.DataFrame) -> pl.Series:
         for name in usecase.prediction.key
     ]
     return frame.select(pl.concat_str(parts, separator=KEY_SEPARATOR).alias("row_key"))["row_key"]
+
+
+def row_key(usecase: UseCase, columns: Mapping[str, Sequence[Any]], row: int) -> str:
+    """`row_keys` of one row of a request. Numbers that are no integers cannot be part of a key."""
+    parts = []
+    for name in usecase.prediction.key:
+        value = columns[name][row]
+        if value is None:
+            parts.append("")
+        elif usecase.request[name].type == "timestamp":
+            parts.append(f"{instant_of(value).replace(tzinfo=None).isoformat(timespec='seconds')}Z")
+        else:
+            parts.append(str(value))
+    return KEY_SEPARATOR.join(parts)
+
+
+def instant_of(micros: int) -> datetime:
+    """Microseconds since 1970 -> the instant in UTC."""
+    return _EPOCH + timedelta(microseconds=micros)
 
 
 def _refuse_fields(where: str, columns: Mapping[str, Any], instance: Mapping[str, Any]) -> None:
@@ -95,9 +129,12 @@ def _text(value: Any) -> str:
         raise ValueError(f"must be a string, not {_kind(value)}")
     if len(value) > MAX_TEXT:
         raise ValueError(f"has {len(value)} characters: at most {MAX_TEXT}")
-    # Control characters would end up in keys and logs; a lone surrogate cannot even be stored as UTF-8.
-    if not value.isprintable():
-        raise ValueError(f"{_shown(value)} holds characters that cannot be printed")
+    # The rule of files, whose texts are UTF-8: what can be trained on can be asked for.
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{_shown(value)} holds half of a surrogate pair, which is no character") from None
     return value
 
 
@@ -122,7 +159,7 @@ def _number(value: Any) -> float:
 
 
 def _timestamp(value: Any) -> int:
-    """Microseconds since 1970: Polars takes them ten times faster than datetimes."""
+    """Microseconds since 1970."""
     if isinstance(value, str):
         if len(value) > MAX_TEXT:
             raise ValueError("is not a timestamp: it is too long")

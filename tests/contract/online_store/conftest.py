@@ -29,7 +29,7 @@ from throughline.foundation.clock import data_clock
 from throughline.foundation.settings import Settings, load_settings
 from throughline.lakehouse.table import current_version, replace_days
 from throughline.services.ports import take_ports
-from throughline.usecase import UseCase, get_usecase
+from throughline.usecase import RequestField, UseCase, get_usecase
 
 START = datetime(2013, 3, 9, 5, tzinfo=UTC)  # midnight in New York; the clocks change the night after
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -190,8 +190,9 @@ class World:
     def push(self, view: str, rows: Any) -> Pushed:
         return Pusher(self.settings, self.usecase).push(view, rows)
 
-    def requests(self, *entities: tuple[str, int]) -> pl.DataFrame:
-        return pl.DataFrame([{"place": place, "gate": gate} for place, gate in entities])
+    def requests(self, *entities: tuple[str, int]) -> dict[str, list[Any]]:
+        places, gates = zip(*entities, strict=True)
+        return {"place": list(places), "gate": list(gates)}
 
     def read(self, *entities: tuple[str, int], at: datetime | None = None) -> Any:
         return FeatureReader(self.settings, self.usecase).read(self.requests(*entities), at)
@@ -210,11 +211,16 @@ def make_world(home: Path, online_url: str | None, monkeypatch: pytest.MonkeyPat
         update={"definitions": DEFINITIONS, "request_features": f"{DEFINITIONS}:derive", "service": "s"}
     )
     usecase = declared.model_copy(
-        update={"name": "u", "features": features, "entities": {"place": "place", "gate": "gate"}}
+        update={
+            "name": "u",
+            "features": features,
+            "entities": {"place": "place", "gate": "gate"},
+            "request": {"place": RequestField(type="string"), "gate": RequestField(type="integer")},
+        }
     )
     world = World(settings, usecase)
     module.build = lambda source: build(source, world.renamed)
-    module.derive = lambda requests: requests
+    module.derive = lambda fields: {}
     monkeypatch.setitem(sys.modules, DEFINITIONS, module)
     world.at(START)
     return world

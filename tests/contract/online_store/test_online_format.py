@@ -27,7 +27,7 @@ from throughline.featurestore.online_format import DUMMY_KEY, VALUE_TYPES, load_
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings, load_settings
 from throughline.lakehouse.table import pin, replace_all
-from throughline.usecase import UseCase, get_usecase
+from throughline.usecase import RequestField, UseCase, get_usecase
 
 Home = tuple[Settings, UseCase]
 DEFINITIONS = "online_format_definitions"
@@ -92,6 +92,7 @@ def home(
     usecase = declared("flight_delay")
     module = ModuleType(DEFINITIONS)
     module.build = build
+    module.derive = lambda fields: {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, DEFINITIONS, module)
         register(made, usecase)
@@ -101,10 +102,12 @@ def home(
 def declared(name: str) -> UseCase:
     usecase = get_usecase(name)
     features = usecase.features.model_copy(
-        update={"definitions": DEFINITIONS, "service": "s", "request_features": "copy:copy"}
+        update={"definitions": DEFINITIONS, "service": "s", "request_features": f"{DEFINITIONS}:derive"}
     )
     entities = {"where": "place", "gate": "gate", "slot": "slot"}
-    return usecase.model_copy(update={"name": "f", "features": features, "entities": entities})
+    integer = RequestField(type="integer", nullable=True)
+    fields = {"place": RequestField(type="string", nullable=True), "gate": integer, "slot": integer}
+    return usecase.model_copy(update={"name": "f", "features": features, "entities": entities, "request": fields})
 
 
 def register(settings: Settings, usecase: UseCase) -> None:
@@ -201,9 +204,10 @@ def test_a_missing_or_impossible_key_has_no_row(home: Home) -> None:
     row = ({"slot": 1, "place": "a", "gate": 1}, {"taken": 5, "left_out": 6}, NOW)
     write(*home, {"typed": [], "keyed": [row], "common": []})
     wanted = {"place": ["a", None, "a", "a", "a"], "gate": [1, 1, None, 1, 1], "slot": [1, 1, 1, None, 2**40]}
-    read = FeatureReader(*home).read(pl.DataFrame(wanted), NOW)
-    assert read.values["taken"].to_list() == [5, None, None, None, None]
-    assert read.unknown == [[], *[["where", "gate", "slot"]] * 4]
+    read = FeatureReader(*home).read(wanted, NOW)
+    assert read.column("taken") == [5, None, None, None, None]
+    unknown = [f"unknown_entity:{name}" for name in ("where", "gate", "slot")]
+    assert [[flag for flag in read.flags(n) if flag in unknown] for n in range(5)] == [[], *[unknown] * 4]
 
 
 def test_the_row_of_a_view_without_entities_is_online_for_every_request(home: Home) -> None:

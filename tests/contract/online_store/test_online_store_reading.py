@@ -25,12 +25,12 @@ def test_a_value_expires_online_at_the_instant_it_does_offline(world: World, age
     spine = pl.DataFrame({"place": ["a"], "gate": [0], "at": [at]})
     offline = store.historical_features(world.settings, world.usecase, spine, "at")
     read = world.read(("a", 0))
-    assert read.values["count"].to_list() == offline["count"].to_list() == [4 if age <= TTL else None]
-    assert read.expired == {"expiring": [age > TTL]}
-    assert read.event_times["expiring"] == [START + 3 * HOUR if age <= TTL else None]
+    assert read.column("count") == offline["count"].to_list() == [4 if age <= TTL else None]
+    assert ("expired:expiring" in read.flags(0)) == (age > TTL)
+    assert read.event_times(0)["expiring"] == (START + 3 * HOUR if age <= TTL else None)
     # without a ttl nothing expires; and whoever had a row is not unknown
-    assert read.values["value"].to_list() == offline["value"].to_list() == [4.0]
-    assert read.unknown == [[]]
+    assert read.column("value") == offline["value"].to_list() == [4.0]
+    assert not [flag for flag in read.flags(0) if flag.startswith("unknown")]
 
 
 def test_the_age_of_a_pushed_row_counts_from_its_event_time(world: World) -> None:
@@ -43,7 +43,7 @@ def test_the_age_of_a_pushed_row_counts_from_its_event_time(world: World) -> Non
     for at in (event + TTL, event + TTL + MOMENT):
         spine = pl.DataFrame({"place": ["a"], "gate": [0], "at": [at]})
         offline = store.historical_features(world.settings, world.usecase, spine, "at")["count"].to_list()
-        assert world.read(("a", 0), at=at).values["count"].to_list() == offline == [2 if at == event + TTL else None]
+        assert world.read(("a", 0), at=at).column("count") == offline == [2 if at == event + TTL else None]
 
 
 def test_instants_are_kept_to_the_microsecond_in_any_time_zone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,7 @@ def test_instants_are_kept_to_the_microsecond_in_any_time_zone(world: World, mon
         world.set("expiring", "a", 0, 1)
         world.at(event).bring()
         world.push("kept", [{"place": "a", "text": None, "value": 2.0}])
-        assert world.read(("a", 0)).event_times["kept"] == [event]
+        assert world.read(("a", 0)).event_times(0)["kept"] == event
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -107,7 +107,7 @@ def test_two_projects_and_two_databases_are_separate(
     other.set("kept", "a", 1, 2.0)
     other.set("expiring", "a", 1, 2)
     other.at(START + DAY).bring()
-    assert [world.read(("a", 0)).values["value"][0] for world in (one, other)] == [1.0, 2.0]
+    assert [world.read(("a", 0)).column("value")[0] for world in (one, other)] == [1.0, 2.0]
     alike = make_world(tmp_path / "alike", redis_url, monkeypatch)
     alike.usecase = alike.usecase.model_copy(update={"name": "xu"})  # a name that ends like the other's
     alike.set("kept", "b", 1, 3.0)

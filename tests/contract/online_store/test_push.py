@@ -38,7 +38,7 @@ def kept(place: str = "a", value: float = 5.0, **more: Any) -> dict[str, Any]:
 
 
 def online(world: World, place: str = "a") -> float | None:
-    return world.read((place, 0)).values["value"][0]
+    return world.read((place, 0)).column("value")[0]
 
 
 def offline(world: World, at: datetime, place: str = "a") -> float | None:
@@ -52,7 +52,7 @@ def test_a_pushed_row_is_read_at_once_and_by_training_rows_from_then_on(filled: 
     done = filled.push("kept", [kept(value=5.0)])
     assert (done.view, done.rows, str(done.table), done.known_at) == ("kept", 1, "u/features/kept_pushed@0", NOON)
     assert (online(filled, "a"), online(filled, "b")) == (5.0, 23.0)
-    assert filled.read(("a", 0)).event_times["kept"] == [NOON]
+    assert filled.read(("a", 0)).event_times(0)["kept"] == NOON
     moment = timedelta(microseconds=1)
     assert [offline(filled, at) for at in (NOON - moment, NOON, NOON + DAY)] == [23.0, 5.0, 5.0]
     assert offline(filled, NOON, "b") == 23.0
@@ -62,7 +62,7 @@ def test_a_row_pushed_late_is_not_known_before(filled: World) -> None:
     event = START + DAY + HOUR / 4
     filled.push("kept", [kept(event_timestamp=event.isoformat())])
     assert online(filled) == 5.0
-    assert filled.read(("a", 0)).event_times["kept"] == [event]
+    assert filled.read(("a", 0)).event_times(0)["kept"] == event
     assert [offline(filled, at) for at in (event, NOON - timedelta(seconds=1), NOON)] == [23.0, 23.0, 5.0]
 
 
@@ -118,10 +118,10 @@ def test_a_view_is_named_by_itself_and_takes_frames(filled: World) -> None:
     pusher = Pusher(filled.settings, filled.usecase)
     row = {"place": "a", "gate": 0, "count": 8, "event_timestamp": NOON}
     assert pusher.push("expiring", pl.DataFrame([row])).rows == 1
-    assert filled.read(("a", 0)).values["count"][0] == 8
+    assert filled.read(("a", 0)).column("count")[0] == 8
     filled.register()  # what is registered meanwhile is taken up
     assert pusher.push("expiring", pl.DataFrame([{**row, "count": 9}])).table.version == 1
-    assert filled.read(("a", 0)).values["count"][0] == 9
+    assert filled.read(("a", 0)).column("count")[0] == 9
 
 
 def test_writers_at_once_lose_nothing(filled: World) -> None:
@@ -145,7 +145,7 @@ def test_writers_at_once_lose_nothing(filled: World) -> None:
         for each in writing:
             each.result(timeout=60)
     assert pl.read_delta(str(filled.settings.table_path("u", "features", "kept_pushed"))).height == 12
-    assert filled.read(("b", 0)).event_times["kept"] == [max(events)]
+    assert filled.read(("b", 0)).event_times(0)["kept"] == max(events)
     assert online(filled, "b") == offline(filled, NOON, "b") == 60 - max(events).minute
 
 

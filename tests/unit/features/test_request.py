@@ -6,21 +6,28 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from features.flight_delay.request import derive
+from features.flight_delay.request import ZONE, derive
+from throughline.featurestore.request_features import add_request_features, request_features
+from throughline.usecase import get_usecase
+from throughline.usecase.requests import Columns, example_instance, parse_columns, request_frame
 
-TIME = pl.Datetime("us", "UTC")
+USECASE = get_usecase("flight_delay")
 
 
-def requests(*departures: datetime, minutes: int = 90) -> pl.DataFrame:
-    return pl.DataFrame(
-        {
-            "flight": list(range(len(departures))),
-            "scheduled_departure": list(departures),
-            "scheduled_arrival": [departure + timedelta(minutes=minutes) for departure in departures],
-        },
-        schema={"flight": pl.Int64, "scheduled_departure": TIME, "scheduled_arrival": TIME},
-    )
+def requests(*departures: datetime, minutes: int = 90) -> Columns:
+    rows = [
+        example_instance(USECASE)
+        | {"scheduled_departure": departure, "scheduled_arrival": departure + timedelta(minutes=minutes)}
+        for departure in departures
+    ]
+    return parse_columns(USECASE, rows)
+
+
+def derived(columns: Columns) -> dict[str, list[float]]:
+    return request_features(derive, USECASE, columns)
 
 
 @pytest.mark.parametrize(
@@ -37,26 +44,46 @@ def requests(*departures: datetime, minutes: int = 90) -> pl.DataFrame:
     ],
 )
 def test_hour_and_weekday_are_those_of_new_york(departure: datetime, hour: float, weekday: int) -> None:
-    (row,) = derive(requests(departure)).to_dicts()
-    assert row["departure_hour"] == pytest.approx(hour)
-    assert row["departure_weekday"] == weekday
+    features = derived(requests(departure))
+    assert features["departure_hour"] == [pytest.approx(hour)]
+    assert features["departure_weekday"] == [weekday]
 
 
 def test_the_scheduled_time_in_the_air_is_elapsed_time() -> None:
     """From 1:30 before the clocks change to 4:00 after is an hour and a half, not two and a half."""
-    row = derive(requests(datetime(2013, 3, 10, 6, 30, tzinfo=UTC), minutes=90)).to_dicts()[0]
-    assert row["block_minutes"] == 90
+    assert derived(requests(datetime(2013, 3, 10, 6, 30, tzinfo=UTC), minutes=90))["block_minutes"] == [90]
 
 
-def test_rows_columns_and_order_stay_and_only_numbers_are_added() -> None:
-    given = requests(*(datetime(2013, 6, 30 - n, 12, tzinfo=UTC) for n in range(20)))
-    derived = derive(given)
-    assert derived.select(given.columns).equals(given)
-    added = derived.drop(given.columns)
-    assert added.columns == ["departure_hour", "departure_weekday", "block_minutes"]
-    assert set(added.dtypes) == {pl.Float64}
-    assert sum(added.null_count().row(0)) == 0
+def test_only_numbers_are_added_and_rows_and_their_order_stay() -> None:
+    rows = request_frame(USECASE, requests(*(datetime(2013, 6, 30 - n, 12, tzinfo=UTC) for n in range(20))))
+    added = add_request_features(USECASE, rows)
+    assert added.select(rows.columns).equals(rows)
+    features = added.drop(rows.columns)
+    assert features.columns == ["departure_hour", "departure_weekday", "block_minutes"]
+    assert set(features.dtypes) == {pl.Float64}
+    assert sum(features.null_count().row(0)) == 0
+    assert add_request_features(USECASE, rows.head(0)).schema == added.schema
 
 
-def test_no_request_is_no_row() -> None:
-    assert derive(requests()).schema == derive(requests(datetime(2013, 1, 1, tzinfo=UTC))).schema
+@given(
+    st.lists(
+        st.tuples(
+            st.datetimes(datetime(1901, 1, 1), datetime(2037, 1, 1), timezones=st.just(UTC)),
+            st.timedeltas(timedelta(days=-9), timedelta(days=9)),
+        ),
+        min_size=1,
+        max_size=20,
+    )
+)
+def test_one_request_and_a_table_of_them_get_the_same_features(flights: list[tuple[datetime, timedelta]]) -> None:
+    rows = [
+        example_instance(USECASE) | {"scheduled_departure": departure, "scheduled_arrival": departure + lasts}
+        for departure, lasts in flights
+    ]
+    table = add_request_features(USECASE, request_frame(USECASE, parse_columns(USECASE, rows)))
+    single = [derived(parse_columns(USECASE, [row])) for row in rows]
+    for name in single[0]:
+        assert [one[name][0] for one in single] == table[name].to_list()
+    local = table["scheduled_departure"].dt.convert_time_zone(ZONE)
+    assert table["departure_weekday"].to_list() == local.dt.weekday().to_list()
+    assert table["departure_hour"].to_list() == pytest.approx((local.dt.hour() + local.dt.minute() / 60).to_list())

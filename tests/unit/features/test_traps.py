@@ -12,10 +12,11 @@ import pytest
 
 from features.flight_delay import sources
 from features.flight_delay.definitions import build
-from features.flight_delay.request import derive
 from tests.support.asof import join_asof
+from tests.support.request_columns import columns_of
 from throughline.featurestore.dataset import labelled_rows
 from throughline.featurestore.online import FeatureReader
+from throughline.featurestore.request_features import add_request_features
 from throughline.foundation.settings import Settings
 from throughline.ingestion.ingest import read_days
 from throughline.usecase import UseCase, get_usecase
@@ -163,7 +164,7 @@ def requests_of(tailnums: list[str | None]) -> pl.DataFrame:
 _TIME = pl.Datetime("us", "UTC")
 
 
-def test_in_training_rows_no_aircraft_and_an_unknown_one_look_the_same() -> None:
+def test_in_training_rows_no_aircraft_and_an_unknown_one_look_the_same(usecase: UseCase) -> None:
     ticks = pl.DataFrame(
         {
             "tailnum": ["N1", None],
@@ -173,7 +174,7 @@ def test_in_training_rows_no_aircraft_and_an_unknown_one_look_the_same() -> None
         schema_overrides={"event_timestamp": _TIME},
     )
     rows = join_asof(
-        derive(requests_of(["N1", None, "N0"])),
+        add_request_features(usecase, requests_of(["N1", None, "N0"])),
         ticks.lazy(),
         keys=["tailnum"],
         spine_time="scheduled_departure",
@@ -204,11 +205,11 @@ def test_in_served_features_no_aircraft_and_an_unknown_one_look_the_same(tmp_pat
     frame = pd.DataFrame({**known, **{name: [33.0] for name in names}})
     store.open_store(settings, usecase).write_to_online_store("aircraft_ticks", frame)
 
-    read = FeatureReader(settings, usecase).read(requests_of(["N1", None, "N0"]))
-    rows = read.values.drop("tailnum")
+    read = FeatureReader(settings, usecase).read(columns_of(requests_of(["N1", None, "N0"])))
+    rows = read.frame.drop("tailnum")
     assert rows["aircraft_delay_12h"].to_list() == [33.0, None, None]
     assert rows[1].equals(rows[2])
-    assert ["aircraft" in unknown for unknown in read.unknown] == [False, True, True]
+    assert ["unknown_entity:aircraft" in read.flags(n) for n in range(3)] == [False, True, True]
 
 
 def _no_source(table: str) -> Any:

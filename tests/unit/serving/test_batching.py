@@ -34,7 +34,7 @@ def test_requests_that_wait_form_one_batch_and_keep_their_answers():
 
 
 def test_an_error_reaches_the_request_it_belongs_to():
-    batcher = Batcher(lambda jobs: [ValueError("bad") if job < 0 else job for job in jobs])
+    batcher = Batcher(lambda jobs: [ValueError("bad") if job < 0 else job for job in jobs], max_items=4)
 
     async def submit_all():
         return await asyncio.gather(batcher.submit(1), batcher.submit(-1), return_exceptions=True)
@@ -54,7 +54,7 @@ def test_work_that_fails_as_a_whole_does_not_end_the_batcher():
             raise RuntimeError("once")
         return jobs
 
-    batcher = Batcher(work)
+    batcher = Batcher(work, max_items=4)
     with pytest.raises(RuntimeError, match="once"):
         asyncio.run(batcher.submit(1))
     assert asyncio.run(batcher.submit(2)) == 2
@@ -77,3 +77,11 @@ def test_closing_answers_the_waiting_requests():
         return await asyncio.gather(*tasks)
 
     assert asyncio.run(submit_all()) == [0, 1, 2]
+
+
+def test_an_item_after_the_end_is_processed_all_the_same():
+    batcher = Batcher(lambda jobs: jobs, max_items=4)
+    assert asyncio.run(batcher.submit(1)) == 1
+    batcher.close()
+    assert asyncio.run(batcher.submit(2)) == 2
+    batcher.close()

@@ -16,6 +16,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from serving import model as serving_model
+from serving.deployed import Deployed
 from serving.model import UseCaseModel
 from serving.server import Server
 from throughline.evaluation.background import background_of, served_path
@@ -58,7 +59,7 @@ class Place:
     def give_background(self) -> None:
         path = served_path(self.folder, self.revision.sha256)
         path.parent.mkdir(exist_ok=True)
-        path.write_text(background_of(self.model.predictor.served, AGAINST).model_dump_json())
+        path.write_text(background_of(self.model.deployed.stable.served, AGAINST).model_dump_json())
 
     def send(self, *instances: dict[str, Any], verb: str = "explain", **headers: str) -> tuple[int, Any]:
         answer = self.client.post(
@@ -97,7 +98,7 @@ def test_an_explanation_sums_to_the_score_that_a_prediction_gives(place: Place) 
 def test_a_missing_feature_is_null(place: Place) -> None:
     (it,) = place.send(INSTANCE | {"tailnum": "N0NE"})[1]["predictions"]
     values = {one["feature"]: one["value"] for one in it["explanations"]}
-    assert values == {"departure_hour": 13.0, "aircraft_flights": None, "carrier": "B6"}
+    assert values == {"departure_hour": 9.0, "aircraft_flights": None, "carrier": "B6"}
 
 
 def test_an_explanation_is_no_prediction(place: Place) -> None:
@@ -176,6 +177,7 @@ class Held:
         self._served, self.begun, self.go_on = served, threading.Event(), threading.Event()
         self.begun_again = threading.Event()
         self.numeric, self.categorical = served.numeric, served.categorical
+        self.words, self.run, self.outside = served.words, served.run, served.outside
 
     def score(self, features: pl.DataFrame) -> np.ndarray:
         if features.height > 4:
@@ -189,8 +191,10 @@ class Held:
 
 @pytest.fixture
 def held(place: Place) -> Held:
-    model = Held(place.model.predictor.served)
-    place.model.predictor = replace(place.model.predictor, served=model)  # type: ignore[arg-type]
+    stable = place.model.deployed.stable
+    model = Held(stable.served)
+    held = replace(stable, loaded=replace(stable.loaded, served=model))  # type: ignore[arg-type]
+    place.model.deployed = Deployed(place.model.deployed.revisions, {held.revision.revision: held}, True, 1, print)
     return model
 
 

@@ -19,6 +19,7 @@ from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, Repo
 from feast.types import Float64
 from feast.value_type import ValueType
 
+from tests.support.request_columns import columns_of
 from throughline.featurestore import store as feature_store
 from throughline.featurestore.delta_store import DeltaSource
 from throughline.featurestore.materialise import materialise_until, online_writer
@@ -361,7 +362,7 @@ def test_online_equals_offline_at_every_tick_and_between_ticks(home: Settings, u
     for at in (START + hours * HOUR for hours in (0, 0.5, 1, 3, 4, 7.25, 11, 15)):
         materialise_until(home, usecase, at)
         expected = offline(home, usecase, wanted, at)
-        got = FeatureReader(home, usecase).read(wanted).values.select(expected.columns)
+        got = FeatureReader(home, usecase).read(columns_of(wanted)).frame.select(expected.columns)
         assert got.cast(pl.Float64).equals(expected.cast(pl.Float64)), at
         compared += expected.height * expected.width - sum(expected.null_count().row(0))
     assert compared > 200
@@ -372,14 +373,14 @@ def test_a_window_written_twice_or_overlapping_leaves_the_same(tmp_path: Path, u
     feature_store.register(settings, usecase, tick_tables(settings, usecase, 2))
     wanted = requests(*EVERYBODY)
     materialise_until(settings, usecase, START + 6 * HOUR)
-    once = FeatureReader(settings, usecase).read(wanted)
+    once = FeatureReader(settings, usecase).read(columns_of(wanted))
     for start in (START + 6 * HOUR, START + 2 * HOUR, None):
         with online_writer(settings, usecase) as writer:
             for view in writer.views:
                 writer.write(view, start, START + 6 * HOUR)
-        again = FeatureReader(settings, usecase).read(wanted)
-        assert again.values.equals(once.values)
-        assert again.event_times == once.event_times
+        again = FeatureReader(settings, usecase).read(columns_of(wanted))
+        assert again.frame.equals(once.frame)
+        assert [again.event_times(n) for n in range(again.rows)] == [once.event_times(n) for n in range(once.rows)]
 
 
 def test_materialising_prints_nothing(home: Settings, usecase: UseCase, capsys: pytest.CaptureFixture[str]) -> None:
@@ -432,22 +433,22 @@ def reader(home: Settings, usecase: UseCase) -> FeatureReader:
 
 def test_a_batch_is_answered_in_its_order_as_one_by_one(reader: FeatureReader) -> None:
     wanted = requests(*EVERYBODY, *EVERYBODY[::-1])
-    whole = reader.read(wanted)
+    whole = reader.read(columns_of(wanted))
     for n in range(wanted.height):
-        single = reader.read(wanted[n])
-        assert single.values.to_dicts() == whole.values[n].to_dicts()
-        assert single.unknown == [whole.unknown[n]]
-        assert {view: times[n] for view, times in whole.event_times.items()} == {
-            view: times[0] for view, times in single.event_times.items()
-        }
+        single = reader.read(columns_of(wanted[n]))
+        assert single.frame.to_dicts() == whole.frame[n].to_dicts()
+        assert single.flags(0) == whole.flags(n)
+        assert single.event_times(0) == whole.event_times(n)
 
 
 def test_an_unknown_entity_is_named_and_has_no_values(reader: FeatureReader) -> None:
-    read = reader.read(requests({}, {"tailnum": "N999"}, {"carrier": "ZZ", "dest": "NOWHERE"}, {"tailnum": None}))
-    assert read.unknown == [[], ["aircraft"], ["carrier", "destination", "flight"], ["aircraft"]]
-    assert read.values["carrier_delay_3h"][2] is None
-    assert read.event_times["aircraft_ticks"][1] is None
-    assert read.event_times["origin_ticks"][1] is not None
+    rows = requests({}, {"tailnum": "N999"}, {"carrier": "ZZ", "dest": "NOWHERE"}, {"tailnum": None})
+    read = reader.read(columns_of(rows))
+    unknown = [[flag.partition(":")[2] for flag in read.flags(n) if flag.startswith("unknown_")] for n in range(4)]
+    assert unknown == [[], ["aircraft"], ["carrier", "destination", "flight"], ["aircraft"]]
+    assert read.column("carrier_delay_3h")[2] is None
+    assert read.event_times(1)["aircraft_ticks"] is None
+    assert read.event_times(1)["origin_ticks"] is not None
 
 
 def test_a_known_entity_whose_values_are_all_missing_is_not_unknown(tmp_path: Path, usecase: UseCase) -> None:
@@ -460,27 +461,27 @@ def test_a_known_entity_whose_values_are_all_missing_is_not_unknown(tmp_path: Pa
     pins.append(TableReference(f"{usecase.name}/features/aircraft_ticks", write(path, empty)))
     feature_store.register(settings, usecase, pins)
     materialise_until(settings, usecase, START + 12 * HOUR)
-    read = FeatureReader(settings, usecase).read(requests({"tailnum": empty["tailnum"][0]}))
-    assert "aircraft" not in read.unknown[0]
-    assert read.event_times["aircraft_ticks"] == [empty["event_timestamp"][0]]
-    assert read.values["aircraft_seats"].to_list() == [None]
+    read = FeatureReader(settings, usecase).read(columns_of(requests({"tailnum": empty["tailnum"][0]})))
+    assert "unknown_entity:aircraft" not in read.flags(0)
+    assert read.event_times(0)["aircraft_ticks"] == empty["event_timestamp"][0]
+    assert read.column("aircraft_seats") == [None]
 
 
 def test_values_come_with_the_instant_of_the_row_they_were_read_from(
     home: Settings, usecase: UseCase, reader: FeatureReader
 ) -> None:
-    read = reader.read(requests({}))
+    read = reader.read(columns_of(requests({})))
     for name, known in VIEWS.items():
         rows = pl.read_delta(str(home.lakehouse / usecase.name / "features" / name), version=0)
         wanted = requests({}).row(0, named=True)
         mine = [pl.col(key) == wanted[key] for key in known]
         used = rows.filter(*mine, pl.col("event_timestamp") <= START + 11 * HOUR)
-        assert read.event_times[name] == [used["event_timestamp"].max()]
+        assert read.event_times(0)[name] == used["event_timestamp"].max()
 
 
 def test_request_time_features_come_along_and_the_request_stays(reader: FeatureReader) -> None:
     wanted = requests({}, {"flight": 2})
-    values = reader.read(wanted).values
+    values = reader.read(columns_of(wanted)).frame
     assert values.select(wanted.columns).equals(wanted)
     assert values["block_minutes"].to_list() == [120.0, 120.0]
 
@@ -490,10 +491,10 @@ def test_a_reload_reads_the_definitions_registered_since(tmp_path: Path, usecase
     feature_store.register(settings, usecase, tick_tables(settings, usecase, 5))
     materialise_until(settings, usecase, START + 11 * HOUR)
     reader = FeatureReader(settings, usecase)
-    before = reader.read(requests({})).values
+    before = reader.read(columns_of(requests({}))).frame
     feature_store.register(settings, usecase, tick_tables(settings, usecase, 6))
     materialise_until(settings, usecase, START + 11 * HOUR)
     reader.reload()
-    after = reader.read(requests({})).values
+    after = reader.read(columns_of(requests({}))).frame
     assert not after.equals(before)
-    assert after.equals(FeatureReader(settings, usecase).read(requests({})).values)
+    assert after.equals(FeatureReader(settings, usecase).read(columns_of(requests({}))).frame)

@@ -41,6 +41,10 @@ GIVEN = {
     "signing": ("pkcs11:token=models;object=key", "pkcs11:token=models;object=key"),
     "sigstore_identity": ("models@example.org", "models@example.org"),
     "sigstore_issuer": ("https://accounts.example.org", "https://accounts.example.org"),
+    "model_load_s": ("5", 5.0),
+    "model_memory_mb": ("512", 512),
+    "micro_batch": ("8", 8),
+    "feature_cache": ("0", 0),
     "step_timeout_s": ("12.5", 12.5),
 }
 
