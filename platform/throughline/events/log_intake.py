@@ -28,6 +28,7 @@ class LogIntake(Intake):
         self._settings = settings
         self._usecases = set(usecases)
         self._tables: dict[str, LogTable] = {}
+        self._unread: set[str] = set()  # whose counts are unknown, as their table could not be read at the start
         self._counted: dict[str, dict[str, SourceCount]] = {}  # of each table as it was read or written last
         for usecase in sorted(self._usecases):
             self._open(usecase)
@@ -62,7 +63,7 @@ class LogIntake(Intake):
             raise
 
     def flush(self, now: bool = True) -> None:
-        for usecase in sorted(self._usecases - self._tables.keys()):
+        for usecase in sorted(self._unread):
             if now or self._due(usecase):
                 self._open(usecase)
         super().flush(now)
@@ -102,9 +103,12 @@ class LogIntake(Intake):
     def _open(self, usecase: str) -> None:
         try:
             self._table(usecase)
-            self.failures.pop(usecase, None)
         except Exception as error:  # one table that cannot be read must not keep the others from being written
+            self._unread.add(usecase)
             self._failed(usecase, error)
+        else:
+            self._unread.discard(usecase)
+            self.failures.pop(usecase, None)
 
     def _table(self, usecase: str) -> LogTable:
         if usecase not in self._tables:

@@ -54,6 +54,8 @@ def _checked(values: dict[str, Any], lists: int) -> dict[str, Any]:
     """Refuses what JSON or a reader of the log cannot hold: all but texts, finite numbers, true, false, null, and
     lists of these, at most `lists` within each other."""
     for name, value in values.items():
+        if type(value) is float and -math.inf < value < math.inf:  # most of them
+            continue
         if problem := _problem(value, lists):
             raise ValueError(f"{ascii(name)[1:-1][:80]} {problem}")
     return values

@@ -28,6 +28,7 @@ def undelivered(settings: Settings, collector_runs: bool) -> list[Trouble]:
             status: Any = health.get_json(f"{settings.local_url('collector')}/status", settings)
             spools = settings.serving_home / "spool"
             found += _intake(settings, "events", status, spools / "collector")
+            found += _lost(settings, status["lost"])
             found += _intake(settings, "reported outcomes", status["feedback"], spools / "feedback")
             found += _intake(settings, "pushed rows", status["pushed"], spools / "sources")
         except (ThroughlineError, OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
@@ -51,6 +52,12 @@ def _intake(settings: Settings, what: str, status: Mapping[str, Any], folder: Pa
         yield Trouble(problem["what"].rstrip("."), problem.get("since"), _log(settings))
     if status["set_aside"]:
         yield Trouble(f"{status['set_aside']} {what} can never be written and were set aside", None, _look(folder))
+
+
+def _lost(settings: Settings, events: int) -> Iterator[Trouble]:
+    if events:
+        what = f"{events} events are missing from the inference log, so nothing is concluded from it"
+        yield Trouble(what, None, f"grep 'events lost' {log_path(settings.home, 'model-server')}")
 
 
 def _look(folder: Path) -> str:

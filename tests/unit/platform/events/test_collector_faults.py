@@ -160,6 +160,8 @@ def test_a_table_that_cannot_be_written_holds_up_neither_the_others_nor_pushed_r
         status = client.get("/status").json()
         assert (status["pending"], NAME in status["failure"]) == (2, True)
         assert client.get("/health").status_code == 200  # it goes on by itself
+        client.post("/flush")
+        assert client.get("/status").json()["problems"][0]["since"] == status["problems"][0]["since"]
         broken.unlink()
         assert client.post("/flush").json() == {"version": {NAME: 0, "shop": 0}, "failed": {}}
         assert logged(settings)["sequence"].to_list() == [1]

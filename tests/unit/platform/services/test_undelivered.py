@@ -52,11 +52,12 @@ def test_a_table_that_cannot_be_written_and_lines_set_aside_by_the_collector_are
     spool.mkdir(parents=True)
     SetAside(spool).add([(b"{", "cannot be read")])
     with TestClient(create_app(settings), base_url="http://localhost") as client:
-        status = client.get("/status").json()
+        status = client.get("/status").json() | {"lost": 3}
     monkeypatch.setattr(health, "get_json", lambda *_: json.loads(json.dumps(status)))
-    stuck, aside = undelivered(settings, collector_runs=True)
+    stuck, lost, aside = undelivered(settings, collector_runs=True)
     assert f"The inference log of {NAME} cannot be written" in stuck.what
     assert (stuck.since is not None, "collector.log" in stuck.command) == (True, True)
+    assert lost.what.startswith("3 events are missing")
     assert "1 pushed rows" in aside.what
     assert aside.command.endswith("spool/sources/set-aside.jsonl")
 
