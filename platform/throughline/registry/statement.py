@@ -5,7 +5,7 @@ Does not own: whether the history has the release (`rollout/local.py` looks befo
 (`models/signing.py`), the version's own folder (`verification.py`).
 
 An experiment's folder is signed, too, and a revision file can be written by hand: only this binds version, file and
-the gate's release together. Decision 025.
+the gate's release together. Decision 026.
 """
 
 from __future__ import annotations
