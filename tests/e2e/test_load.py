@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from tests.support.load import home_under_load, loadtests, only_slow
@@ -40,6 +41,8 @@ def test_no_request_fails_and_every_answer_is_logged_once_in_each_scenario(serve
     assert by_name["rollout"]["facts"]["switches"] == 5
     assert [one["rows"] for one in by_name["batch"]["latency"]] == [1, 10, 100]
     assert "<svg" in Path(result["report"]).read_text()
+    log = pl.read_delta(str(served.table_path("flight_delay", "monitoring", "inference_log")))
+    assert set(log["traffic"]) == {"load_test"}
 
 
 def test_a_switch_that_fails_is_named_and_the_exit_code_is_one(served: Settings) -> None:
