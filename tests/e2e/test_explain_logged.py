@@ -12,11 +12,12 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner, Result
 
+from tests.support.events import rows
 from throughline.cli.main import app
 from throughline.evaluation import background
 from throughline.evaluation.background import background_of, place, read, served_path
 from throughline.evaluation.explain import explain
-from throughline.events.schema import InferenceEvent, to_rows
+from throughline.events.schema import InferenceEvent
 from throughline.events.table import LogTable
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import PROJECT_ROOT, Settings
@@ -76,7 +77,7 @@ def log(settings: Settings, record: ModelRecord, score: float | None = None) -> 
         feature_times={}, flags=[], score=float(loaded(record).score(ROW)[0]) if score is None else score,
         decision="late", latency_ms=1.0,
     )  # fmt: skip
-    LogTable(settings, NAME).append(to_rows([event]))
+    LogTable(settings, NAME).append(rows([event]))
     return event.id
 
 

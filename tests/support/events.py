@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
+import polars as pl
+
 from throughline.events.cloudevent import EVENT_TYPE, encode
-from throughline.events.schema import InferenceEvent
+from throughline.events.schema import InferenceEvent, parse_line, to_line, to_rows
 
 NOW = datetime(2013, 4, 1, 4, tzinfo=UTC)
 
@@ -39,6 +42,11 @@ def prediction(**changes: object) -> dict[str, Any]:
 
 def event(sequence: int = 1, source: str = "urn:test:1", **changes: object) -> InferenceEvent:
     return InferenceEvent(**prediction(source=source, sequence=sequence, **changes))
+
+
+def rows(events: Iterable[InferenceEvent]) -> pl.DataFrame:
+    """Rows of the inference log, as the collector makes them."""
+    return to_rows([parse_line(to_line(each))[1] for each in events])
 
 
 def structured(sequence: int = 1, source: str = "urn:test:1", /, **changes: object) -> dict[str, Any]:

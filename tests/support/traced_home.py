@@ -15,7 +15,8 @@ from uuid import UUID, uuid5
 import polars as pl
 from deltalake import CommitProperties, write_deltalake
 
-from throughline.events.schema import InferenceEvent, to_rows
+from tests.support.events import rows
+from throughline.events.schema import InferenceEvent
 from throughline.events.table import LogTable
 from throughline.featurestore.incremental import Origin
 from throughline.foundation.errors import ThroughlineError
@@ -185,7 +186,7 @@ def prediction(
 
 def log(settings: Settings, events: Sequence[InferenceEvent]) -> list[str]:
     """Their ids."""
-    LogTable(settings, NAME).append(to_rows(events))
+    LogTable(settings, NAME).append(rows(events))
     return [str(event.id) for event in events]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from throughline.events.schema import BadEvent, InferenceEvent, to_rows
+from throughline.events.schema import BadEvent, InferenceEvent, parse_line, to_line, to_rows
 from throughline.events.table import LogTable, SourceCount
 from throughline.foundation.settings import Settings
 from throughline.journal.intake import Intake, counts
@@ -42,17 +42,16 @@ class LogIntake(Intake):
             if isinstance(event, BadEvent):
                 refused.append((position, event))
             else:
-                lines.append(event.model_dump_json().encode())
+                lines.append(to_line(event))
         if lines:
             await self.confirm(lines)
         self.rejected += len(refused)
         return refused
 
-    def parse(self, line: bytes) -> tuple[str, InferenceEvent]:
-        event = InferenceEvent.model_validate_json(line)
-        return event.subject, event
+    def parse(self, line: bytes) -> tuple[str, dict[str, Any]]:
+        return parse_line(line)
 
-    def to_rows(self, items: Sequence[InferenceEvent]) -> pl.DataFrame:
+    def to_rows(self, items: Sequence[dict[str, Any]]) -> pl.DataFrame:
         return to_rows(items)
 
     def append(self, table: str, rows: pl.DataFrame) -> int:

@@ -92,8 +92,8 @@ class Outbox:
                 path = spool.segment_path(self._folder, self._next)
                 self._file = path.open("ab", buffering=0)
                 self._length = path.stat().st_size
-                if self._length:  # half a line of a write that failed; the shipping process sets it aside
-                    content = b"\n" + content
+                if self._length:  # a part of a line, from a write that failed: made invalid, so that it is set aside
+                    content = b"\0\n" + content
             written = self._file.write(content)
         except OSError as error:
             problem = str(error)

@@ -7,7 +7,8 @@ Does not own: its CloudEvents form (`wire.py`), sending, storing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -24,7 +25,9 @@ from throughline.records import Record
 LAYER, TABLE = "monitoring", "inference_log"
 PRODUCTION = "production"
 
+_SUBJECT = "[a-z][a-z0-9_]*"
 _INT64 = range(-(2**63), 2**63)
+_INSTANT = "%Y-%m-%dT%H:%M:%S%.fZ"  # as orjson writes them
 _DIMENSIONS = 4  # of a tensor in a request
 
 
@@ -87,7 +90,7 @@ class InferenceEvent(Record):
     """
 
     id: UUID
-    subject: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="The use case; each has a table of its own.")
+    subject: str = Field(pattern=rf"^{_SUBJECT}$", description="The use case; each has a table of its own.")
     time: Instant
     wall_time: Instant
     source: str = Field(min_length=1, max_length=200)
@@ -132,6 +135,7 @@ def _kind(annotation: Any) -> Any:
 # A column per field, and the partition `day`: the UTC date of `time`. Mappings are JSON text, as their keys differ
 # between use cases and versions.
 _KINDS = {name: _kind(field.annotation) for name, field in InferenceEvent.model_fields.items() if name != "subject"}
+_DEFAULTS = {name: field.default for name, field in InferenceEvent.model_fields.items() if not field.is_required()}
 JSON_COLUMNS = [name for name, kind in _KINDS.items() if kind is dict]
 LOG_SCHEMA: dict[str, Any] = {name: _COLUMN_TYPES[kind] for name, kind in _KINDS.items()} | {"day": pl.Date}
 
@@ -141,15 +145,34 @@ def log_table(usecase: str, version: int) -> TableReference:
     return TableReference(f"{usecase}/{LAYER}/{TABLE}", version)
 
 
-def to_rows(events: Iterable[InferenceEvent]) -> pl.DataFrame:
-    """Rows of the table, in the given order."""
-    events = list(events)
-    columns: dict[str, list[Any]] = {name: [getattr(event, name) for event in events] for name in _KINDS}
-    columns["id"] = [str(id_) for id_ in columns["id"]]
+def to_line(event: InferenceEvent) -> bytes:
+    """The event as a line of the collector's journal: its row and `subject`; mappings are texts, as in the table."""
+    row = {name: getattr(event, name) for name in InferenceEvent.model_fields}
     for name in JSON_COLUMNS:
-        columns[name] = [orjson.dumps(value, option=orjson.OPT_UTC_Z).decode() for value in columns[name]]
-    columns["day"] = [instant.date() for instant in columns["time"]]
-    return pl.DataFrame(columns, schema=LOG_SCHEMA)
+        row[name] = orjson.dumps(row[name], option=orjson.OPT_UTC_Z).decode()
+    return orjson.dumps(row, option=orjson.OPT_UTC_Z)
+
+
+def parse_line(line: bytes) -> tuple[str, dict[str, Any]]:
+    """Subject and row of `to_line`; columns that are newer than the line get their default. Raises `ValueError`."""
+    row = orjson.loads(line)
+    if not isinstance(row, dict) or not isinstance(subject := row.pop("subject", None), str):
+        raise ValueError("not the line of an event")
+    if not re.fullmatch(_SUBJECT, subject):
+        raise ValueError("the subject is no use case")
+    row = {**_DEFAULTS, **row}
+    if odd := row.keys() ^ _KINDS.keys():
+        raise ValueError(f"written by another version: {', '.join(sorted(odd))[:100]} unknown or missing")
+    return subject, row
+
+
+def to_rows(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
+    """Rows of the table from those of `parse_line`, in order. Raises when one of them is none."""
+    instants = [name for name, kind in _KINDS.items() if kind is AwareDatetime]
+    schema = {name: pl.String if name in instants else LOG_SCHEMA[name] for name in _KINDS}
+    frame = pl.DataFrame({name: [row[name] for row in rows] for name in _KINDS}, schema=schema, strict=True)
+    frame = frame.with_columns(pl.col(instants).str.to_datetime(_INSTANT, time_unit="us").dt.replace_time_zone("UTC"))
+    return frame.with_columns(day=pl.col("time").dt.date())
 
 
 def production(rows: pl.LazyFrame) -> pl.LazyFrame:

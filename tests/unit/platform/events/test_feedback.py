@@ -15,12 +15,11 @@ import polars as pl
 import pytest
 from fastapi.testclient import TestClient
 
-from tests.support.events import event
+from tests.support.events import event, rows
 from throughline.events import waiting
 from throughline.events.collector import create_app
 from throughline.events.feedback import SCHEMA
 from throughline.events.feedback_intake import FeedbackIntake
-from throughline.events.schema import to_rows
 from throughline.events.table import LogTable
 from throughline.foundation.clock import ReplayClock
 from throughline.foundation.settings import Settings
@@ -145,7 +144,7 @@ def test_a_report_for_a_prediction_that_is_not_logged_waits_is_counted_and_expir
     missing = str(uuid.uuid4())
     client.post(ADDRESS, json=[report(), report(prediction_id=missing)])
     assert counted(client) == (2, 0)
-    LogTable(settings, NAME).append(to_rows([event(id=ONE)]))
+    LogTable(settings, NAME).append(rows([event(id=ONE)]))
     assert counted(client) == (1, 0)
     at(settings, NOW + USECASE.label.feedback_wait)
     assert counted(client) == (1, 0)

@@ -9,10 +9,11 @@ import polars as pl
 import pytest
 from fastapi.testclient import TestClient
 
-from tests.support.events import NOW, binary, event, structured
+from tests.support.events import NOW, binary, event, rows, structured
 from throughline.events.cloudevent import BATCH, STRUCTURED
-from throughline.events.collector import Collector, create_app
-from throughline.events.schema import JSON_COLUMNS, LOG_SCHEMA, InferenceEvent, to_rows
+from throughline.events.collector import create_app
+from throughline.events.log_intake import LogIntake
+from throughline.events.schema import JSON_COLUMNS, LOG_SCHEMA, InferenceEvent, to_line
 from throughline.events.table import LogTable
 from throughline.foundation.settings import Settings
 
@@ -27,7 +28,7 @@ def logged(settings: Settings) -> pl.DataFrame:
 
 
 def test_the_table_has_a_column_per_field_of_the_event_and_the_day(settings):
-    LogTable(settings, "flight_delay").append(to_rows([event()]))
+    LogTable(settings, "flight_delay").append(rows([event()]))
     fields = set(InferenceEvent.model_fields) - {"subject"}
     (row,) = logged(settings).to_dicts()
     assert set(row) == set(LOG_SCHEMA) == fields | {"day"}
@@ -38,17 +39,17 @@ def test_the_table_has_a_column_per_field_of_the_event_and_the_day(settings):
 def test_the_table_holds_each_id_once_though_it_is_written_again(settings):
     first, second = event(1), event(2)
     table = LogTable(settings, "flight_delay")
-    assert table.append(to_rows([first, second, first])) == 2
-    assert table.append(to_rows([second])) == 0
+    assert table.append(rows([first, second, first])) == 2
+    assert table.append(rows([second])) == 0
     after_restart = LogTable(settings, "flight_delay")
     third = event(3, time=NOW + timedelta(days=1))
-    assert after_restart.append(to_rows([first, third])) == 1
+    assert after_restart.append(rows([first, third])) == 1
     assert sorted(logged(settings)["sequence"]) == [1, 2, 3]
     assert set(logged(settings)["day"].to_list()) == {NOW.date(), NOW.date() + timedelta(days=1)}
 
 
 def test_a_row_has_the_features_of_the_prediction(settings):
-    LogTable(settings, "flight_delay").append(to_rows([event()]))
+    LogTable(settings, "flight_delay").append(rows([event()]))
     (row,) = logged(settings).to_dicts()
     assert json.loads(row["request"]) == {"origin": "JFK", "tailnum": None}
     assert json.loads(row["features"]) == {"hour": 9.0, "wind": None}
@@ -60,7 +61,7 @@ def test_a_row_has_the_features_of_the_prediction(settings):
 
 
 def test_gaps_are_counted_as_lost_per_source_also_after_a_restart(settings):
-    LogTable(settings, "flight_delay").append(to_rows([event(n) for n in (1, 2, 5)] + [event(1, "urn:test:2")]))
+    LogTable(settings, "flight_delay").append(rows([event(n) for n in (1, 2, 5)] + [event(1, "urn:test:2")]))
     sources = LogTable(settings, "flight_delay").sources
     assert {name: count.lost for name, count in sources.items()} == {"urn:test:1": 2, "urn:test:2": 0}
 
@@ -68,18 +69,18 @@ def test_gaps_are_counted_as_lost_per_source_also_after_a_restart(settings):
 def test_a_confirmed_event_survives_a_kill_before_and_after_the_commit(settings, monkeypatch):
     """The two moments a kill can fall in: nothing is committed, or all is and the journal still holds it."""
     confirmed = [event(n) for n in (1, 2, 3)]
-    killed = Collector(settings)
-    killed._journal.append([each.model_dump_json().encode() for each in confirmed], sync=True)
+    killed = LogIntake(settings, ["flight_delay"])
+    killed._journal.append([to_line(each) for each in confirmed], sync=True)
     killed._journal._held.close()
 
-    killed_again = Collector(settings)
+    killed_again = LogIntake(settings, ["flight_delay"])
     monkeypatch.setattr(killed_again._journal, "remove", _die)
     with pytest.raises(SystemExit):
         killed_again.write()
     killed_again._journal._held.close()
     assert logged(settings).height == 3
 
-    after = Collector(settings)
+    after = LogIntake(settings, ["flight_delay"])
     assert after.pending == 3
     after.write()
     assert logged(settings).height == 3
@@ -101,7 +102,9 @@ def test_the_collector_confirms_flushes_and_counts(settings):
         assert "ce-type" in refused.json()["error"]
         unknown = client.post("/", content=body, headers=headers | {"ce-subject": "no_such_case"})
         assert (unknown.status_code, "no_such_case" in unknown.json()["error"]) == (422, True)
-        assert client.post("/flush").json() == {"version": {"flight_delay": 0}, "failed": {}}
+        assert client.post("/flush").json() == {
+            "version": {"flight_delay": 0}, "failed": {}, "feedback": {"version": {"flight_delay": None}, "failed": {}},
+        }  # fmt: skip
         status = client.get("/status").json()
         assert {k: status[k] for k in ("received", "written", "duplicates", "rejected", "lost", "pending")} == {
             "received": 2,

@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from tests.support.events import NOW, event
+from tests.support.events import NOW, event, rows
 from throughline.catalogue.features import read_usage
 from throughline.events.log import PredictionLog
-from throughline.events.schema import LOG_SCHEMA, InferenceEvent, production, to_rows
+from throughline.events.schema import LOG_SCHEMA, InferenceEvent, production
 from throughline.events.table import LogTable
 from throughline.foundation.references import ModelReference
 from throughline.foundation.settings import Settings
@@ -34,7 +34,7 @@ def mixed() -> list[InferenceEvent]:
 
 def test_shares_and_counts_are_of_production(settings):
     events = mixed()
-    LogTable(settings, NAME).append(to_rows(events))
+    LogTable(settings, NAME).append(rows(events))
     log = PredictionLog(settings, NAME)
     assert (log.predictions, log.lost) == (3, 0)
     assert log.per_model() == {MODEL: 3}
@@ -46,20 +46,20 @@ def test_shares_and_counts_are_of_production(settings):
 
 
 def test_reads_of_a_feature_are_those_of_production(settings):
-    LogTable(settings, NAME).append(to_rows(mixed()))
+    LogTable(settings, NAME).append(rows(mixed()))
     assert read_usage(settings, get_usecase(NAME)).reads_of(["hour"]) == 3
 
 
 def test_a_log_written_before_there_were_classes_is_read_and_gets_the_columns_with_the_next_event(settings):
     older, new = event(1), event(2, traffic="test", model_sha256=SHA)
     path = settings.table_path(NAME, "monitoring", "inference_log")
-    rows = to_rows([older]).drop("traffic", "model_sha256")
-    write_deltalake(str(path), rows.to_arrow(), partition_by=["day"])
+    written = rows([older]).drop("traffic", "model_sha256")
+    write_deltalake(str(path), written.to_arrow(), partition_by=["day"])
     log = PredictionLog(settings, NAME)
     assert (log.predictions, log.find(str(older.id))["traffic"]) == (1, "production")
     assert production(pl.scan_delta(str(path))).collect().height == 1
 
-    assert LogTable(settings, NAME).append(to_rows([older, new])) == 1
+    assert LogTable(settings, NAME).append(rows([older, new])) == 1
     assert {field.name for field in DeltaTable(str(path)).schema().fields} == set(LOG_SCHEMA)
     assert log.refresh()
     assert log.predictions == 1

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.events import event
+from tests.support.events import event, rows
 from throughline.cli.cost import seconds, size
-from throughline.events.schema import to_rows
 from throughline.events.table import LogTable
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.maintenance import stored_bytes
@@ -82,7 +81,7 @@ def test_the_rows_of_one_request_cost_its_time_once(tmp_path: Path):
         ),
         event(id=uuid4(), sequence=5, latency_ms=7.0, wall_time=at, model_version=2),
     ]  # fmt: skip
-    LogTable(settings, USECASE.name).append(to_rows([*batch, *more]))
+    LogTable(settings, USECASE.name).append(rows([*batch, *more]))
     found = served(settings, USECASE)
     assert found[1] == Serving(requests=2, seconds=pytest.approx(0.035), predictions=4, production=3)
     assert found[2] == Serving(requests=1, seconds=pytest.approx(0.007), predictions=1, production=1)
@@ -91,7 +90,7 @@ def test_the_rows_of_one_request_cost_its_time_once(tmp_path: Path):
 def test_bytes_are_those_on_the_disk_by_room(tmp_path: Path):
     settings = Settings(home=tmp_path)
     assert table_bytes(settings, USECASE) == {}
-    LogTable(settings, USECASE.name).append(to_rows([event(id=uuid4())]))
+    LogTable(settings, USECASE.name).append(rows([event(id=uuid4())]))
     folder = settings.lakehouse / USECASE.name / "monitoring" / "inference_log"
     on_disk = sum(path.stat().st_size for path in Path(str(folder)).rglob("*") if path.is_file())
     assert table_bytes(settings, USECASE) == {"monitoring": on_disk}
