@@ -52,12 +52,14 @@ class Deployed:
         quick: bool,
         batch: int,
         dropped: Callable[[str], None],
+        traffic: str | None = None,
     ) -> None:
         """quick: a request of the stable revision takes less than `QUICK_S` in this process; batch: so many requests
-        that wait at the same time are read together."""
+        that wait at the same time are read together; traffic: the class of all requests, whatever they name."""
         self.revisions = revisions
         self.predictors = predictors
         self._router = Router(revisions)
+        self._traffic = traffic
         self._in_loop = quick and len(predictors) == 1
         self._batchers: dict[str, Batcher[Call, list[Prediction]]] = {
             revision: Batcher(predictor.predict, batch) for revision, predictor in predictors.items()
@@ -84,7 +86,7 @@ class Deployed:
         Raises `BadRequest` for a header or version that is not served, and what the predictor raises.
         """
         rows = len(next(iter(columns.values())))
-        traffic = headers.get(TRAFFIC_HEADER, TRAFFIC[0])
+        traffic = self._traffic or headers.get(TRAFFIC_HEADER, TRAFFIC[0])
         if traffic not in TRAFFIC:
             raise BadRequest(TRAFFIC_HEADER, f"is {ascii(traffic)[:40]}: send one of {', '.join(TRAFFIC)}")
         if traffic != SHADOW and self._shadows:

@@ -65,6 +65,7 @@ class Repository(ModelRepository):
         self._metrics = metrics
         self._readers: dict[str, Reader] = {}
         self._loading = threading.Lock()
+        self._refusals: dict[str, dict[str, str]] = {}
 
     def load_models(self) -> None:
         """Load whatever was deployed. One bad revision keeps neither other use cases nor the stable one of its own from
@@ -75,7 +76,7 @@ class Repository(ModelRepository):
                 try:
                     self._load(name, self._that_load(folder))
                 except ThroughlineError as error:
-                    log.error("Revision of %s refused: %s", name, error)
+                    self._refused(name, f"refused: {error}")
 
     def load(self, name: str) -> bool:
         """Serve what the use case's file names. Raises `RevisionRefused`; then what was served goes on."""
@@ -84,7 +85,9 @@ class Repository(ModelRepository):
         try:
             self._load(name, self._revisions(self._settings.serving_home / name))
         except ThroughlineError as error:
+            self._refused(name, f"refused: {error}")
             raise RevisionRefused(f"Revision of {name} refused: {error}") from error
+        self._refusals.pop(name, None)
         return True
 
     def unload(self, name: str) -> None:
@@ -92,6 +95,7 @@ class Repository(ModelRepository):
         model = self.models.get(name)
         super().unload(name)
         self._metrics.deployed(name, [])
+        self._refused(name, "unloaded by a request")
         if isinstance(model, UseCaseModel):
             model.deployed.close()
 
@@ -107,6 +111,14 @@ class Repository(ModelRepository):
             for model in self._served()
             for predictor in model.deployed.predictors.values()
         ]
+
+    def refusals(self) -> dict[str, dict[str, str]]:
+        """Why what was deployed is not served: use case -> `why`, and `since` when (ISO 8601, UTC)."""
+        return self._refusals
+
+    def _refused(self, name: str, why: str) -> None:
+        self._refusals[name] = {"why": why, "since": datetime.now(UTC).isoformat(timespec="seconds")}
+        log.error("%s: %s", name, why)
 
     def close(self) -> None:
         """Answer what was accepted."""
@@ -132,7 +144,7 @@ class Repository(ModelRepository):
                 if revision.role != "stable":
                     self._loaded(folder, revision)
         except ThroughlineError as error:
-            log.error("Only the stable revision of %s is served: %s", folder.name, error)
+            self._refused(folder.name, f"refused: {error}")
             return only(revisions.stable.model_copy(update={"weight": 1.0}))
         return revisions
 
@@ -167,7 +179,11 @@ class Repository(ModelRepository):
             batch = self._settings.micro_batch or (1 if reader.near else BATCH)
             quick = reader.near and batch == 1 and (stable_s is None or stable_s < QUICK_S)
             before = self.models.get(name)
-            self.update(UseCaseModel(usecase, Deployed(revisions, predictors, quick, batch, dropped), folder))
+            self.update(
+                UseCaseModel(
+                    usecase, Deployed(revisions, predictors, quick, batch, dropped, self._settings.traffic), folder
+                )
+            )
             self._metrics.deployed(name, loaded.items())
         if isinstance(before, UseCaseModel):
             before.deployed.close()

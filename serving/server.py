@@ -88,6 +88,7 @@ class Server(ModelServer):
         app.add_api_route("/", self.dataplane.live, methods=["GET"])
         app.add_api_route("/metrics", self._metrics, methods=["GET"])
         app.add_api_route("/v1/throughline/revisions", self.repository.served, methods=["GET"])
+        app.add_api_route("/v1/throughline/refusals", self.repository.refusals, methods=["GET"])
         register_v1_endpoints(app, self.dataplane, self.model_repository_extension)
         register_v2_endpoints(app, self.dataplane, self.model_repository_extension)
         middleware.install(app)

@@ -233,8 +233,9 @@ def test_what_is_deployed_and_not_served_is_loaded_again_or_deployed_again(setti
     assert services.not_served(settings, services.served_models(settings)) == {}
 
     httpx.post(unload).raise_for_status()
-    what = services.not_served(settings, services.served_models(settings))[USECASE].what
-    assert f"({V3}, stable) of {USECASE} is deployed, not served" in what
+    trouble = services.not_served(settings, services.served_models(settings), services.refusals(settings))[USECASE]
+    assert f"({V3}, stable) of {USECASE} is deployed, not served: unloaded by a request" in trouble.what
+    assert trouble.since is not None
     assert services.load_deployed(settings, services.served_models(settings)) == {}
     assert everywhere(settings) == {V3}
 
@@ -244,9 +245,11 @@ def test_what_is_deployed_and_not_served_is_loaded_again_or_deployed_again(setti
     file.write_bytes(content)
     left = services.load_deployed(settings, services.served_models(settings))[USECASE]
     assert ("changed: model.onnx" in left.what, left.command) == (True, "throughline run")
+    assert "changed: model.onnx" in services.refusals(settings)[USECASE]["why"]
     restore(settings, usecase, again=True)
     assert everywhere(settings) == {V3}
     assert services.not_served(settings, services.served_models(settings)) == {}
+    assert services.refusals(settings) == {}
 
 
 def test_a_rollback_of_which_only_the_withdrawal_is_recorded_is_left_to_its_repetition(settings, usecase, three):

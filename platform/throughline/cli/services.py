@@ -56,7 +56,8 @@ def status(as_json: AsJson = False) -> None:
     settings = load_settings()
     statuses = services.status(settings)
     models = services.served_models(settings) if serves(statuses) else []
-    unserved = list(services.not_served(settings, models).values()) if serves(statuses) else []
+    refused = services.refusals(settings) if serves(statuses) else {}
+    unserved = list(services.not_served(settings, models, refused).values()) if serves(statuses) else []
     collects = any(one.name == "collector" and one.state == "running" for one in statuses)
     troubles = [*unserved, *services.undelivered(settings, collects)]
     result = {

@@ -112,6 +112,9 @@ class Settings(BaseSettings):
         None, description="Receiver of OpenLineage events of a run's steps, http(s)://HOST:PORT; unset: none are sent."
     )
     openlineage_key: SecretStr | None = Field(None, description="Bearer token of that receiver.")
+    traffic: Literal["shadow"] | None = Field(
+        None, description="`shadow` for a model server that only gets copies: they name the class of their originals."
+    )
     clock: Literal["replay", "wall"] = Field("replay", description="What the data clock follows.")
     data_from: date | None = Field(None, description="First local day of data; unset means the declaration's.")
     data_until: date | None = Field(None, description="Local day at whose start the replay begins (exclusive).")

@@ -13,6 +13,15 @@ Owns: what runs on one machine, how it is started, watched and stopped. Does not
     undelivered.py events and rows that wait or were set aside
 """
 
-from throughline.services.control import ServiceFailed, ServiceStatus, dead_service, down, served_models, status, up
+from throughline.services.control import (
+    ServiceFailed,
+    ServiceStatus,
+    dead_service,
+    down,
+    refusals,
+    served_models,
+    status,
+    up,
+)
 from throughline.services.deployed import Trouble, load_deployed, not_served
 from throughline.services.undelivered import undelivered

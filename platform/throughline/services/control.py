@@ -136,11 +136,21 @@ def dead_service(settings: Settings) -> ServiceFailed | None:
 
 def served_models(settings: Settings) -> list[dict]:
     """What the model server serves now, by its own account; empty when it does not answer."""
-    try:
-        found = health.get_json(f"{settings.url('model_http')}/v1/throughline/revisions", settings)
-    except (OSError, http.client.HTTPException, ValueError, ThroughlineError):
-        return []
+    found = _listed(settings, "revisions")
     return found if isinstance(found, list) else []
+
+
+def refusals(settings: Settings) -> dict[str, dict[str, str]]:
+    """Why the model server does not serve what was deployed, by use case; empty when it does not answer."""
+    found = _listed(settings, "refusals")
+    return found if isinstance(found, dict) else {}
+
+
+def _listed(settings: Settings, what: str) -> object:
+    try:
+        return health.get_json(f"{settings.url('model_http')}/v1/throughline/{what}", settings)
+    except (OSError, http.client.HTTPException, ValueError, ThroughlineError):
+        return None
 
 
 def log_tail(path: Path, lines: int = _TAIL_LINES) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -31,8 +32,12 @@ class Trouble:
     command: str
 
 
-def not_served(settings: Settings, served: Iterable[Mapping[str, Any]]) -> dict[str, Trouble]:
-    """Use case -> what is deployed and not served. `served`: what the model server lists."""
+def not_served(
+    settings: Settings,
+    served: Iterable[Mapping[str, Any]],
+    refusals: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+) -> dict[str, Trouble]:
+    """Use case -> what is deployed and not served. `served`, `refusals`: what the model server lists."""
     listed: dict[str, set[str]] = {}
     for one in served:
         listed.setdefault(str(one.get("usecase")), set()).add(str(one.get("revision")))
@@ -45,8 +50,9 @@ def not_served(settings: Settings, served: Iterable[Mapping[str, Any]]) -> dict[
             found[usecase] = Trouble(str(error).rstrip("."), None, "throughline run")
             continue
         if revisions and (what := difference(revisions, listed.get(usecase, set()))):
-            reason = f"unloaded, or refused for a reason in {log_path(settings.home, 'model-server')}"
-            found[usecase] = Trouble(f"{what}: {reason}", None, "throughline up")
+            refusal = refusals.get(usecase, {})
+            reason = refusal.get("why", f"see {log_path(settings.home, 'model-server')}").rstrip(".")
+            found[usecase] = Trouble(f"{what}: {reason}", refusal.get("since"), "throughline up")
     return found
 
 

@@ -28,6 +28,7 @@ GIVEN = {
     "hosts": ("ml.example.com, two.example.com", "ml.example.com, two.example.com"),
     "collector_url": ("http://collector:80", "http://collector:80"),
     "openlineage_url": ("https://marquez:5000/", "https://marquez:5000"),
+    "traffic": ("shadow", "shadow"),
     "clock": ("wall", "wall"),
     "data_from": ("2013-02-03", "2013-02-03"),
     "data_until": ("2013-04-05", "2013-04-05"),

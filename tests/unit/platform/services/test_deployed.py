@@ -66,7 +66,12 @@ def test_what_is_deployed_and_not_served_is_named(settings: Settings, serves: li
     trouble = not_served(settings, serves)["late"]
     assert trouble.what.startswith(what)
     assert "model-server.log" in trouble.what
-    assert trouble.command == "throughline up"
+    assert (trouble.since, trouble.command) == (None, "throughline up")
+    refusals = {"late": {"why": "refused: its file was changed.", "since": "2026-01-01T00:00:00+00:00"}}
+    trouble = not_served(settings, serves, refusals)["late"]
+    assert trouble.what.startswith(what)
+    assert trouble.what.endswith("refused: its file was changed")
+    assert trouble.since == "2026-01-01T00:00:00+00:00"
 
 
 def test_a_file_of_revisions_that_cannot_be_read_is_a_trouble(settings: Settings) -> None:
