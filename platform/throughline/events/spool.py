@@ -54,6 +54,18 @@ def read_status(root: Path) -> ShippingStatus:
         return ShippingStatus()
 
 
+def unsent(root: Path) -> bool:
+    """Whether any outbox holds something that was not shipped."""
+    cursors = read_status(root).cursors
+    for folder in (path for path in root.glob("*/") if path.is_dir()):
+        cursor = cursors.get(folder.name, Cursor(-1, 0, 0))
+        for first in segments(folder):
+            done = cursor.offset if first == cursor.segment else 0
+            if first >= cursor.segment and segment_path(folder, first).stat().st_size > done:
+                return True
+    return False
+
+
 def segments(folder: Path) -> list[int]:
     """The numbers of the first lines of the segments, oldest first."""
     return sorted(int(path.stem) for path in folder.glob("*.jsonl") if path.stem.isdecimal())

@@ -7,7 +7,9 @@ collector).
 from __future__ import annotations
 
 import http.client
+import time
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from throughline.journal import set_aside
 from throughline.services import health
 from throughline.services.conf import log_path
 from throughline.services.deployed import Trouble
+
+_SILENT_S = 60  # a shipping process that cannot send writes why every few seconds
 
 
 def undelivered(settings: Settings, collector_runs: bool) -> list[Trouble]:
@@ -42,9 +46,20 @@ def _outboxes(settings: Settings) -> Iterator[Trouble]:
     if shipping.failure:
         what = f"Events of the model server wait: {shipping.failure['what']}"
         yield Trouble(what, shipping.failure["since"], f"tail -n 20 {log_path(settings.home, 'model-server')}")
+    elif (since := _abandoned(settings.outboxes)) is not None:
+        yield Trouble("Events wait in the outbox, and no process sends them", since, "throughline up")
     if shipping.set_aside:
         what = f"{shipping.set_aside} events of the model server were refused for good and set aside"
         yield Trouble(what, None, _look(settings.outboxes))
+
+
+def _abandoned(root: Path) -> str | None:
+    """Since when nothing was sent though events wait; None while they are on their way."""
+    if not spool.unsent(root):
+        return None
+    status = root / spool.STATUS
+    sent_at = status.stat().st_mtime if status.exists() else root.stat().st_mtime
+    return datetime.fromtimestamp(sent_at, UTC).isoformat() if time.time() - sent_at > _SILENT_S else None
 
 
 def _intake(settings: Settings, what: str, status: Mapping[str, Any], folder: Path) -> Iterator[Trouble]:

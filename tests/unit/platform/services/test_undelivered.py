@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
+from tests.support.events import prediction
 from throughline.events.collector import create_app
-from throughline.events.spool import ShippingStatus
+from throughline.events.outbox import Outbox
+from throughline.events.spool import STATUS, Cursor, ShippingStatus, segment_path, segments
 from throughline.foundation.settings import Settings
 from throughline.journal.set_aside import SetAside
 from throughline.services import health
@@ -42,6 +46,24 @@ def test_what_waits_in_the_outbox_and_what_was_refused_is_shown(settings):
     assert "model-server.log" in waiting.command
     assert "2 events" in refused.what
     assert refused.command.endswith("spool/outbox/set-aside.jsonl")
+
+
+def test_events_that_no_process_sends_are_shown_after_a_minute(settings):
+    outbox = Outbox(settings.outboxes / "0")
+    assert undelivered(settings, collector_runs=False) == []
+    outbox.publish([prediction()])
+    assert undelivered(settings, collector_runs=False) == []  # on its way
+    ShippingStatus().write(settings.outboxes)
+    ago = time.time() - 90
+    os.utime(settings.outboxes / STATUS, (ago, ago))
+    (waiting,) = undelivered(settings, collector_runs=False)
+    assert ("no process sends them" in waiting.what, waiting.command) == (True, "throughline up")
+    (first,) = segments(settings.outboxes / "0")
+    size = segment_path(settings.outboxes / "0", first).stat().st_size
+    ShippingStatus(cursors={"0": Cursor(first, size, 1)}).write(settings.outboxes)
+    os.utime(settings.outboxes / STATUS, (ago, ago))
+    assert undelivered(settings, collector_runs=False) == []  # all is sent
+    outbox.close()
 
 
 def test_a_table_that_cannot_be_written_and_lines_set_aside_by_the_collector_are_shown(settings, monkeypatch):
