@@ -120,7 +120,7 @@ class UseCaseModel(Model):
         return predictor.explain(columns, against, until)
 
     def _parsed(self, arrived: float) -> None:
-        self.deployed.stable.metrics.stages(parse=time.perf_counter() - arrived)
+        self.deployed.stable.metrics.took(parse=time.perf_counter() - arrived)
 
     def get_input_types(self) -> list[dict[str, Any]]:
         return input_tensors(self.usecase)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import time
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from dataclasses import field as field_of
 from datetime import UTC, datetime
@@ -80,6 +80,10 @@ class Predictor:
     clock: Clock
     publish: Callable[[Sequence[dict[str, Any]]], None]
     metrics: RevisionMetrics
+
+    @cached_property
+    def _decide(self) -> Callable[[float], str]:
+        return self.usecase.prediction.decision.decide
 
     @cached_property
     def _numeric(self) -> tuple[str, ...]:
@@ -172,14 +176,15 @@ class Predictor:
         scored_at = time.perf_counter()
         now, wall = self.clock.now(), datetime.now(UTC)
         answers: list[list[Prediction]] = []
+        used: list[list[tuple[Prediction, Mapping[str, datetime | None]]]] = []
         events: list[dict[str, Any]] = []
         for call, (first, end), own in zip(calls, spans, scores, strict=True):
             latency_ms = (time.perf_counter() - call.arrived) * 1000
-            predictions = []
+            predictions: list[tuple[Prediction, Mapping[str, datetime | None]]] = []
             for row, score in zip(range(first, end), own.tolist(), strict=True):
                 prediction = self._prediction(score, self._flags(columns, read, outside[row], row, now))
                 times = read.event_times(row)
-                predictions.append(prediction)
+                predictions.append((prediction, times))
                 events.append(
                     {
                         "id": prediction.prediction_id,
@@ -202,13 +207,13 @@ class Predictor:
                         "latency_ms": latency_ms,
                     }
                 )
-                self.metrics.predicted(call.traffic, prediction, now, times)
-            answers.append(predictions)
+            used.append(predictions)
+            answers.append([prediction for prediction, _ in predictions])
         self.publish(events)
         done = time.perf_counter()
-        self.metrics.stages(features=read_at - start, inference=scored_at - read_at, log=done - scored_at)
-        for call in calls:
-            self.metrics.answered(call.traffic, done - call.arrived)
+        self.metrics.took(features=read_at - start, inference=scored_at - read_at, log=done - scored_at)
+        for call, predictions in zip(calls, used, strict=True):
+            self.metrics.predicted(call.traffic, predictions, now, done - call.arrived)
         return answers
 
     def _flags(self, columns: Columns, read: FeatureRead, outside: list[str], row: int, now: datetime) -> list[str]:
@@ -232,14 +237,20 @@ class Predictor:
 
     def _prediction(self, score: float, flags: list[str]) -> Prediction:
         return Prediction(
-            prediction_id=str(uuid.uuid4()),
+            prediction_id=_random_id(),
             model_name=self.revision.name,
             model_version=self.revision.version,
             revision=self.revision.revision,
             score=score,
-            decision=self.usecase.prediction.decision.decide(score),
+            decision=self._decide(score),
             flags=flags,
         )
+
+
+def _random_id() -> str:
+    """A random UUID (version 4), in a third of the time of `uuid.uuid4`."""
+    text = os.urandom(16).hex()
+    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{'89ab'[int(text[16], 16) & 3]}{text[17:20]}-{text[20:]}"
 
 
 def _together(calls: Sequence[Call]) -> Columns:

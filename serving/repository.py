@@ -23,7 +23,7 @@ from starlette.concurrency import run_in_threadpool
 
 from serving.deployed import QUICK_S, Deployed
 from serving.loading import Loaded, load, try_out, verify
-from serving.metrics import Metrics, RevisionMetrics
+from serving.metrics import Metrics
 from serving.model import UseCaseModel
 from serving.predictor import Predictor, Reader
 from throughline.foundation.clock import data_clock
@@ -169,7 +169,7 @@ class Repository(ModelRepository):
             clock = data_clock(self._settings, usecase.clock_start(self._settings))
             predictors = {
                 revision.revision: Predictor(
-                    usecase, revision, own, reader, clock, self._publish, RevisionMetrics(self._metrics, revision)
+                    usecase, revision, own, reader, clock, self._publish, self._metrics.of(revision)
                 )
                 for revision, own in loaded.items()
             }
@@ -190,7 +190,7 @@ class Repository(ModelRepository):
         log.info("%s serves %s", name, ", ".join(f"{one.revision} ({one.role})" for one in revisions.revisions))
 
     def _count_dropped(self, name: str, revision: str) -> None:
-        self._metrics.dropped.labels(name, revision).inc()
+        self._metrics.dropped[name, revision] += 1
 
     def _reader(self, usecase: UseCase) -> Reader:
         reader = self._readers.get(usecase.name)

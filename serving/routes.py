@@ -70,7 +70,7 @@ class ModelRoutes:
         except Exception as error:  # the boundary of a request
             status = await respond_error(error, send)
         if name in self._repository.usecases:
-            self._metrics.requests.labels(name, protocol, str(status)).inc()
+            self._metrics.requests[name, protocol, str(status)] += 1
 
     async def _versioned(self, path: re.Match[str], scope: Scope, receive: Receive, send: Send) -> None:
         """Metadata and readiness of a version: those of its use case, when it is served."""

@@ -69,11 +69,14 @@ class ViewReader:
         self._rows = rows
         self._views = views
         self._keys = [sorted(view.keys) for view in views]
+        self._own_keys = [[name for name in names if name != DUMMY_KEY] for names in self._keys]
         self._size = cached
         self._cache: tuple[Any, list[dict[tuple[Any, ...], StoredRow | None]]] = (None, [])
 
     def read(self, entities: Mapping[str, Sequence[Any]], count: int) -> list[list[StoredRow | None]]:
         """Per view, the rows of `count` entities, given as that many values per join key."""
+        if count == 1 and (kept := self._kept(entities)) is not None:
+            return kept
         wanted = [
             list(zip(*(entities[name] if name != DUMMY_KEY else [""] * count for name in names), strict=True))
             for names in self._keys
@@ -91,6 +94,19 @@ class ViewReader:
                     continue
             break
         return [[known[key] for key in keys] for keys, known in zip(wanted, held, strict=True)]
+
+    def _kept(self, entities: Mapping[str, Sequence[Any]]) -> list[list[StoredRow | None]] | None:
+        """The rows of one entity when all of them are kept and of the store's version."""
+        version, held = self._cache
+        if version is None or self._rows.version() != version:
+            return None
+        try:
+            return [
+                [known[tuple([entities[name][0] for name in names]) or ("",)]]
+                for names, known in zip(self._own_keys, held, strict=True)
+            ]
+        except KeyError:
+            return None
 
     def _held(self, version: Any) -> list[dict[tuple[Any, ...], StoredRow | None]]:
         """What is known of the store at this version; nothing without one."""
@@ -157,6 +173,14 @@ class _Layout:
         self.views: dict[str, int] = {name: n for n, view in enumerate(views) for name in view.features}
         self._places = {name: len(stored) + n for n, name in enumerate(own)} | {n: at for at, n in enumerate(stored)}
         self._orders: dict[tuple[str, ...], np.ndarray] = {}
+        self._own: dict[tuple[str, ...], list[str]] = {}
+
+    def own(self, names: tuple[str, ...]) -> list[str]:
+        """Those of the names that no view has."""
+        own = self._own.get(names)
+        if own is None:
+            own = self._own[names] = [name for name in names if name not in self.views]
+        return own
 
     def order(self, names: tuple[str, ...]) -> np.ndarray:
         """The places of these features. Raises `ThroughlineError` for one that there is not."""
@@ -223,14 +247,16 @@ class FeatureRead:
             return self._own[name]
         return [None if row is None else row.values[name] for row in self._usable[place]]
 
-    def values(self, row: int, names: Sequence[str]) -> dict[str, Any]:
+    def values(self, row: int, names: tuple[str, ...]) -> dict[str, Any]:
         """Features by name of one request."""
-        stored: dict[str, Any] = {}
+        found = dict.fromkeys(names)
         for rows in self._usable:
             if (held := rows[row]) is not None:
-                stored.update(held.values)
-        views, own = self._layout.views, self._own
-        return {name: stored.get(name) if name in views else own[name][row] for name in names}
+                found.update(held.values)
+        own = self._own
+        for name in self._layout.own(names):
+            found[name] = own[name][row]
+        return found if len(found) == len(names) else {name: found[name] for name in names}
 
     def matrix(self, names: tuple[str, ...]) -> np.ndarray:
         """Numbers as float64 [requests, names], NaN: none. Raises `ThroughlineError` for a name that there is not, and
@@ -240,16 +266,17 @@ class FeatureRead:
         tails = np.array(own, np.float64).reshape(len(own), self.rows).T
         flat = []
         for n, tail in enumerate(tails):
-            rows = [rows[n] for rows in self._usable]
-            if texts := {name for row in rows if row is not None for name in row.texts}.intersection(names):
-                raise ThroughlineError(
-                    f"Feature {min(texts)} has a value of the wrong type: numeric features are numbers."
-                )
-            vectors = [
-                blank if row is None else row.vector for row, blank in zip(rows, self._layout.blank, strict=True)
-            ]
-            flat.append(np.concatenate([*vectors, tail]))
-        return np.stack(flat)[:, order]
+            parts = []
+            for rows, blank in zip(self._usable, self._layout.blank, strict=True):
+                row = rows[n]
+                if row is not None and row.texts and (texts := row.texts.intersection(names)):
+                    raise ThroughlineError(
+                        f"Feature {min(texts)} has a value of the wrong type: numeric features are numbers."
+                    )
+                parts.append(blank if row is None else row.vector)
+            parts.append(tail)
+            flat.append(np.concatenate(parts)[order])
+        return np.stack(flat) if len(flat) > 1 else flat[0].reshape(1, -1)
 
     def names(self) -> Iterator[str]:
         """All features and request fields."""

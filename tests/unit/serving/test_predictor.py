@@ -94,16 +94,15 @@ class Counted:
         self.failures: list[str] = []
         self.answers: list[str] = []
 
-    def predicted(self, traffic: str, prediction: Any, now: datetime, times: dict[str, Any]) -> None:
-        self.predictions.append((traffic, prediction, (now - times["view"]) if times["view"] else None))
+    def predicted(self, traffic: str, predictions: Any, now: datetime, seconds: float) -> None:
+        self.answers.append(traffic)
+        for prediction, times in predictions:
+            self.predictions.append((traffic, prediction, (now - times["view"]) if times["view"] else None))
 
     def failed(self, traffic: str) -> None:
         self.failures.append(traffic)
 
-    def answered(self, traffic: str, seconds: float) -> None:
-        self.answers.append(traffic)
-
-    def stages(self, **seconds: float) -> None:
+    def took(self, **seconds: float) -> None:
         assert all(value >= 0 for value in seconds.values())
 
 
