@@ -7,6 +7,7 @@
     experiments  what people submit, beside the pipeline                       experiments.py
     evaluation   candidate against champion and constant; the gate             evaluation.py
     deployment   the endpoint: exactly what the gate released                  deployment.py
+    rollouts     stages of a new version beside the champion, by evidence      rollouts.py
     monitoring   inference log, outcomes, calibration                          monitoring.py
     arrivals     what brings raw days: a schedule, and a look at what arrived   arrivals.py
     automation   sensors that retrain for a reason                             automation.py

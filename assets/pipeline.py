@@ -12,6 +12,7 @@ from assets.features import feature_assets
 from assets.monitoring import monitoring_assets
 from assets.online import online_assets
 from assets.raw import raw_assets
+from assets.rollouts import rollouts
 from assets.training import training_assets
 from throughline.foundation.settings import Settings
 from throughline.usecase import UseCase
@@ -27,6 +28,7 @@ def pipeline(usecase: UseCase, settings: Settings) -> Definitions:
         training_assets(usecase),
         evaluation_assets(usecase),
         deployment_assets(usecase),
+        rollouts(usecase),
         monitoring_assets(usecase),
     )
     return Definitions.merge(*rooms, experiments(usecase), arrivals(usecase, settings), automation(usecase))

@@ -59,7 +59,7 @@ BREAKS = [
     ),
     Break(
         "6 the healthy copy is kept until the new one is ready", "platform/throughline/rollout/local.py",
-        "_put_back(server, folder, usecase, previous)", "pass",
+        "_put_back(server, folder, revisions.usecase, previous)", "pass",
         f"{UNIT}/rollout/test_local.py::test_with_no_server_nothing_is_deployed_and_the_disk_is_as_before",
     ),
     Break(

@@ -14,6 +14,8 @@ import httpx
 import pytest
 
 from tests.support.fake_store_server import USECASE, model_bytes
+from tests.support.promoted import at_once
+from tests.support.replayed import without_tables
 from throughline import services
 from throughline.cli import main as cli
 from throughline.foundation.errors import ThroughlineError
@@ -28,7 +30,8 @@ from throughline.registry import versions as models
 from throughline.registry.champions import line_of
 from throughline.registry.history import append, event_of, events
 from throughline.rollout import promotion
-from throughline.rollout.promotion import promote, release, restore, rollback
+from throughline.rollout.local import LocalTarget
+from throughline.rollout.promotion import restore, rollback
 from throughline.usecase import UseCase, get_usecase
 
 pytestmark = pytest.mark.e2e
@@ -107,6 +110,19 @@ def version(text: str | None) -> ModelReference | None:
 def since(settings: Settings, begun: datetime) -> list[tuple[str, str, ModelReference | None, ModelReference, str]]:
     found = [event for event in events(settings, USECASE, since=begun) if event.action in ("champion", "withdrawn")]
     return [(one.action, one.actor, version(one.old), version(one.new), one.reason) for one in found]
+
+
+def release(
+    settings: Settings, usecase: UseCase, model: ModelRecord, decision: GateDecision, reason: str
+) -> EndpointRecord:
+    """To the end of its rollout, whose candidate is found good."""
+    started = promotion.release(settings, usecase, model, decision, reason)
+    return at_once(settings, usecase, LocalTarget(settings), started)
+
+
+def promote(settings: Settings, usecase: UseCase, model: ModelRecord, who: Principal, reason: str) -> EndpointRecord:
+    started = promotion.promote(settings, usecase, model, who, reason)
+    return at_once(settings, usecase, LocalTarget(settings), started)
 
 
 V1, V2, V3 = (ModelReference(USECASE, version) for version in (1, 2, 3))
@@ -221,7 +237,7 @@ def test_a_revision_or_record_that_names_another_version_follows_the_history_aga
     save_record(settings, key, right.model_copy(update={"model": V1}))
     assert restore(settings, usecase).champion == V3
     assert everywhere(settings) == {V3}
-    promotion.serve(settings, usecase, three[2])
+    promotion.serve(LocalTarget(settings), usecase, three[2])
     assert V2 in everywhere(settings)
     assert restore(settings, usecase).champion == V3
     assert (everywhere(settings), since(settings, begun)) == ({V3}, [])
@@ -319,7 +335,7 @@ def test_a_killed_promotion_is_completed_by_repeating_it(settings, usecase, thre
             promote(settings, usecase, three[2], ADA, "better")
     promote(settings, usecase, three[2], ADA, "better")
     assert everywhere(settings) == {V2}
-    assert since(settings, begun) == [("champion", "ada", V3, V2, "better")]
+    assert since(settings, begun) == [("champion", "ada", V3, V2, "better; rollout canary: good")]
 
 
 @pytest.mark.parametrize(("step", "when"), each(4, (1, "after"), first=1, last=1))
@@ -345,20 +361,25 @@ def run(monkeypatch: pytest.MonkeyPatch, settings: Settings, *arguments: str) ->
 
 
 def test_the_commands_show_what_serves_and_the_history_its_actor(settings, three, monkeypatch, capsys):
+    without_tables(monkeypatch)
     me, begun = getpass.getuser(), datetime.now(UTC)
     assert run(monkeypatch, settings, "rollback", USECASE, "--reason", "late at night", "--json") == 0
     assert json.loads(capsys.readouterr().out)["model"] == str(V2)
     assert run(monkeypatch, settings, "promote", str(V3), "--reason", "it was the data", "--json") == 0
     assert json.loads(capsys.readouterr().out)["model"] == str(V3)
-    assert since(settings, begun) == [
-        ("withdrawn", me, V3, V2, "late at night"),
-        ("champion", me, V3, V2, "late at night"),
-        ("champion", me, V2, V3, "it was the data"),
-    ]
+    *changes, (action, actor, old, new, reason) = since(settings, begun)
+    assert changes == [("withdrawn", me, V3, V2, "late at night"), ("champion", me, V3, V2, "late at night")]
+    assert (action, actor, old, new) == ("champion", me, V2, V3)
+    assert reason.startswith("it was the data; rollout canary: within tolerance: errors, latency, scores")
+    assert run(monkeypatch, settings, "rollout", "show", USECASE, "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["state"], shown["candidate"], shown["share"]) == ("promoted", str(V3), 1.0)
+    assert run(monkeypatch, settings, "rollout", "show", USECASE) == 0
+    assert "within tolerance" in capsys.readouterr().out
     assert run(monkeypatch, settings, "history", str(V3), "--json") == 0
     shown = json.loads(capsys.readouterr().out)
     assert {event["action"] for event in shown} >= {"registered", "decided", "withdrawn", "champion"}
-    assert shown[-1]["reason"] == "it was the data"
+    assert shown[-1]["reason"].startswith("it was the data")
     assert run(monkeypatch, settings, "history", str(V3)) == 0
     assert "it was the data" in capsys.readouterr().out
     assert run(monkeypatch, settings, "promote", f"{USECASE}/99", "--reason", "x") == 1

@@ -38,7 +38,9 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import ModelReference
 from throughline.foundation.settings import PROJECT_ROOT, Settings
 from throughline.registry import decisions, history
-from throughline.rollout.local import require_release, serve
+from throughline.rollout.admission import require_release
+from throughline.rollout.local import LocalTarget
+from throughline.rollout.promotion import serve
 from throughline.services.ports import take_ports
 from throughline.usecase import get_usecase
 from throughline.usecase.requests import example_instance
@@ -491,7 +493,7 @@ def test_a_refused_revision_keeps_the_served_one_and_a_good_one_replaces_it(serv
         require_release(served.settings, usecase, model, decision.model_copy(update={"decision": "reject"}))
 
     require_release(served.settings, usecase, model, decision)
-    endpoint = serve(served.settings, usecase, model)
+    endpoint = serve(LocalTarget(served.settings), usecase, model)
     assert (endpoint.model, endpoint.address) == (ModelReference(NAME, 2), f"{served.url}/v1/models/{NAME}:predict")
     after = call_v1(served, [instance])[1][0]
     assert (before["model_version"], after["model_version"]) == (1, 2)
@@ -505,7 +507,7 @@ def test_a_refused_revision_keeps_the_served_one_and_a_good_one_replaces_it(serv
     broken = seal_model(served.settings, registry, version=3)
     decisions.recorded(served.settings, NAME, release_of(broken))
     with pytest.raises(ThroughlineError, match=r"refused flight_delay/3.*not an ONNX model"):
-        serve(served.settings, usecase, broken)
+        serve(LocalTarget(served.settings), usecase, broken)
     assert call_v1(served, [instance])[1][0]["model_version"] == 2
 
     file = served.settings.serving_home / NAME / "2" / "model.onnx"

@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from throughline.cli.arguments import AsJson, Model, UseCaseName, parse_model
 from throughline.cli.output import columns, emit, follow_run, out
+from throughline.cli.rollout import follow_rollout
 from throughline.evaluation.gate import MAX_AGE
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import ModelReference
@@ -22,20 +23,23 @@ from throughline.foundation.settings import Settings, load_settings
 from throughline.foundation.tags import CAUSE
 from throughline.graph.client import Graph
 from throughline.records import EndpointRecord, EvaluationRecord, GateDecision, HistoryEvent, ModelRecord
-from throughline.records.store import find_record
+from throughline.records.store import find_record, load_record
 from throughline.registry import decisions
 from throughline.registry import versions as models
 from throughline.registry.history import append, change, concerning, event_of, events
 from throughline.rollout import promotion
+from throughline.rollout.picture import fields_of, headline, state_of
+from throughline.rollout.state import Rollout, read_rollout
 from throughline.usecase import UseCase, get_usecase, load_usecases
 
+Wait = Annotated[bool, typer.Option(help="Stay until the rollout has ended.")]
 Reason = Annotated[str, typer.Option(help="Why; it stands in the history.")]
 
 
-def propose(model: Model, as_json: AsJson = False) -> None:
-    """Evaluate a registered version, let the gate decide, and release it when every rule passes."""
+def propose(model: Model, wait: Wait = True, as_json: AsJson = False) -> None:
+    """Evaluate a registered version, let the gate decide, and roll it out when every rule passes."""
     settings = load_settings()
-    usecase, _ = _registered(settings, model)
+    usecase, record = _registered(settings, model)
     dataset = models.dataset_tables(settings, model.name)[model]
     graph = Graph(settings)
     rooms = ("training/dataset", "training/model", "evaluation/evaluation", "evaluation/gate", "evaluation/card")
@@ -51,6 +55,8 @@ def propose(model: Model, as_json: AsJson = False) -> None:
     gate = find_record(settings, (usecase.name, "evaluation", "gate"), GateDecision)
     if gate is None or gate.model != model or gate.decision == "reject":
         raise ThroughlineError(f"{model} is not released: {gate.failures if gate else 'there is no decision'}.")
+    if wait and gate.decision == "release":
+        rolled_out(settings, usecase, record, as_json)
     rules = gate.model_dump(mode="json")["rules"]
     result = {"model": str(model), "run": run_id, "decision": gate.decision, "rules": rules}
     waits = f", it waits for approval: throughline approve {model} --reason TEXT" if gate.decision == "wait" else ""
@@ -60,7 +66,7 @@ def propose(model: Model, as_json: AsJson = False) -> None:
 def approve(
     model: Model,
     reason: Reason,
-    wait: Annotated[bool, typer.Option(help="Stay until the endpoint has changed.")] = True,
+    wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
     """Approve a version that the gate lets through and the policy holds back; then it is released."""
@@ -87,6 +93,8 @@ def approve(
         return
     outcome = follow_run(graph, settings, run_id, quiet=as_json)
     gate = find_record(settings, (usecase.name, "evaluation", "gate"), GateDecision)
+    if outcome.succeeded and gate is not None and (gate.model, gate.decision) == (model, "release"):
+        rolled_out(settings, usecase, record, as_json)
     endpoint = find_record(settings, (usecase.name, "deployment", "endpoint"), EndpointRecord)
     if not outcome.succeeded or endpoint is None or endpoint.model != model:
         decision = f"the gate's decision is {gate.decision}: {gate.failures}" if gate else ""
@@ -96,11 +104,15 @@ def approve(
     emit(as_json, {**result, "run": run_id, "endpoint": serves}, lambda: _show_endpoint(endpoint))
 
 
-def promote(model: Model, reason: Reason, as_json: AsJson = False) -> None:
-    """Serve a version that the gate released, now, and make it champion."""
+def promote(model: Model, reason: Reason, wait: Wait = True, as_json: AsJson = False) -> None:
+    """Roll out a version that the gate released once; it is champion when the evidence lets it."""
     settings = load_settings()
     usecase, record = _registered(settings, model)
-    endpoint = promotion.promote(settings, usecase, record, current_principal(settings), reason)
+    started = promotion.promote(settings, usecase, record, current_principal(settings), reason)
+    if isinstance(started, Rollout) and not wait:
+        emit(as_json, fields_of(started), lambda: out().print(escape(headline(started, datetime.now(UTC)))))
+        return
+    endpoint = started if isinstance(started, EndpointRecord) else rolled_out(settings, usecase, record, as_json)
     emit(as_json, endpoint.model_dump(mode="json"), lambda: _show_endpoint(endpoint))
 
 
@@ -140,6 +152,17 @@ def note(
     event = event_of("note", target, current_principal(settings).name, reason=text)
     append(settings, usecase.name, event)
     emit(as_json, event.model_dump(mode="json"), lambda: out().print(f"noted on {target}"))
+
+
+def rolled_out(settings: Settings, usecase: UseCase, model: ModelRecord, quiet: bool = False) -> EndpointRecord:
+    """The endpoint once `model` is champion: at once, or after its rollout. Raises when that ended otherwise."""
+    rollout = follow_rollout(settings, usecase, quiet) or read_rollout(settings, usecase.name)
+    if rollout is not None and rollout.model.reference == model.reference and rollout.outcome != "promoted":
+        raise ThroughlineError(
+            f"{model.reference} was not promoted: {state_of(rollout)}, {rollout.why} "
+            f"(`throughline rollout show {usecase.name}`)."
+        )
+    return load_record(settings, (usecase.name, "deployment", "endpoint"), EndpointRecord)
 
 
 def local_time(at: datetime, usecase: UseCase) -> str:

@@ -35,6 +35,7 @@ MODULES = {
     "reproduce": ["reproduce"],
     "models": ["models"],
     "govern": ["propose", "approve", "promote", "rollback", "history", "note"],
+    "rollout": ["rollout"],
     "lineage": ["trace", "impact"],
     "features": ["features"],
     "validate": ["validate"],

@@ -11,6 +11,7 @@ from rich.markup import escape
 from throughline import services
 from throughline.cli.arguments import AsJson
 from throughline.cli.output import console, emit, fields, follow_run, out
+from throughline.cli.rollout import follow_rollout
 from throughline.cli.services import progress
 from throughline.foundation.clock import data_clock
 from throughline.foundation.errors import ThroughlineError
@@ -20,6 +21,7 @@ from throughline.graph.plan import plan_run
 from throughline.records import DatasetRecord, EndpointRecord, EvaluationRecord, FeatureStoreRecord, GateDecision
 from throughline.records.store import find_record, load_record
 from throughline.rollout.endpoint import example_request, predict
+from throughline.rollout.picture import fields_of
 from throughline.rollout.promotion import restore
 from throughline.services import doctor
 from throughline.usecase import UseCase, load_usecases
@@ -69,6 +71,7 @@ def _run_usecase(settings: Settings, usecase: UseCase, unserved: services.Troubl
     else:
         console.print(f"[bold]{name}[/]: nothing changed, nothing to materialise")
 
+    rollout = follow_rollout(settings, usecase)
     endpoint = find_record(settings, (name, "deployment", "endpoint"), EndpointRecord)
     gate = find_record(settings, (name, "evaluation", "gate"), GateDecision)
     if endpoint is None or gate is None:
@@ -85,6 +88,7 @@ def _run_usecase(settings: Settings, usecase: UseCase, unserved: services.Troubl
         "days": [usecase.first_day(settings).isoformat(), (usecase.local_day(now) - timedelta(days=1)).isoformat()],
         "dataset": {"version": dataset.table.version, "fingerprint": dataset.fingerprint, "rows": dataset.rows},
         "model": str(endpoint.model),
+        "rollout": rollout and fields_of(rollout),
         "gate": gate.decision,
         "auc": evaluation.candidate.auc,
         "log_loss": evaluation.candidate.log_loss,
@@ -95,12 +99,13 @@ def _run_usecase(settings: Settings, usecase: UseCase, unserved: services.Troubl
 
 def _show(settings: Settings, results: list[dict[str, Any]]) -> None:
     for done in results:
-        data, prediction = done["dataset"], done["prediction"]
+        data, prediction, rollout = done["dataset"], done["prediction"], done["rollout"]
         lines = {
             "materialised": f"{len(set(done['materialised']))} assets in {done['seconds']} s",
             "data": f"{done['days'][0]} to {done['days'][1]}, data clock {done['data_clock']}",
             "dataset": f"{data['rows']:,} rows, version {data['version']}, {data['fingerprint'][:12]}",
             "model": f"{done['model']} (gate: {done['gate']})",
+            "rollout": rollout and f"{rollout['candidate']}: {rollout['state']}: {rollout['why']}",
             "held-out weeks": f"AUC {done['auc']:.4f}, log loss {done['log_loss']:.4f}",
             "endpoint": done["endpoint"],
             "gRPC": f"127.0.0.1:{settings.port('model_grpc')}",

@@ -16,9 +16,13 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 from throughline import services
 from throughline.cli.arguments import AsJson
 from throughline.cli.output import console, emit
+from throughline.foundation.clock import WallClock
 from throughline.foundation.settings import load_settings
+from throughline.rollout.picture import fields_of, headline
+from throughline.rollout.state import read_rollout
 from throughline.services import ServiceStatus
 from throughline.services import doctor as checks
+from throughline.usecase import load_usecases
 
 _COLOURS = {"running": "green", "starting": "yellow", "stopped": "bright_black"}
 
@@ -60,10 +64,22 @@ def status(as_json: AsJson = False) -> None:
     unserved = list(services.not_served(settings, models, refused).values()) if serves(statuses) else []
     collects = any(one.name == "collector" and one.state == "running" for one in statuses)
     troubles = [*unserved, *services.undelivered(settings, collects)]
+    newest = [read_rollout(settings, usecase) for usecase in load_usecases()]
+    under_way = [rollout for rollout in newest if rollout and rollout.running]
     result = {
-        "services": describe(statuses), "models": models, "troubles": [asdict(trouble) for trouble in troubles]
-    }  # fmt: skip
-    emit(as_json, result, lambda: (show_services(statuses, models), show_troubles(troubles)))
+        "services": describe(statuses),
+        "models": models,
+        "rollouts": [fields_of(rollout) for rollout in under_way],
+        "troubles": [asdict(trouble) for trouble in troubles],
+    }
+
+    def show() -> None:
+        show_services(statuses, models)
+        for rollout in under_way:
+            typer.echo(f"{'rollout':19}{headline(rollout, WallClock().now())}")
+        show_troubles(troubles)
+
+    emit(as_json, result, show)
     if unserved or any(one.state != "running" for one in statuses):
         raise typer.Exit(1)
 

@@ -28,7 +28,7 @@ from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import scan
 from throughline.models.metrics import metrics_of, reliability
 from throughline.models.served_model import ServedModel
-from throughline.records import DatasetRecord, EvaluationRecord, Interval, ModelRecord, ServingCost
+from throughline.records import SCORE_BINS, DatasetRecord, EvaluationRecord, Interval, ModelRecord, ServingCost
 from throughline.registry import versions as models
 from throughline.usecase import UseCase
 from throughline.usecase.evaluation import SimpleRuleOf
@@ -150,6 +150,7 @@ def evaluate(
             for name in ("candidate", "champion")
             if name in sound
         },
+        score_counts=np.histogram(scores["candidate"], SCORE_BINS, (0.0, 1.0))[0].tolist(),
         training=metrics_of(model.score(rows.before), labels_of(rows.before)),
         slices=judged,
         disparity={column: disparity(judged, column) for column in declared.protected},

@@ -1,4 +1,4 @@
-"""An evaluation in the model's MLflow run: metrics, page and record.
+"""An evaluation in the model's MLflow run: metrics, page and record; reading it back.
 
 Owns: names of metrics and artifacts there. Does not own: the numbers (`evaluate.py`), the page (`report.py`).
 """
@@ -11,8 +11,10 @@ from pathlib import Path
 
 from throughline.evaluation.report import render
 from throughline.foundation.settings import Settings
+from throughline.mlflow import artifacts
 from throughline.mlflow.tracking import client_of
 from throughline.records import EvaluationRecord, GateDecision, ModelRecord
+from throughline.records.store import read_record
 
 FOLDER, PAGE, NUMBERS = "evaluation", "report.html", "evaluation.json"
 
@@ -36,6 +38,16 @@ def publish(
             client.log_artifact(model.run_id, str(path), FOLDER)
     experiment = client.get_run(model.run_id).info.experiment_id
     return f"{settings.url('mlflow')}/#/experiments/{experiment}/runs/{model.run_id}/artifacts/{FOLDER}/{PAGE}"
+
+
+def fetch(settings: Settings, model: ModelRecord) -> EvaluationRecord | None:
+    """The newest evaluation that was published of a version; None where there is none."""
+    path = f"{FOLDER}/{NUMBERS}"
+    if not artifacts.is_logged(settings, model.run_id, path):
+        return None
+    with tempfile.TemporaryDirectory() as scratch:
+        file = artifacts.fetch_of_run(settings, model.run_id, path, Path(scratch) / NUMBERS)
+        return read_record(file, EvaluationRecord, f"evaluate {model.reference} again")
 
 
 def numbers_of(evaluation: EvaluationRecord) -> dict[str, float]:

@@ -109,7 +109,7 @@ class Graph:
         self._client = client_of(settings, "dagster", ANSWER_S)
 
     def states(self) -> list[AssetState]:
-        """Every asset of the location, with the partitions it has."""
+        """Every asset of the location that runs materialise, with the partitions it has."""
         answer = self._request(_STATES)
         for entry in answer["workspaceOrError"]["locationEntries"]:
             if entry["locationOrLoadError"]["__typename"] == "PythonError":
@@ -125,6 +125,7 @@ class Graph:
                 causes=frozenset(cause["category"] for cause in node["staleCauses"]),
             )
             for node in answer["assetNodes"]
+            if node["isMaterializable"]
             for key in [tuple(node["assetKey"]["path"])]
         ]
 
@@ -336,7 +337,7 @@ workspaceOrError { ... on Workspace { locationEntries { locationOrLoadError {
   __typename ... on PythonError { message errorChain { error { message } } }
 } } } }
 assetNodes(loadMaterializations: false) {
-  assetKey { path } groupName staleStatus staleCauses { category } isPartitioned
+  assetKey { path } isMaterializable groupName staleStatus staleCauses { category } isPartitioned
   dependencies { asset { assetKey { path } } }
   partitionKeysByDimension { partitionKeys }
   assetPartitionStatuses { ... on TimePartitionStatuses { ranges { startKey endKey status } } }

@@ -15,14 +15,14 @@ from throughline.events.waiting import unmatched
 from throughline.featurestore.spine import as_known
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
-from throughline.lakehouse.table import read, replace_all
+from throughline.lakehouse.table import find_pin, read, replace_all
 from throughline.records import InferenceLogRecord, OutcomesRecord
 from throughline.usecase import UseCase
 from throughline.usecase.requests import row_keys
 
 LAYER, TABLE = "monitoring", "outcomes"
 
-_LOGGED = ("id", "time", "row_key", "model_name", "model_version", "role", "score", "decision")
+_LOGGED = ("id", "time", "row_key", "model_name", "model_version", "revision", "role", "score", "decision")
 
 
 def join_outcomes(
@@ -120,3 +120,17 @@ def write_outcomes(
         feedback_waiting=alone.waiting,
         feedback_expired=alone.expired,
     )
+
+
+def losses(settings: Settings, usecase: str) -> dict[str, tuple[int, float]]:
+    """By revision, the number of labelled predictions and the sum of their Brier losses, each in [0, 1]."""
+    table = find_pin(settings, f"{usecase}/{LAYER}/{TABLE}")
+    if table is None:
+        return {}
+    rows = read(settings, table)
+    if "revision" not in rows.collect_schema():
+        return {}  # written before outcomes named revisions
+    labelled = rows.filter(pl.col("state") == "labelled")
+    squared = (pl.col("score") - pl.col("label")) ** 2
+    summed = labelled.group_by("revision").agg(pl.len(), squared.sum().alias("loss")).collect()
+    return {revision: (number, loss) for revision, number, loss in summed.iter_rows()}

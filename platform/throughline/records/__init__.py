@@ -6,6 +6,7 @@ Owns: the fields of each record, from feature store to endpoint. Instants are ti
 from throughline.records.base import Record
 from throughline.records.deployment import EndpointRecord, Revision, RevisionSet, Role, Sticky
 from throughline.records.evaluation import (
+    SCORE_BINS,
     Background,
     BehaviourCheck,
     EvaluationRecord,

@@ -79,6 +79,9 @@ class GlobalImportance(Record):
     features: dict[str, float] = Field(description="Largest first.")
 
 
+SCORE_BINS = 20  # of a histogram of scores
+
+
 class EvaluationRecord(ModelFileRecord):
     """A candidate against constant, simple rule and, when there is one, champion, on the rows held out by time: of
     these, each only on rows after all that it learned from."""
@@ -106,6 +109,9 @@ class EvaluationRecord(ModelFileRecord):
         description="Of whom -> metric, and `over_champion`: candidate minus champion, paired by day. Some may lack.",
     )
     reliability: dict[str, list[ReliabilityBin]] = Field(default_factory=dict, description="Candidate and champion.")
+    score_counts: list[int] = Field(
+        default_factory=list, description="Of the candidate on the held-out rows, by equal bins of [0, 1]."
+    )
     training: Metrics | None = Field(None, description="Of the candidate on rows that it could be trained on.")
     slices: list[SliceMetrics] = Field(default_factory=list)
     disparity: dict[str, dict[str, float]] = Field(

@@ -11,7 +11,7 @@ from pydantic import Field
 from throughline.foundation.references import ModelReference
 from throughline.records.base import ModelFileRecord, Record
 
-HistoryAction = Literal["registered", "decided", "approved", "champion", "withdrawn", "refused", "note"]
+HistoryAction = Literal["registered", "decided", "approved", "champion", "withdrawn", "refused", "rollout", "note"]
 
 
 class RuleVerdict(Record):

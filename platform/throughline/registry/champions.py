@@ -12,17 +12,21 @@ from dataclasses import dataclass
 from throughline.foundation.references import ModelReference
 from throughline.records import HistoryEvent
 
+BACK = ("rolled back", "aborted")  # what the event of a rollout calls an end without a promotion
+
 
 @dataclass(frozen=True)
 class Line:
     """The champions in the order they last became one, without those that were withdrawn since.
 
-    `last`: the version in the newest `champion` event, withdrawn or not.
+    `last`: the version in the newest `champion` event, withdrawn or not. `returned`: versions whose newest rollout was
+    rolled back or aborted: only `promote` starts another.
     """
 
     champions: tuple[ModelReference, ...] = ()
     withdrawn: frozenset[ModelReference] = frozenset()
     last: ModelReference | None = None
+    returned: frozenset[ModelReference] = frozenset()
 
     @property
     def champion(self) -> ModelReference | None:
@@ -38,6 +42,7 @@ def line_of(history: Iterable[HistoryEvent]) -> Line:
     """From events, oldest first. A withdrawn version that becomes champion again is in the order again."""
     champions: list[ModelReference] = []
     withdrawn: set[ModelReference] = set()
+    returned: set[ModelReference] = set()
     last = None
     for event in history:
         if event.action == "champion" and event.new:
@@ -48,7 +53,10 @@ def line_of(history: Iterable[HistoryEvent]) -> Line:
             gone = ModelReference.parse(event.target)
             withdrawn.add(gone)
             champions = [one for one in champions if one != gone]
-    return Line(tuple(champions), frozenset(withdrawn), last)
+        elif event.action == "rollout":
+            version = ModelReference.parse(event.target)
+            returned = returned | {version} if event.new in BACK else returned - {version}
+    return Line(tuple(champions), frozenset(withdrawn), last, frozenset(returned))
 
 
 def rollback_target(line: Line, serving: ModelReference | None, alias: ModelReference | None) -> ModelReference | None:

@@ -56,6 +56,8 @@ def change(event: HistoryEvent) -> str:
     """What an event changed, for people, without its reason."""
     if event.action in ("champion", "withdrawn"):
         return f"{event.old or 'none'} → {event.new}"
+    if event.action == "rollout":
+        return event.new or ""
     if event.action != "decided":
         return (event.new or "")[:12]  # a digest
     try:

@@ -21,6 +21,7 @@ from throughline.foundation.settings import Settings
 from throughline.graph.client import Graph, RunOutcome
 from throughline.records import CalibrationRecord, OutcomesRecord
 from throughline.records.store import load_record
+from throughline.rollout import controller
 from throughline.rollout.endpoint import as_instances, predict, requests_between
 from throughline.usecase import UseCase
 
@@ -69,6 +70,9 @@ def advance_day(
         cause = retrainings[0].tags[tags.CAUSE]
         report(f"{day}: retraining, {cause}")
         status = follow(retrainings[0].run_id).status
+    rollout = controller.follow(settings, usecase, lambda state: None)
+    if rollout is not None:
+        report(f"{day}: rollout of {rollout.model.reference}: {rollout.outcome}, {rollout.why}")
     return {
         "usecase": usecase.name,
         "day": day.isoformat(),
@@ -78,6 +82,7 @@ def advance_day(
         "gap": judged.gap,
         "retraining": cause,
         "retraining_status": status,
+        "rollout": rollout and {"model": str(rollout.model.reference), "outcome": rollout.outcome, "why": rollout.why},
         "seconds": round(time.monotonic() - started, 1),
     }
 

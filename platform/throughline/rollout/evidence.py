@@ -10,9 +10,8 @@ import math
 from collections.abc import Sequence
 from datetime import datetime
 
+from throughline.records import SCORE_BINS
 from throughline.records.base import Record
-
-SCORE_BINS = 20  # equal bins of [0, 1]
 
 
 class Counts(Record):
@@ -94,4 +93,7 @@ def _plus(one: Sequence[float], other: Sequence[float]) -> tuple[float, ...]:
 
 
 def _minus(now: Sequence[float], before: Sequence[float]) -> tuple[float, ...]:
+    """A histogram that is gone, or has other bins, is one that fell: its server has begun anew."""
+    if before and len(now) != len(before):
+        return tuple(-count for count in before)
     return tuple(a - b for a, b in zip(now, before or [0.0] * len(now), strict=True))

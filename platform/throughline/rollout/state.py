@@ -32,6 +32,7 @@ class Step(Record):
     what: str
     share: float
     why: str = ""
+    by: str = ""  # who did it; empty: the controller
 
 
 class Point(Record):
@@ -69,6 +70,9 @@ class Rollout(Record):
     verdict: Verdict | None = None
     trouble: str = Field("", description="Why the newest tick saw or changed nothing; empty: it did.")
     steps: tuple[Step, ...] = ()
+    recorded: int = Field(0, description="So many of the steps are in the history.")
+    thin: bool = Field(True, description="Live requests are too few for the stage to end in time.")
+    replays: str = Field("", description="Where the requests replayed since the newest look were from; empty: none.")
     points: tuple[Point, ...] = ()
 
     @property

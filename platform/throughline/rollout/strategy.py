@@ -150,7 +150,7 @@ def paused(rollout: Rollout, who: str, now: datetime) -> Rollout:
     """Shares stay, nothing advances, the deadline waits; a bad candidate still goes back."""
     if rollout.outcome is not None or rollout.paused_at is not None:
         return rollout
-    return _step(rollout.model_copy(update={"paused_at": now}), now, "paused", f"by {who}")
+    return _step(rollout.model_copy(update={"paused_at": now}), now, "paused", by=who)
 
 
 def resumed(rollout: Rollout, who: str, now: datetime) -> Rollout:
@@ -160,15 +160,15 @@ def resumed(rollout: Rollout, who: str, now: datetime) -> Rollout:
     waited = max(now - rollout.paused_at, timedelta())
     entered = rollout.entered_at and rollout.entered_at + waited
     changes = {"paused_at": None, "entered_at": entered, "deadline_at": rollout.deadline_at + waited}
-    return _step(rollout.model_copy(update=changes), now, "resumed", f"by {who}")
+    return _step(rollout.model_copy(update=changes), now, "resumed", by=who)
 
 
-def decided(rollout: Rollout, outcome: Outcome, why: str, now: datetime) -> Rollout:
+def decided(rollout: Rollout, outcome: Outcome, why: str, now: datetime, by: str = "") -> Rollout:
     """With its outcome, which is still to be carried out. The first one stands."""
     if rollout.outcome is not None:
         return rollout
     changed = rollout.model_copy(update={"outcome": outcome, "why": why, "paused_at": None})
-    return _step(changed, now, outcome.replace("_", " "), why)
+    return _step(changed, now, outcome.replace("_", " "), why, by)
 
 
 def finished(rollout: Rollout, now: datetime) -> Rollout:
@@ -191,8 +191,8 @@ def _next(rollout: Rollout, verdict: Verdict, now: datetime) -> Rollout:
     return _step(rollout, now, f"advanced: {stage_of(rollout)}", why)
 
 
-def _step(rollout: Rollout, now: datetime, what: str, why: str) -> Rollout:
-    step = Step(at=now, what=what, share=share_of(rollout), why=why)
+def _step(rollout: Rollout, now: datetime, what: str, why: str = "", by: str = "") -> Rollout:
+    step = Step(at=now, what=what, share=share_of(rollout), why=why, by=by)
     return rollout.model_copy(update={"steps": (*rollout.steps, step)})
 
 

@@ -13,10 +13,11 @@ from typing import Any, Protocol
 from pydantic import Field
 
 from throughline.foundation.errors import ThroughlineError
-from throughline.records import RevisionSet
+from throughline.records import ModelRecord, RevisionSet
 from throughline.records.base import Record
 from throughline.records.deployment import Role
 from throughline.rollout.evidence import Counts
+from throughline.usecase import UseCase
 
 PRODUCTION, SHADOW = "production", "shadow"  # traffic classes that are evidence: live, copied or replayed
 
@@ -62,6 +63,14 @@ class Target(Protocol):
 
     @property
     def capabilities(self) -> Capabilities: ...
+
+    def address(self, usecase: str) -> str:
+        """Where predictions of a use case are requested."""
+        ...
+
+    def place(self, usecase: UseCase, model: ModelRecord) -> None:
+        """Have the files of a version where the target loads them from. Raises when they are not as registered."""
+        ...
 
     def apply(self, revisions: RevisionSet) -> None:
         """Have this set serve. Returns when it does. A revision that served keeps serving until the new set is ready.

@@ -84,7 +84,7 @@ def test_status_succeeds_only_when_every_service_runs(monkeypatch, capsys, state
     monkeypatch.setattr(services, "status", lambda _: found)
     assert run(monkeypatch, "status", "--json") == code
     printed = json.loads(capsys.readouterr().out)
-    assert set(printed) == {"services", "models", "troubles"}
+    assert set(printed) == {"services", "models", "rollouts", "troubles"}
     assert printed["services"][0] == {"name": "spark", "state": "running", "address": "sc://x"}
     assert printed["models"] == []
 

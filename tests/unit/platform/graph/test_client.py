@@ -228,6 +228,7 @@ def node(name: str, status: str | None, *upstream: str, **more: Any) -> dict[str
     return {
         "assetKey": {"path": ["u", name]},
         "groupName": "g",
+        "isMaterializable": True,
         "staleStatus": status,
         "staleCauses": [{"category": "DATA"}] if status == "STALE" else [],
         "isPartitioned": False,

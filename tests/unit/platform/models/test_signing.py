@@ -27,7 +27,7 @@ from throughline.models.signing import SIGNATURE, own_key, sign, verify
 from throughline.records import ModelRecord
 from throughline.registry import history
 from throughline.registry import versions as models
-from throughline.rollout.local import place_folder
+from throughline.rollout.placing import place_folder
 from throughline.rollout.revision import revision_of
 from throughline.usecase import get_usecase
 

@@ -13,7 +13,7 @@ from throughline.events import feedback
 from throughline.foundation.references import TableReference
 from throughline.foundation.settings import Settings
 from throughline.lakehouse.table import read
-from throughline.monitoring.outcomes import join_outcomes, write_outcomes
+from throughline.monitoring.outcomes import join_outcomes, losses, write_outcomes
 from throughline.records import InferenceLogRecord
 from throughline.usecase import UseCase, get_usecase
 
@@ -35,6 +35,7 @@ LOG = {
     "row_key": pl.String,
     "model_name": pl.String,
     "model_version": pl.Int64,
+    "revision": pl.String,
     "role": pl.String,
     "score": pl.Float64,
     "decision": pl.String,
@@ -67,6 +68,7 @@ def predicted(flight: int, id: str | None = None, time: datetime = DEPARTURE - 2
         "row_key": f"2013-04-01T13:00:00Z|B6|{flight}|JFK",
         "model_name": "m",
         "model_version": 1,
+        "revision": "v1",
         "role": "stable",
         "score": 0.4,
         "decision": "late",
@@ -230,6 +232,7 @@ def test_written_outcomes_are_counted_from_pinned_versions(usecase: UseCase, tmp
     )
     shown = record.model_dump(include={"predictions", "labelled", "pending", "never_labelled", "log_complete"})
     assert (record.from_feedback, record.conflicts, record.feedback_waiting, record.feedback_expired) == (0, 1, 0, 1)
+    assert losses(settings, usecase.name) == {"v1": (1, pytest.approx((0.4 - 1) ** 2))}
     assert shown == {
         "predictions": 2,
         "labelled": 1,

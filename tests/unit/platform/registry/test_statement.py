@@ -17,7 +17,8 @@ from throughline.foundation.settings import Settings, load_settings
 from throughline.models.signing import PUBLIC, sign
 from throughline.records import ModelRecord, Revision
 from throughline.registry import decisions, history, statement
-from throughline.rollout.local import place, require_release
+from throughline.rollout.admission import require_release
+from throughline.rollout.placing import place
 from throughline.rollout.revision import read_revisions, revision_of
 from throughline.usecase import get_usecase
 

@@ -142,6 +142,7 @@ def test_a_day_is_delivered_then_replayed_then_judged(world: World, usecase: Use
     assert done == {
         "usecase": "flight_delay", "day": "2013-04-01", "predictions": 72, "labelled": 1, "never_labelled": 0,
         "model": "m/1", "verdict": "ok", "gap": None, "reason": "r", "retraining": None, "retraining_status": None,
+        "rollout": None,
     }  # fmt: skip
 
 

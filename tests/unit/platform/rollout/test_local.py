@@ -1,8 +1,8 @@
-"""Only what the gate released is deployed: this version, this file, every rule passed."""
+"""The target on this machine: what it writes, asks of the server, and puts back."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 from pydantic import ValidationError
@@ -12,7 +12,9 @@ from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
 from throughline.records import GateDecision, ModelRecord, Revision, RuleVerdict
 from throughline.registry import decisions
-from throughline.rollout.local import refusal, require_release, serve
+from throughline.rollout.admission import require_release
+from throughline.rollout.local import LocalTarget
+from throughline.rollout.promotion import serve
 from throughline.rollout.revision import FILE, only, read_revisions, revision_of, write_revisions
 from throughline.usecase import get_usecase
 
@@ -32,41 +34,6 @@ PASSED = RuleVerdict(rule="auc", verdict="pass", value=0.75, bound="at least 0.7
 RELEASE = GateDecision(model="flight_delay/4", sha256="a" * 64, decision="release", decided_at=NOW, rules=[PASSED])
 
 
-def test_a_release_of_this_version_and_file_is_deployed():
-    assert refusal(RELEASE, MODEL, RELEASE, "auto") is None
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"decision": "reject"}, "the gate's decision is reject"),
-        ({"model": "flight_delay/3"}, "decided about flight_delay/3"),
-        ({"sha256": "b" * 64}, "digest bbbbbbbbbbbb"),
-        ({"rules": []}, "no rules"),
-        ({"rules": [PASSED, PASSED.model_copy(update={"verdict": "cannot_say", "value": None})]}, "not every rule"),
-        ({"rules": [PASSED.model_copy(update={"verdict": "fail"})]}, "not every rule"),
-    ],
-)
-def test_anything_less_is_refused_with_the_reason(change, reason):
-    forged = RELEASE.model_copy(update=change)
-    assert reason in refusal(forged, MODEL, forged, "auto")
-
-
-def test_a_decision_that_differs_from_the_recorded_one_in_a_digit_is_refused():
-    assert "no decision about it" in refusal(RELEASE, MODEL, None, "auto")
-    later = RELEASE.model_copy(update={"decision": "reject", "decided_at": NOW + timedelta(hours=1)})
-    assert "another decision about it: reject, 2026-01-01T01:00" in refusal(RELEASE, MODEL, later, "auto")
-    nicer = RELEASE.model_copy(update={"rules": [PASSED.model_copy(update={"value": 0.7500000001})]})
-    assert "another decision" in refusal(nicer, MODEL, RELEASE, "auto")
-
-
-def test_under_the_manual_policy_a_release_names_an_approval():
-    assert "the decision has no approval" in refusal(RELEASE, MODEL, RELEASE, "manual")
-    approval = RuleVerdict(rule="approval", verdict="pass", value=None, bound="by ada: seen")
-    approved = RELEASE.model_copy(update={"rules": [PASSED, approval]})
-    assert refusal(approved, MODEL, approved, "manual") is None
-
-
 def test_with_no_server_nothing_is_deployed_and_the_disk_is_as_before(tmp_path):
     settings = Settings(home=tmp_path / "home", port_base=1500)
     registered = tmp_path / "registered"
@@ -77,13 +44,13 @@ def test_with_no_server_nothing_is_deployed_and_the_disk_is_as_before(tmp_path):
     decision = decisions.recorded(settings, "flight_delay", RELEASE.model_copy(update={"sha256": model.sha256}))
     require_release(settings, get_usecase("flight_delay"), model, decision)
     with pytest.raises(ThroughlineError, match="throughline up"):
-        serve(settings, get_usecase("flight_delay"), model)
+        serve(LocalTarget(settings), get_usecase("flight_delay"), model)
     assert not (folder / FILE).exists()
 
     before = revision_of("flight_delay", MODEL.model_copy(update={"version": 1}), NOW)
     write_revisions(folder, only(before))
     with pytest.raises(ThroughlineError, match="throughline up"):
-        serve(settings, get_usecase("flight_delay"), model)
+        serve(LocalTarget(settings), get_usecase("flight_delay"), model)
     assert read_revisions(folder) == only(before)
 
 

@@ -7,7 +7,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
+from tests.support.fake_target import FakeTarget, StoppedClock
+from tests.support.promoted import at_once
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.files import try_lock
 from throughline.foundation.references import ModelReference
@@ -16,15 +19,20 @@ from throughline.foundation.settings import Settings
 from throughline.records import EndpointRecord, GateDecision, ModelRecord, RuleVerdict
 from throughline.records.store import load_record, save_record
 from throughline.registry import decisions
+from throughline.registry.champions import Line
 from throughline.registry.history import append, events
-from throughline.rollout import promotion
+from throughline.rollout import promotion, running
 from throughline.rollout.promotion import promote, release, restore, rollback
 from throughline.rollout.revision import FILE, only, read_revisions, revision_of, write_revisions
+from throughline.rollout.state import Rollout
+from throughline.rollout.target import Target
 from throughline.usecase import UseCase, get_usecase
+from throughline.usecase.release import Release
 
 NAME, ADA = "flight_delay", Principal("ada")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PASSED = RuleVerdict(rule="auc", verdict="pass", value=0.75, bound="at least 0.72")
+GOOD = "rollout canary: good"
 STEPS = ["serve", "history", "record", "alias"]
 
 
@@ -40,7 +48,9 @@ class World:
     """The model server and MLflow; `steps`: what was changed, in order. A step in `failing` raises."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings, self.usecase = settings, get_usecase(NAME)
+        plan = TypeAdapter(Release).validate_python({"strategy": "canary", "steps": [0.5]})
+        self.settings, self.usecase = settings, get_usecase(NAME).model_copy(update={"release": plan})
+        self.target = FakeTarget(StoppedClock())
         self.steps: list[str] = []
         self.failing: set[str] = set()
         self.placed: list[int] = []
@@ -56,17 +66,17 @@ class World:
 
         return acting
 
-    def serve(self, settings: Settings, usecase: UseCase, model: ModelRecord) -> EndpointRecord:
-        assert usecase.name == NAME
+    def serve(self, target: Target, usecase: UseCase, model: ModelRecord) -> EndpointRecord:
+        assert (target, usecase.name) == (self.target, NAME)
         revision = revision_of(NAME, model, NOW)
-        write_revisions(settings.serving_home / NAME, only(revision))
+        write_revisions(self.settings.serving_home / NAME, only(revision))
         return EndpointRecord(
             usecase=NAME, model=model.reference, sha256=model.sha256, revision=revision.revision, address="a",
             deployed_at=NOW,
         )  # fmt: skip
 
-    def place(self, settings: Settings, usecase: UseCase, model: ModelRecord) -> None:
-        assert (settings, usecase.name) == (self.settings, NAME)
+    def place(self, usecase: UseCase, model: ModelRecord) -> None:
+        assert usecase.name == NAME
         self.placed.append(model.version)
 
     def set_alias(self, settings: Settings, reference: ModelReference) -> None:
@@ -102,20 +112,27 @@ class World:
 
     def release(self, number: int, over: int | None = None) -> EndpointRecord:
         decision = self.decide(number, over)
-        return release(self.settings, self.usecase, version(number), decision, "passed")
+        return self.ended(release(self.settings, self.usecase, version(number), decision, "passed", self.target))
 
     def promote(self, number: int, reason: str = "better") -> EndpointRecord:
-        return promote(self.settings, self.usecase, version(number), ADA, reason)
+        return self.ended(promote(self.settings, self.usecase, version(number), ADA, reason, self.target))
 
     def rollback(self) -> EndpointRecord:
-        return rollback(self.settings, self.usecase, ADA, "bad")
+        return rollback(self.settings, self.usecase, ADA, "bad", self.target)
+
+    def restore(self) -> Line:
+        return restore(self.settings, self.usecase, target=self.target)
+
+    def ended(self, released: EndpointRecord | Rollout) -> EndpointRecord:
+        return at_once(self.settings, self.usecase, self.target, released)
 
 
 @pytest.fixture
 def world(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World(settings)
     monkeypatch.setattr(promotion, "serve", world.step("serve", world.serve))
-    monkeypatch.setattr(promotion, "place", world.step("place", world.place))
+    monkeypatch.setattr(world.target, "place", world.step("place", world.place))
+    monkeypatch.setattr(running.publish, "fetch", lambda *_: None)
     monkeypatch.setattr(promotion, "append", world.step("history", append))
     monkeypatch.setattr(promotion, "save_record", world.step("record", save_record))
     monkeypatch.setattr(promotion.models, "set_alias", world.step("alias", world.set_alias))
@@ -130,6 +147,7 @@ def two(world: World) -> World:
     world.release(1)
     world.release(2, over=1)
     world.steps.clear()
+    world.placed.clear()
     return world
 
 
@@ -143,7 +161,7 @@ def test_a_release_serves_then_records_then_moves_the_alias(world: World) -> Non
     assert world.everywhere() == {2}
     assert world.changes() == [
         ("champion", "graph", None, f"{NAME}/1", "passed"),
-        ("champion", "graph", f"{NAME}/1", f"{NAME}/2", "passed"),
+        ("champion", "graph", f"{NAME}/1", f"{NAME}/2", f"passed; {GOOD}"),
     ]
 
 
@@ -171,7 +189,7 @@ def test_the_graph_does_not_release_a_former_champion(two: World) -> None:
 def test_a_decision_that_is_not_in_the_history_releases_nothing(world: World) -> None:
     forged = world.decide(1, word="reject").model_copy(update={"decision": "release"})
     with pytest.raises(ThroughlineError, match="the history has another decision about it: reject"):
-        release(world.settings, world.usecase, version(1), forged, "passed")
+        release(world.settings, world.usecase, version(1), forged, "passed", world.target)
     assert world.steps == []
 
 
@@ -181,9 +199,9 @@ def test_a_decision_that_is_not_in_the_history_releases_nothing(world: World) ->
 def test_a_released_version_is_promoted_by_its_principal_though_a_later_decision_rejects_it(two: World) -> None:
     two.decide(1, over=2, word="reject")
     assert two.promote(1).model == ModelReference(NAME, 1)
-    assert two.steps == STEPS
+    assert two.steps == ["place", *STEPS]
     assert two.everywhere() == {1}
-    assert two.changes()[2:] == [("champion", "ada", f"{NAME}/2", f"{NAME}/1", "better")]
+    assert two.changes()[2:] == [("champion", "ada", f"{NAME}/2", f"{NAME}/1", f"better; {GOOD}")]
 
 
 @pytest.mark.parametrize(
@@ -205,7 +223,7 @@ def test_a_version_that_was_never_released_is_not_promoted(world: World, word: s
 
 def test_another_file_than_the_released_one_is_not_promoted(two: World) -> None:
     with pytest.raises(ThroughlineError, match="is not promoted"):
-        promote(two.settings, two.usecase, version(1, sha256="f" * 64), ADA, "better")
+        promote(two.settings, two.usecase, version(1, sha256="f" * 64), ADA, "better", two.target)
     assert two.steps == []
 
 
@@ -213,7 +231,7 @@ def test_a_release_without_an_approval_is_not_promoted_under_the_manual_policy(t
     manual = two.usecase.release.model_copy(update={"policy": "manual"})
     usecase = two.usecase.model_copy(update={"release": manual})
     with pytest.raises(ThroughlineError, match="the decision has no approval"):
-        promote(two.settings, usecase, version(1), ADA, "better")
+        promote(two.settings, usecase, version(1), ADA, "better", two.target)
     assert two.steps == []
 
 
@@ -232,7 +250,7 @@ def test_an_interrupted_promotion_is_completed_by_its_repetition(two: World, fai
     two.failing = set()
     two.promote(1)
     assert two.everywhere() == {1}
-    assert two.changes()[2:] == [("champion", "ada", f"{NAME}/2", f"{NAME}/1", "better")]
+    assert two.changes()[2:] == [("champion", "ada", f"{NAME}/2", f"{NAME}/1", f"better; {GOOD}")]
 
 
 # Rollbacks
@@ -251,7 +269,7 @@ def test_a_rollback_returns_to_the_champion_before_and_a_second_one_finds_none(t
 def test_a_version_that_was_rolled_back_from_is_promoted_as_a_new_champion(two: World) -> None:
     two.rollback()
     two.promote(2)
-    assert two.changes()[-1] == ("champion", "ada", f"{NAME}/1", f"{NAME}/2", "better")
+    assert two.changes()[-1] == ("champion", "ada", f"{NAME}/1", f"{NAME}/2", f"better; {GOOD}")
     assert two.rollback().model == ModelReference(NAME, 1)
 
 
@@ -298,13 +316,13 @@ def test_an_interrupted_rollback_is_completed_by_its_repetition(two: World, fail
 
 
 def test_restore_changes_nothing_when_everything_follows_the_history(two: World) -> None:
-    assert restore(two.settings, two.usecase).champion == ModelReference(NAME, 2)
+    assert two.restore().champion == ModelReference(NAME, 2)
     assert two.steps == []
 
 
 def test_restore_puts_back_an_alias_that_was_moved(two: World) -> None:
     two.alias = ModelReference(NAME, 1)
-    restore(two.settings, two.usecase)
+    two.restore()
     assert (two.steps, two.everywhere()) == (["serve", "record", "alias"], {2})
     assert len(two.changes()) == 2
 
@@ -313,13 +331,13 @@ def test_restore_puts_back_an_alias_that_was_moved(two: World) -> None:
 def test_restore_serves_the_champion_when_the_revision_file_is_damaged_or_gone(two: World, damaged: bool) -> None:
     file = two.settings.serving_home / NAME / FILE
     file.write_text("{half") if damaged else file.unlink()
-    restore(two.settings, two.usecase)
+    two.restore()
     assert two.everywhere() == {2}
 
 
 def test_restore_writes_a_missing_record_of_the_endpoint(two: World) -> None:
     (two.settings.records / NAME / "deployment" / "endpoint.json").unlink()
-    restore(two.settings, two.usecase)
+    two.restore()
     assert (two.steps, two.everywhere()) == (["serve", "record", "alias"], {2})
 
 
@@ -329,10 +347,10 @@ def test_restore_leaves_an_interrupted_rollback_to_its_repetition(two: World) ->
         two.rollback()
     two.failing = set()
     two.steps.clear()
-    assert restore(two.settings, two.usecase).champion == ModelReference(NAME, 1)
+    assert two.restore().champion == ModelReference(NAME, 1)
     assert two.steps == []
 
 
 def test_restore_without_a_champion_changes_nothing(world: World) -> None:
-    assert restore(world.settings, world.usecase).champion is None
+    assert world.restore().champion is None
     assert world.steps == []
