@@ -6,6 +6,7 @@ Owns: what is tried before a revision may serve, the limits, the reasons of a re
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -83,7 +84,8 @@ def try_out(settings: Settings, folder: Path, revision: Revision) -> None:
         ) from None
     if done.returncode:
         raise ThroughlineError(_reason(settings, done.returncode, done.stderr))
-    write_atomic(passed, "")
+    with contextlib.suppress(OSError):  # a folder that is mounted read-only: it is tried at each start
+        write_atomic(passed, "")
 
 
 def _reason(settings: Settings, code: int, errors: str) -> str:

@@ -14,7 +14,7 @@ import grpc
 import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from kserve.errors import (
     InferenceError,
     InvalidInput,
@@ -26,6 +26,7 @@ from kserve.errors import (
 )
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.deployed import VersionNotServed
@@ -105,6 +106,11 @@ def install(app: FastAPI) -> None:
     for kinds, _, _ in _STATUSES:
         for kind in kinds:
             app.add_exception_handler(kind, known_error)
+
+    async def caller_left(_: Request, __: Exception) -> Response:
+        return Response(status_code=400)  # which nobody reads
+
+    app.add_exception_handler(ClientDisconnect, caller_left)
     app.add_exception_handler(RequestValidationError, known_error)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(Exception, known_error)

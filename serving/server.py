@@ -28,6 +28,7 @@ from serving.repository import OpenReader, Repository, RevisionDataPlane, Revisi
 from serving.routes import ModelRoutes
 from throughline.events.outbox import Outbox
 from throughline.events.shipping_process import ShippingProcess
+from throughline.foundation.connections import HalfClosable
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.security.guard import Guard
 from throughline.foundation.security.tokens import BearerToken, demanded_token
@@ -71,6 +72,7 @@ class Server(ModelServer):
             port=self.http_port,
             log_config=None,
             access_log=False,
+            http=HalfClosable,
             timeout_graceful_shutdown=GRACE_S,
             timeout_keep_alive=self.timeout_keep_alive,
         )

@@ -24,6 +24,7 @@ from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from throughline.events import wire
@@ -31,6 +32,7 @@ from throughline.events.feedback import BadReport
 from throughline.events.feedback_intake import FeedbackIntake, NoSuchUseCase
 from throughline.events.log_intake import LogIntake
 from throughline.events.schema import BadEvent
+from throughline.foundation.connections import HalfClosable
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.security.guard import Guard
 from throughline.foundation.security.tokens import BearerToken, demanded_token
@@ -137,6 +139,10 @@ def create_app(settings: Settings) -> ASGIApp:
     async def http_error(_: Request, error: HTTPException) -> JSONResponse:
         return JSONResponse({"error": error.detail}, error.status_code)
 
+    @app.exception_handler(ClientDisconnect)
+    async def caller_left(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=400)  # which nobody reads
+
     @app.exception_handler(ThroughlineError)
     async def known_error(request: Request, error: ThroughlineError) -> JSONResponse:
         refused_by = {BadEvent: "events", BadReport: "feedback", BadRow: "pushed"}.get(type(error))
@@ -192,6 +198,7 @@ def main() -> int:
             port=settings.port("collector"),
             log_level="warning",
             access_log=False,
+            http=HalfClosable,
             timeout_graceful_shutdown=10,
         )
     except ThroughlineError as error:

@@ -1,7 +1,7 @@
 """The signed statement of a release: what a model server verifies in place of the history before it loads a version.
 
 Owns: the statement beside the deployed versions (`serving/<usecase>/releases/<version>`), issuing and requiring it.
-Does not own: whether the history has the release (`rollout/local.py` looks before it issues), signatures
+Does not own: whether the history has the release (`rollout/placing.py` looks before it issues), signatures
 (`models/signing.py`), the version's own folder (`verification.py`).
 
 An experiment's folder is signed, too, and a revision file can be written by hand: only this binds version, file and

@@ -1,7 +1,7 @@
 """The files of a revision as its Pods mount them: a folder of the home that never changes.
 
 Owns: that folder. Does not own: what is in it: the version's signed folder, the statement of its release, the rows that
-explanations compare with (`rollout/local.py` places all of them), where it is mounted (`manifests.py`).
+explanations compare with (`rollout/placing.py` places all of them), where it is mounted (`manifests.py`).
 """
 
 from __future__ import annotations

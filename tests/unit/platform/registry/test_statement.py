@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.predictor import load_served
+from serving import loading
 from tests.support.fake_store_server import USECASE, model_bytes, put_revision
 from tests.support.sealed import release_of, seal_model
 from throughline.foundation.errors import ThroughlineError
@@ -43,7 +43,7 @@ def stated(settings: Settings, version: int = 1) -> Path:
 
 
 def load(settings: Settings, revision: Revision) -> str:
-    return load_served(settings, served(settings), revision).sha256
+    return loading.load(settings, served(settings), revision).served.sha256
 
 
 def experiment(settings: Settings, folder: Path, bias: float = 3.0) -> ModelRecord:
