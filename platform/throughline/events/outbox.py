@@ -90,6 +90,7 @@ class Outbox:
         try:
             if self._file is None:
                 path = spool.segment_path(self._folder, self._next)
+                path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed it
                 self._file = path.open("ab", buffering=0)
                 self._length = path.stat().st_size
                 if self._length:  # a part of a line, from a write that failed: made invalid, so that it is set aside

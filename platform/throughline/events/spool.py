@@ -46,8 +46,10 @@ def read_status(root: Path) -> ShippingStatus:
     """The status that the shipping process wrote last; an empty one before the first, or when it is damaged."""
     try:
         read: dict[str, Any] = json.loads((root / STATUS).read_bytes())
-        cursors = {name: Cursor(**cursor) for name, cursor in read.pop("cursors").items()}
-        return ShippingStatus(**read, cursors=cursors)
+        cursors = {
+            name: Cursor(**{part: int(at) for part, at in each.items()}) for name, each in read["cursors"].items()
+        }
+        return ShippingStatus(int(read["sent"]), int(read["set_aside"]), read["failure"] or None, cursors)
     except FileNotFoundError:
         return ShippingStatus()
     except (ValueError, TypeError, KeyError, AttributeError):  # a power loss: everything is shipped again, once by id

@@ -30,7 +30,7 @@ from throughline.journal.set_aside import SetAside
 log = logging.getLogger(__name__)
 
 BATCH_S = 1.0
-BATCH_LINES = 500
+BATCH_LINES = 2000
 SLOWEST_RETRY_S = 30.0
 _JOURNAL = "the journal"  # stands for a table where the journal's own files fail
 STUCK_S = 60.0  # without an end of a flush for this long, while lines wait, the writer is reported

@@ -331,6 +331,19 @@ def test_half_a_line_at_the_end_of_a_power_loss_is_set_aside_and_what_follows_is
     assert all("power loss" in kept["reason"] for kept in after.kept_aside)
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [b"", b"{", b"[]", bytes(40), b'{"sent": 1, "set_aside": 0, "failure": null, "cursors": {"0": {"segment": "x"}}}'],
+)
+def test_after_a_damaged_status_file_everything_is_sent_again(sender, collector, damaged):
+    sender.publish(3)
+    (sender.settings.outboxes / spool.STATUS).write_bytes(damaged)
+    assert sender.outbox.waiting == 3
+    sender.start()
+    until(lambda: sender.outbox.waiting == 0)
+    assert collector.taken == numbered(sender, range(1, 4))
+
+
 def test_a_segment_that_is_shorter_than_the_cursor_is_sent_again(tmp_path):
     outbox = Outbox(tmp_path / "0")
     outbox.publish([prediction()])
