@@ -47,9 +47,11 @@ def read_status(root: Path) -> ShippingStatus:
     try:
         read: dict[str, Any] = json.loads((root / STATUS).read_bytes())
         cursors = {
-            name: Cursor(**{part: int(at) for part, at in each.items()}) for name, each in read["cursors"].items()
+            name: Cursor(int(each["segment"]), int(each["offset"]), int(each["line"]))
+            for name, each in read["cursors"].items()
         }
-        return ShippingStatus(int(read["sent"]), int(read["set_aside"]), read["failure"] or None, cursors)
+        failure = {name: str(read["failure"][name]) for name in ("what", "since")} if read["failure"] else None
+        return ShippingStatus(int(read["sent"]), int(read["set_aside"]), failure, cursors)
     except FileNotFoundError:
         return ShippingStatus()
     except (ValueError, TypeError, KeyError, AttributeError):  # a power loss: everything is shipped again, once by id

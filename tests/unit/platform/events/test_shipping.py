@@ -331,10 +331,17 @@ def test_half_a_line_at_the_end_of_a_power_loss_is_set_aside_and_what_follows_is
     assert all("power loss" in kept["reason"] for kept in after.kept_aside)
 
 
-@pytest.mark.parametrize(
-    "damaged",
-    [b"", b"{", b"[]", bytes(40), b'{"sent": 1, "set_aside": 0, "failure": null, "cursors": {"0": {"segment": "x"}}}'],
-)
+DAMAGED = [
+    b"",
+    b"{",
+    b"[]",
+    bytes(40),
+    b'{"sent": 1, "set_aside": 0, "failure": null, "cursors": {"0": {"segment": "x", "offset": 0, "line": 0}}}',
+    b'{"sent": 1, "set_aside": 0, "failure": "x", "cursors": {}}',
+]
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
 def test_after_a_damaged_status_file_everything_is_sent_again(sender, collector, damaged):
     sender.publish(3)
     (sender.settings.outboxes / spool.STATUS).write_bytes(damaged)
