@@ -19,10 +19,10 @@ def main() -> int:
     # KServe's endpoints answer with a class that FastAPI deprecates: nothing to be done here, once per endpoint.
     warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")
     import_server_modules()
-    from serving.server import Server  # after it: this imports KServe, too
+    from serving.server import run  # after it: this imports KServe, too
 
     try:
-        Server(load_settings(), load_usecases(), FeatureReader).start()
+        run(load_settings(), load_usecases(), FeatureReader, sys.argv[1:])
     except ThroughlineError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 1

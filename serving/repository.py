@@ -26,6 +26,7 @@ from serving.loading import Loaded, load, try_out, verify
 from serving.metrics import Metrics
 from serving.model import UseCaseModel
 from serving.predictor import Predictor, Reader
+from serving.workers import FROM_PEER, Peers
 from throughline.foundation.clock import data_clock
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.settings import Settings
@@ -224,18 +225,29 @@ def known_model(repository: Repository, name: str) -> UseCaseModel:
 class RevisionLoader(ModelRepositoryExtension):
     """KServe's load and unload, with the reason of a refusal, and results in the form that its gRPC service reads."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, peers: Peers | None = None) -> None:
         super().__init__(repository)
         self._repository = repository
+        self._peers = peers
 
     # KServe annotates both with None; its gRPC service reads name and state of what they return.
     async def load(self, model_name: str) -> dict[str, Any]:  # ty: ignore[incompatible-method-override]  # see above
         await run_in_threadpool(self._repository.load, model_name)
+        await self._by_peers("load", model_name)
         return {"name": model_name, "load": True}
 
     async def unload(self, model_name: str) -> dict[str, Any]:  # ty: ignore[incompatible-method-override]  # see above
         await super().unload(model_name)
+        await self._by_peers("unload", model_name)
         return {"name": model_name, "unload": True}
+
+    async def _by_peers(self, verb: str, model_name: str) -> None:
+        if self._peers is None or FROM_PEER.get():
+            return
+        try:
+            await run_in_threadpool(self._peers.load, verb, model_name)
+        except ThroughlineError as error:
+            raise RevisionRefused(f"Revision of {model_name} refused: {error}") from error
 
 
 class RevisionDataPlane(DataPlane):

@@ -19,6 +19,7 @@ from serving.metrics import Metrics
 from serving.middleware import MAX_BODY, BodyTooLarge, respond_error
 from serving.model import UseCaseModel
 from serving.repository import Repository, known_model
+from serving.workers import FROM_PEER, PEER_HEADER
 from throughline.usecase.requests import BadRequest
 
 _V1 = re.compile(r"/v1/models/([^/:]+):predict")
@@ -51,6 +52,8 @@ class ModelRoutes:
         v1 = _V1.fullmatch(path)
         matched = v1 or _V2.fullmatch(path)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if PEER_HEADER in headers:
+            FROM_PEER.set(True)
         if not matched or "ce-specversion" in headers or headers.get("content-type", "").startswith(_CLOUDEVENTS):
             await self._app(scope, receive, send)
             return

@@ -14,18 +14,20 @@ from collections.abc import Mapping
 
 import grpc
 import uvicorn
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from kserve.model_server import ModelServer
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc
 from kserve.protocol.grpc.servicer import InferenceServicer
 from kserve.protocol.rest.v1_endpoints import register_v1_endpoints
 from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
+from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp
 
 from serving import middleware
 from serving.metrics import Metrics
 from serving.repository import OpenReader, Repository, RevisionDataPlane, RevisionLoader
 from serving.routes import ModelRoutes
+from serving.workers import PEER_HEADER, Peers, Worker, end_with_parent, run_workers
 from throughline.events.outbox import Outbox
 from throughline.events.shipping_process import ShippingProcess
 from throughline.foundation.connections import HalfClosable
@@ -38,13 +40,32 @@ from throughline.usecase import UseCase
 GRACE_S = 10
 
 
-class Server(ModelServer):
-    """One home's model server; `start` returns after SIGTERM or SIGINT, when all requests are answered."""
-
-    def __init__(self, settings: Settings, usecases: Mapping[str, UseCase], open_reader: OpenReader) -> None:
+def run(settings: Settings, usecases: Mapping[str, UseCase], open_reader: OpenReader, arguments: list[str]) -> None:
+    """Serve until SIGTERM or SIGINT, with as many worker processes as set. `arguments`: of this process's command."""
+    worker = Worker.of_arguments(arguments)
+    if worker is None:
         for service in ("model_http", "model_grpc"):
             _require_free(settings.bind, settings.port(service), service)
-        self.outbox = Outbox(settings.outboxes / "0")
+    if worker is None and settings.model_workers > 1:
+        family = socket.AF_INET6 if ":" in settings.bind else socket.AF_INET
+        with socket.create_server((settings.bind, settings.port("model_http")), family=family) as listening:
+            run_workers(settings, listening)
+    else:
+        Server(settings, usecases, open_reader, worker).start()
+
+
+class Server(ModelServer):
+    """One home's model server, or one of its workers; `start` returns after SIGTERM or SIGINT, when all requests are
+    answered."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        usecases: Mapping[str, UseCase],
+        open_reader: OpenReader,
+        worker: Worker | None = None,
+    ) -> None:
+        self.outbox = Outbox(settings.outboxes / str(worker.number if worker else 0))
         self.metrics = Metrics(self.outbox)
         self.repository = Repository(settings, usecases, open_reader, self.outbox.publish, self.metrics)
         super().__init__(
@@ -56,12 +77,21 @@ class Server(ModelServer):
             grace_period=GRACE_S,
         )
         logging.getLogger("kserve").setLevel(logging.WARNING)
-        self.dataplane = RevisionDataPlane(self.repository)
-        self.model_repository_extension = RevisionLoader(self.repository)
         self._settings = settings
+        self._worker = worker
+        self._sockets: list[socket.socket] = []
+        self._peers: Peers | None = None
+        if worker is not None:
+            own = socket.create_server(("127.0.0.1", 0))
+            self._sockets = [worker.listening, own]
+            self._peers = Peers(settings, worker.number, own.getsockname()[1])
+        self.dataplane = RevisionDataPlane(self.repository)
+        self.model_repository_extension = RevisionLoader(self.repository, self._peers)
 
     def start(self, models: object = None) -> None:
         """Load what was deployed, serve until SIGTERM or SIGINT, then send the events that are left."""
+        if self._worker:
+            end_with_parent()
         self.repository.load_models()
         # What was imported and loaded stays: else a full collection looks at all of it, for a tenth of a second.
         gc.collect()
@@ -76,16 +106,20 @@ class Server(ModelServer):
             timeout_graceful_shutdown=GRACE_S,
             timeout_keep_alive=self.timeout_keep_alive,
         )
-        self._grpc_server = _GrpcListener(self, demanded_token(self._settings))
-        self.servers = [uvicorn.Server(config).serve(), self._grpc_server.serve(self._settings.bind, self.grpc_port)]
+        self._grpc_server = _GrpcListener(self, demanded_token(self._settings), shared=self._worker is not None)
+        self.servers = [
+            uvicorn.Server(config).serve(self._sockets or None),
+            self._grpc_server.serve(self._settings.bind, self.grpc_port),
+        ]
         self.register_signal_handler()
-        shipping = ShippingProcess(self._settings)
+        shipping = None if self._worker else ShippingProcess(self._settings)
         try:
             with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
                 runner.run(self._serve())
         finally:
             self.repository.close()
-            shipping.close()
+            if shipping is not None:
+                shipping.close()
             self.outbox.close()
 
     def create_app(self) -> ASGIApp:
@@ -103,13 +137,18 @@ class Server(ModelServer):
         guarded = BearerToken(routes, demanded_token(self._settings), middleware.is_open)
         return Guard(guarded, self._settings, "model server", self._settings.bind, self.http_port)
 
-    async def _metrics(self) -> Response:
-        return Response(self.metrics.render(), media_type="text/plain; version=0.0.4")
+    async def _metrics(self, request: Request) -> Response:
+        content = self.metrics.render()
+        if self._peers is not None and PEER_HEADER not in request.headers:
+            content = await run_in_threadpool(self._peers.metrics, content)
+        return Response(content, media_type="text/plain; version=0.0.4")
 
 
 class _GrpcListener:
-    def __init__(self, server: Server, token: str | None) -> None:
+    def __init__(self, server: Server, token: str | None, shared: bool) -> None:
+        """shared: other workers listen on the same port."""
         self._owner = server
+        self._shared = shared
         self._token = token
         self._server: grpc.aio.Server | None = None
 
@@ -117,7 +156,10 @@ class _GrpcListener:
         self._server = grpc.aio.server(
             interceptors=[middleware.GrpcInterceptor(self._token)],
             # Without it a second server on the same port would silently take half of the calls.
-            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", middleware.MAX_BODY)],
+            options=[
+                ("grpc.so_reuseport", int(self._shared)),
+                ("grpc.max_receive_message_length", middleware.MAX_BODY),
+            ],
         )
         grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
             InferenceServicer(self._owner.dataplane, self._owner.model_repository_extension), self._server

@@ -66,6 +66,7 @@ class Place:
             "THROUGHLINE_HOME": str(self.settings.home),
             "THROUGHLINE_PORT_BASE": str(self.settings.port_base),
             "THROUGHLINE_BIND": self.settings.bind,
+            "THROUGHLINE_MODEL_WORKERS": str(self.settings.model_workers),
         }
         if self.settings.token:
             environment["THROUGHLINE_TOKEN"] = self.settings.token.get_secret_value()

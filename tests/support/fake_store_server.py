@@ -119,9 +119,9 @@ def put_revision(settings: Settings, version: int = 1, bias: float = 0.0, **chan
 
 def main(home: Path | None = None) -> None:
     import_server_modules()
-    from serving.server import Server  # after it: this imports KServe, too
+    from serving.server import run  # after it: this imports KServe, too
 
-    Server(load_settings(**({"home": home} if home else {})), load_usecases(), FakeFeatureReader).start()
+    run(load_settings(**({"home": home} if home else {})), load_usecases(), FakeFeatureReader, sys.argv[1:])
 
 
 if __name__ == "__main__":

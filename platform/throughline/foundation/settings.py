@@ -128,6 +128,7 @@ class Settings(BaseSettings):
     )
     sigstore_identity: str | None = Field(None, description="Whose Sigstore signatures are trusted; unset: none.")
     sigstore_issuer: str | None = Field(None, description="URL of that identity's OpenID provider.")
+    model_workers: int = Field(1, ge=1, le=64, description="Processes that answer predictions.")
     model_load_s: float = Field(60, gt=0, description="A model must load and score its recorded rows in this time.")
     model_memory_mb: int = Field(2048, ge=256, description="Memory that a model may take for that, in MB.")
     micro_batch: int | None = Field(

@@ -42,6 +42,7 @@ GIVEN = {
     "signing": ("pkcs11:token=models;object=key", "pkcs11:token=models;object=key"),
     "sigstore_identity": ("models@example.org", "models@example.org"),
     "sigstore_issuer": ("https://accounts.example.org", "https://accounts.example.org"),
+    "model_workers": ("2", 2),
     "model_load_s": ("5", 5.0),
     "model_memory_mb": ("512", 512),
     "micro_batch": ("8", 8),
