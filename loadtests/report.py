@@ -95,6 +95,7 @@ def scenario_line(result: Result) -> str:
     return (
         f"{'missed' if result.missed else 'kept'}: {measured.requests} requests, {measured.per_second:.0f}/s, "
         f"{latencies}, failed {measured.failed_share:.2%}, logged {measured.logged_share:.2%}"
+        + ("" if measured.memory_mb_per_min is None else f", memory {measured.memory_mb_per_min:+.2f} MB per minute")
     )
 
 

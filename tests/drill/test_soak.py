@@ -27,6 +27,7 @@ def test_the_servers_memory_stays_flat_over_ten_minutes_of_load(tmp_path) -> Non
     ):
         _, stdout, stderr = loadtests(settings, "--scenario", "soak", "--json")
     assert stdout, stderr
+    sys.stderr.write(stderr)  # states the slope, with `make drill ARGS="-k soak -s"`
     (soak,) = json.loads(stdout.splitlines()[-1])["scenarios"]
     assert soak["requests"] > 30_000
     assert soak["failed_share"] == 0

@@ -28,6 +28,7 @@ from throughline.records import DatasetRecord, ModelRecord
 from throughline.registry import versions as models
 from throughline.services.ports import take_ports
 from throughline.usecase import Evaluation, UseCase, get_usecase
+from throughline.views.cost import cost_of
 
 pytestmark = pytest.mark.e2e
 
@@ -93,6 +94,16 @@ def test_metrics_are_in_mlflow_while_the_training_runs(trained, settings):
     assert {"train_loss", "validation_loss", "samples_per_s"} <= set(run.data.metrics)
     assert run.data.params["processes"] == "2"
     assert run.data.tags["cause"] == "a test"
+
+
+def test_a_training_costs_its_seconds_and_those_of_its_workers(trained, settings, usecase):
+    record, _ = trained
+    info = client_of(settings).get_run(record.run_id).info
+    (cost,) = [one for one in cost_of(settings, usecase).versions if one.model == record.reference]
+    assert cost.training_s == pytest.approx((info.end_time - info.start_time) / 1000)
+    threads = recipe_of(settings, usecase, "mlp", {}).threads
+    assert cost.training_core_s == pytest.approx(2 * threads * cost.training_s)
+    assert cost.bytes == sum(path.stat().st_size for path in Path(record.uri).rglob("*") if path.is_file())
 
 
 def test_the_registered_version_describes_itself(trained, settings, dataset, tmp_path):
