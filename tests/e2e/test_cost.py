@@ -10,9 +10,8 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from tests.support.events import event
+from tests.support.events import event, rows
 from throughline.cli.main import app
-from throughline.events.schema import to_rows
 from throughline.events.table import LogTable
 from throughline.foundation.settings import Settings
 from throughline.mlflow.tags import encode
@@ -55,7 +54,7 @@ def spent(home_with_mlflow: Settings) -> Settings:
         run_id = run(60, 2)
         source = mlflow.get("runs/get", params={"run_id": run_id}).json()["run"]["info"]["artifact_uri"]
         post("model-versions/create", name=NAME, source=source, run_id=run_id, tags=listed)
-    LogTable(home_with_mlflow, NAME).append(to_rows([event(id=uuid4(), sequence=n, model_version=1) for n in (1, 2)]))
+    LogTable(home_with_mlflow, NAME).append(rows([event(id=uuid4(), sequence=n, model_version=1) for n in (1, 2)]))
     return home_with_mlflow
 
 
