@@ -13,6 +13,7 @@ import logging
 import queue
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,6 +27,8 @@ from throughline.usecase.requests import BadRequest, Columns
 
 log = logging.getLogger(__name__)
 
+# A request sent again with the same id gets predictions with the same ids: its events are logged once.
+REQUEST_HEADER = "x-throughline-request-id"
 REVISION_HEADER, TRAFFIC_HEADER = "x-throughline-revision", "x-throughline-traffic"
 SMALL = 16  # rows that are answered in the event loop
 QUICK_S = 0.005  # and the time that one may take there
@@ -92,15 +95,17 @@ class Deployed:
         if traffic != SHADOW and self._shadows:
             for revision in self._router.copies():
                 self._shadows.add(revision, Call(columns, rows, SHADOW, arrived))
+        ids = _ids(headers.get(REQUEST_HEADER), rows)
         chosen = self._chosen(columns, rows, headers.get(REVISION_HEADER), version)
         if len(set(chosen)) == 1:
-            return await self._run(chosen[0], Call(columns, rows, traffic, arrived))
+            return await self._run(chosen[0], Call(columns, rows, traffic, arrived, ids))
         answers: list[Any] = [None] * rows
         for revision in dict.fromkeys(chosen):
             places = [place for place, one in enumerate(chosen) if one == revision]
+            own = [ids[place] for place in places] if ids else None
             part = {name: [values[place] for place in places] for name, values in columns.items()}
             for place, prediction in zip(
-                places, await self._run(revision, Call(part, len(places), traffic, arrived)), strict=True
+                places, await self._run(revision, Call(part, len(places), traffic, arrived, own)), strict=True
             ):
                 answers[place] = prediction
         return answers
@@ -133,6 +138,17 @@ class Deployed:
         if isinstance(result, Exception):
             raise result
         return result
+
+
+def _ids(request: str | None, rows: int) -> list[str] | None:
+    """Prediction ids that follow from the id of a request. Raises `BadRequest`."""
+    if request is None:
+        return None
+    try:
+        known = uuid.UUID(request)
+    except ValueError:
+        raise BadRequest(REQUEST_HEADER, f"is {ascii(request)[:60]}: send a UUID") from None
+    return [str(uuid.uuid5(known, str(row))) for row in range(rows)]
 
 
 class _Shadows:

@@ -58,12 +58,16 @@ class Unavailable(ThroughlineError):
 
 @dataclass(frozen=True)
 class Call:
-    """The rows of one request, its traffic class, and when it arrived (`time.perf_counter`)."""
+    """The rows of one request, its traffic class, and when it arrived (`time.perf_counter`).
+
+    ids: of its predictions, where the caller's request decides them; otherwise they are random.
+    """
 
     columns: Columns
     rows: int
     traffic: str = PRODUCTION
     arrived: float = field_of(default_factory=time.perf_counter)
+    ids: list[str] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +186,8 @@ class Predictor:
             latency_ms = (time.perf_counter() - call.arrived) * 1000
             predictions: list[tuple[Prediction, Mapping[str, datetime | None]]] = []
             for row, score in zip(range(first, end), own.tolist(), strict=True):
-                prediction = self._prediction(score, self._flags(columns, read, outside[row], row, now))
+                known = call.ids[row - first] if call.ids else _random_id()
+                prediction = self._prediction(known, score, self._flags(columns, read, outside[row], row, now))
                 times = read.event_times(row)
                 predictions.append((prediction, times))
                 events.append(
@@ -235,9 +240,9 @@ class Predictor:
             f"Features or score of {self.usecase.name} are not available now: see the log of the model server."
         )
 
-    def _prediction(self, score: float, flags: list[str]) -> Prediction:
+    def _prediction(self, known: str, score: float, flags: list[str]) -> Prediction:
         return Prediction(
-            prediction_id=_random_id(),
+            prediction_id=known,
             model_name=self.revision.name,
             model_version=self.revision.version,
             revision=self.revision.revision,
