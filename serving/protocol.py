@@ -162,7 +162,7 @@ def _values(name: str, tensor: InferInput, count: int) -> list[Any]:
         except Exception:
             raise BadRequest(f"inputs.{name}", f"its bytes are not {count} values of {tensor.datatype}") from None
     else:
-        if isinstance(tensor.data, str | bytes | Mapping):
+        if isinstance(tensor.data, str | bytes | Mapping | bool | int | float):
             raise BadRequest(f"inputs.{name}", "must have its values in a list")
         # ty: ignore[invalid-argument-type]  # without raw bytes it is the list that was sent
         values = list(tensor.data) if tensor.data is not None else []

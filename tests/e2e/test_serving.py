@@ -338,7 +338,9 @@ def test_hostile_bodies_get_a_4xx_with_one_line(served, instance):
         for shape in ([], [0], [2], [-1], [1, 2], [1, 1, 1], [10**30], ["a"], None, "1")
     ]
     bodies += [(v2, tensor("origin", datatype=datatype), {}) for datatype in ("INT64", "bytes32", "FP16", "", None)]
-    bodies += [(v2, tensor("origin", data=data), {}) for data in ([], [1], ["a", "b"], [["JFK", "x"]], [None], "JFK")]
+    bodies += [
+        (v2, tensor("origin", data=data), {}) for data in ([], [1], ["a", "b"], [["JFK", "x"]], [None], "JFK", True, 1)
+    ]
     bodies += [(v2, tensor("flight", data=data), {}) for data in ([1.5], ["1"], [True], [2**70], [[1, 2]])]
     bodies += [(v2, {"inputs": inputs}, {}) for inputs in ([], {}, None, [1], [*good, good[0]], [{"name": "origin"}])]
     bodies += [(v2, {"inputs": good, "outputs": [{"name": "no_such_output"}]}, {})]
