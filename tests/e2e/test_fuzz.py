@@ -58,7 +58,7 @@ NAMES = st.one_of(
     st.just(NAME), st.sampled_from(["", "..", "%", "1", "flights", "x" * 3000, "ü", "\0"]), st.text(max_size=8)
 )
 # quick by default; `make drill` sends many more
-MANY = [150, pytest.param(4000, marks=pytest.mark.drill(minutes=2))]
+MANY = [150, pytest.param(2000, marks=pytest.mark.drill(minutes=1))]
 
 
 @pytest.fixture(scope="module")
