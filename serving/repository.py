@@ -218,7 +218,7 @@ def known_model(repository: Repository, name: str) -> UseCaseModel:
     if isinstance(model, UseCaseModel):
         return model
     if name in repository.usecases:
-        raise ModelNotReady(name, "No revision is served: deploy one.")
+        raise ModelNotReady(name, "No revision is served: `throughline status` names the reason.")
     raise ModelNotFound(name)
 
 

@@ -52,7 +52,8 @@ def not_served(
         if revisions and (what := difference(revisions, listed.get(usecase, set()))):
             refusal = refusals.get(usecase, {})
             reason = refusal.get("why", f"see {log_path(settings.home, 'model-server')}").rstrip(".")
-            found[usecase] = Trouble(f"{what}: {reason}", refusal.get("since"), "throughline up")
+            command = "throughline run" if reason.startswith("refused") else "throughline up"
+            found[usecase] = Trouble(f"{what}: {reason}", refusal.get("since"), command)
     return found
 
 

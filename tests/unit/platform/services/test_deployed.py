@@ -71,7 +71,9 @@ def test_what_is_deployed_and_not_served_is_named(settings: Settings, serves: li
     trouble = not_served(settings, serves, refusals)["late"]
     assert trouble.what.startswith(what)
     assert trouble.what.endswith("refused: its file was changed")
-    assert trouble.since == "2026-01-01T00:00:00+00:00"
+    assert (trouble.since, trouble.command) == ("2026-01-01T00:00:00+00:00", "throughline run")
+    unloaded = {"late": {"why": "unloaded by a request", "since": "2026-01-01T00:00:00+00:00"}}
+    assert not_served(settings, serves, unloaded)["late"].command == "throughline up"
 
 
 def test_a_file_of_revisions_that_cannot_be_read_is_a_trouble(settings: Settings) -> None:
