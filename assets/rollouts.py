@@ -61,7 +61,7 @@ def rollout_sensor(usecase: UseCase) -> SensorDefinition:
     @sensor(
         name=f"{usecase.name}_rollout",
         asset_selection=[rollout_key(usecase)],
-        minimum_interval_seconds=5,
+        minimum_interval_seconds=10,
         default_status=DefaultSensorStatus.RUNNING,
         description=rollout_sensor.__doc__,
     )

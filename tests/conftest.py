@@ -30,6 +30,7 @@ LONGEST = (
     "contract/test_launchers.py",
     "e2e/test_approve.py",
     "e2e/test_release.py",
+    "e2e/test_rollout.py",
     "contract/test_trainers.py",
     "e2e/test_services.py",
 )

@@ -191,7 +191,13 @@ def test_a_good_version_is_promoted_without_any_traffic(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason"), [("errors", "errors: "), ("NaN", "errors: "), ("slow", "latency: "), ("shifted", "scores: ")]
+    ("kind", "reason"),
+    [
+        ("errors", "errors: "),
+        ("shifted", "scores: "),
+        pytest.param("NaN", "errors: ", marks=pytest.mark.drill),
+        pytest.param("slow", "latency: ", marks=pytest.mark.drill),
+    ],
 )
 def test_a_version_that_goes_wrong_on_requests_is_rolled_back(place: Place, kind: str, reason: str) -> None:
     before = place.champion
@@ -204,7 +210,11 @@ def test_a_version_that_goes_wrong_on_requests_is_rolled_back(place: Place, kind
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [("garbage", "it cannot be served"), ("too large", "needs more than"), ("hangs", f"within {LOAD_S} s")],
+    [
+        ("too large", "needs more than"),
+        pytest.param("garbage", "it cannot be served", marks=pytest.mark.drill),
+        pytest.param("hangs", f"within {LOAD_S} s", marks=pytest.mark.drill),
+    ],
 )
 def test_a_version_that_cannot_be_loaded_never_touches_what_serves(place: Place, kind: str, reason: str) -> None:
     before, process = place.champion, place.process
@@ -219,6 +229,7 @@ def test_a_version_that_cannot_be_loaded_never_touches_what_serves(place: Place,
     assert place.serving() == [(f"v{before}", "stable", 1.0)]
 
 
+@pytest.mark.drill
 def test_a_shadow_and_an_exchange_of_blue_and_green_answer_every_request(place: Place) -> None:
     for plan in (
         {"strategy": "shadow_canary", "steps": [0.5]},
@@ -233,6 +244,7 @@ def test_a_shadow_and_an_exchange_of_blue_and_green_answer_every_request(place: 
         assert caller.failures == []
 
 
+@pytest.mark.drill
 def test_a_server_that_is_killed_in_a_rollout_serves_the_same_shares_again_and_the_rollout_goes_on(
     place: Place,
 ) -> None:

@@ -1,4 +1,4 @@
-"""A target without a server: it serves what it is told, and counts made-up requests."""
+"""A target without a server: it serves what is applied to it, and counts made-up requests."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class World:
     def champions(self) -> list[str | None]:
         return [event.new for event in events(self.settings, NAME, action="champion")]
 
-    def told(self) -> list[str | None]:
+    def steps_recorded(self) -> list[str | None]:
         """The steps of rollouts in the history."""
         return [event.new for event in events(self.settings, NAME, action="rollout")]
 

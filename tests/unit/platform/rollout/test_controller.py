@@ -39,7 +39,7 @@ def test_without_any_traffic_a_good_version_is_promoted_on_replayed_requests(wor
     ]  # fmt: skip
     assert world.everywhere() == {2}
     assert world.champions() == [f"{NAME}/1", f"{NAME}/2"]
-    assert world.told() == GOOD_HISTORY
+    assert world.steps_recorded() == GOOD_HISTORY
     assert done.evidence.replayed == done.evidence.requests > 200
     (champion,) = [event for event in events(world.settings, NAME, action="champion") if event.new == f"{NAME}/2"]
     assert champion.reason.startswith("passed; rollout canary: within tolerance: errors, latency, scores, evaluation")
@@ -71,7 +71,7 @@ def test_a_bad_version_is_rolled_back_with_the_reason(world: World, fault: dict,
     assert metric in {reason.partition(":")[0] for reason in done.why.split("; ")}
     assert world.serving() == [(1, "stable", 1.0)]
     assert (world.everywhere(), world.champions()) == ({1}, [f"{NAME}/1"])
-    assert world.told()[-1] == "rolled back"
+    assert world.steps_recorded()[-1] == "rolled back"
 
 
 def test_a_version_that_cannot_be_loaded_is_rolled_back_before_it_has_traffic(world: World) -> None:
@@ -177,7 +177,7 @@ def test_a_crash_between_any_two_steps_leads_to_the_same_end(
     crashes, champion, candidate = 0, 1, 2
     while True:
         world.target.does[candidate] = fault
-        told = len(world.told())
+        before = len(world.steps_recorded())
         with monkeypatch.context() as patched:
             done = crashing_at(world, patched, crashes + 1)
             started = False
@@ -193,7 +193,7 @@ def test_a_crash_between_any_two_steps_leads_to_the_same_end(
         champion = candidate if outcome == "promoted" else 1
         assert world.rollout.outcome == outcome, done
         assert (world.everywhere(), world.serving()) == ({champion}, [(champion, "stable", 1.0)]), done
-        assert world.told()[told:] == ["started: canary 50%", outcome.replace("_", " ")], done
+        assert world.steps_recorded()[before:] == ["started: canary 50%", outcome.replace("_", " ")], done
         assert len(set(world.champions())) == len(world.champions()), done
         if "crash" not in done:
             break
@@ -215,7 +215,7 @@ def test_a_pause_holds_the_shares_and_a_resumption_goes_on(world: World) -> None
         controller.pause(world.settings, world.usecase, ADA, world.clock)
     controller.resume(world.settings, world.usecase, ADA, world.clock)
     assert world.to_the_end().outcome == "promoted"
-    assert world.told()[1:3] == ["paused", "resumed"]
+    assert world.steps_recorded()[1:3] == ["paused", "resumed"]
     paused = events(world.settings, NAME, action="rollout")[1]
     assert (paused.actor, paused.target) == ("ada", f"{NAME}/2")
 
@@ -271,7 +271,7 @@ def test_a_second_rollout_is_refused_and_a_repeated_release_returns_the_first(wo
     with pytest.raises(ThroughlineError, match=f"{NAME}/3 is not deployed: a rollout of {NAME}/2 is under way"):
         world.release(3, over=1)
     assert world.release(2, over=1) == first
-    assert world.told() == GOOD_HISTORY[:1]
+    assert world.steps_recorded() == GOOD_HISTORY[:1]
 
 
 def test_direct_is_for_a_first_deployment(world: World) -> None:
