@@ -117,3 +117,20 @@ def test_rollbacks_undo_promotions_like_a_stack_without_those_rolled_back_from(s
     assert line.champion not in line.former
     every = {u(version) for action, version in steps_taken if action == UP}
     assert line.former == every - {line.champion}
+
+
+@pytest.mark.parametrize(
+    ("steps", "returned"),
+    [
+        (["started: canary 10%"], set()),
+        (["started: canary 10%", "advanced: canary 50%", "promoted"], set()),
+        (["started: canary 10%", "rolled back"], {u(2)}),
+        (["started: canary 10%", "paused", "aborted"], {u(2)}),
+        (["started: canary 10%", "rolled back", "started: canary 10%", "promoted"], set()),
+    ],
+)
+def test_a_version_whose_newest_rollout_ended_without_a_promotion_was_returned(steps, returned):
+    rollout = [event_of("rollout", "u/2", "graph", old="u/1", new=step) for step in steps]
+    line = line_of([*history((UP, 1)), *rollout])
+    assert line.returned == returned
+    assert line.champions == (u(1),)
