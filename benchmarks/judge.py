@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import OURS, progress, ratio, result, run
-from throughline.rollout.comparison import Cells, against, distribution, remembered, single, slower, wagered
+from throughline.rollout.comparison import Cells, distribution, remembered, single, slower, wagered
 from throughline.rollout.evidence import SCORE_BINS
 from throughline.rollout.sequential import EXCESSES, Array, carried, evidence
 from throughline.usecase.release import Judge
@@ -141,15 +141,13 @@ def _drawn(random: np.random.Generator, requests: Array, traffic: Traffic, label
     }
 
 
-def _cells(metric: str, stable: dict[str, Array], candidate: dict[str, Array], judge: Judge, reference: Array) -> Cells:
+def _cells(metric: str, stable: dict[str, Array], candidate: dict[str, Array], judge: Judge) -> Cells:
     if metric == "errors":
         return single(stable["requests"], stable["errors"], candidate["requests"], candidate["errors"])
     if metric == "outcomes":
         return single(stable["outcomes"], stable["loss"], candidate["outcomes"], candidate["loss"])
-    if metric == "scores":
+    if metric in ("scores", "evaluation"):  # both versions had the same scores in the evaluation
         return distribution(stable["scores"], candidate["scores"])
-    if metric == "evaluation":
-        return against(reference, candidate["scores"])
     assert judge.latency is not None
     return slower(BOUNDS, stable["latency"], candidate["latency"], judge.latency.ratio, judge.latency.floor_ms / 1000)
 
@@ -167,14 +165,12 @@ class Peeking:
         before = self._sums.get(metric, [np.zeros(1)] * 4)
         self._sums[metric] = [a + b for a, b in zip(before, new, strict=True)]
         n_s, x_s, n, x = self._sums[metric]
-        p = x / np.maximum(n, 1)
-        p_s = x_s / np.maximum(n_s, 1) if found.reference is None else found.reference
-        both = (x + x_s) / np.maximum(n + n_s, 1) if found.reference is None else found.reference
-        inverse = 1 / np.maximum(n, 1) + (1 / np.maximum(n_s, 1) if found.reference is None else 0)
-        # pooled under "equal"; with a tolerance the two are not
-        variance = both * (1 - both) * inverse if tolerance == 0 else p * (1 - p) / np.maximum(n, 1)
-        if tolerance and found.reference is None:
-            variance = variance + p_s * (1 - p_s) / np.maximum(n_s, 1)
+        p, p_s = x / np.maximum(n, 1), x_s / np.maximum(n_s, 1)
+        if tolerance == 0:  # pooled under "equal"
+            both = (x + x_s) / np.maximum(n + n_s, 1)
+            variance = both * (1 - both) * (1 / np.maximum(n, 1) + 1 / np.maximum(n_s, 1))
+        else:
+            variance = p * (1 - p) / np.maximum(n, 1) + p_s * (1 - p_s) / np.maximum(n_s, 1)
         critical = NormalDist().inv_cdf(1 - self._level / found.n.shape[-1])
         # the usual rule of thumb for the normal approximation
         enough = (n >= 30) & (x >= 5)
@@ -187,7 +183,6 @@ def simulated(scenario: Scenario, runs: int, looks: int, seed: int) -> Alarms:
     judge = scenario.judge
     metrics = {name: one for name, one in judge.tolerances.items() if name != "outcomes" or scenario.labelled}
     level = judge.false_alarm / len(judge.tolerances)
-    reference = _score_shares(Traffic())
     log_sums: dict[str, Array] = {}
     recent: dict[str, tuple[Array, Array]] = {}
     peer = Peeking(level)
@@ -199,7 +194,7 @@ def simulated(scenario: Scenario, runs: int, looks: int, seed: int) -> Alarms:
         stable = _drawn(random, scenario.requests - dealt, scenario.stable(look), scenario.labelled)
         candidate = _drawn(random, dealt, scenario.candidate(look), scenario.labelled)
         for metric, tolerance in metrics.items():
-            found = _cells(metric, stable, candidate, judge, reference)
+            found = _cells(metric, stable, candidate, judge)
             if metric not in log_sums:
                 log_sums[metric] = np.full((*found.n.shape, len(EXCESSES)), -np.inf)
                 recent[metric] = np.zeros(found.n.shape), np.zeros(found.n.shape)

@@ -46,6 +46,7 @@ class World:
         self.alias: ModelReference | None = None
         self.plan: dict[str, Any] = CANARY
         self.scores = reference()
+        self.compared_with: int | None = None  # in evaluations; None: the champion
 
     @property
     def usecase(self) -> UseCase:
@@ -112,8 +113,13 @@ def make_world(settings: Settings, patch: pytest.MonkeyPatch) -> World:
     world = World(settings)
 
     def evaluation(_settings: Settings, model: ModelRecord) -> EvaluationRecord | None:
-        counts = [int(count) for count in world.scores]
-        return EvaluationRecord.model_construct(model=model.reference, sha256=model.sha256, score_counts=counts)
+        stable, candidate = (list(map(int, counts)) for counts in world.scores)
+        return EvaluationRecord.model_construct(
+            model=model.reference,
+            sha256=model.sha256,
+            champion_model=ModelReference(NAME, world.compared_with) if world.compared_with else world.alias,
+            score_counts={"champion": stable, "candidate": candidate},
+        )
 
     patch.setattr(promotion.models, "set_alias", world.set_alias)
     patch.setattr(promotion.models, "alias", lambda *_: world.alias)

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from tests.support.judged import a_model
 from throughline.records import Revision, RevisionSet
+from throughline.rollout.comparison import Reference
 from throughline.rollout.evidence import SCORE_BINS, Counts, Window
 from throughline.rollout.judge import Verdict
 from throughline.rollout.state import Rollout
@@ -73,7 +74,9 @@ def a_rollout(now: datetime = START, **plan: Any) -> Rollout:
     """Version 2 beside version 1. `plan`: as declared."""
     declared = TypeAdapter(Release).validate_python(plan)
     model = a_model(2, "shop", trained_until=START)
-    return begun("r1", declared, a_revision(1), a_revision(2), model, now, actor="ada", reason="better", reference=())
+    return begun(
+        "r1", declared, a_revision(1), a_revision(2), model, now, actor="ada", reason="better", reference=((), ())
+    )
 
 
 def verdict(conclusion: str, *reasons: str, better: bool = False) -> Verdict:
@@ -85,7 +88,11 @@ def serving(revisions: RevisionSet) -> tuple[Served, ...]:
     return tuple(Served(revision=one.revision, role=one.role, weight=one.weight) for one in revisions.revisions)
 
 
-def reference() -> tuple[float, ...]:
-    """Score counts of the evaluation of a candidate whose scores are not shifted."""
+def reference(shift: float = 0.0) -> Reference:
+    """Score counts of an evaluation in which the candidate's scores were shifted against stable's."""
     scores = np.random.default_rng(2013).beta(2, 5, 20_000)
-    return tuple(np.histogram(scores, np.linspace(0, 1, SCORE_BINS + 1))[0].tolist())
+
+    def counts(of: np.ndarray) -> tuple[float, ...]:
+        return tuple(np.histogram(of, np.linspace(0, 1, SCORE_BINS + 1))[0].tolist())
+
+    return counts(scores), counts(np.clip(scores + shift, 0, 1))

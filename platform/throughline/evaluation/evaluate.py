@@ -150,7 +150,11 @@ def evaluate(
             for name in ("candidate", "champion")
             if name in sound
         },
-        score_counts=np.histogram(scores["candidate"], SCORE_BINS, (0.0, 1.0))[0].tolist(),
+        score_counts={
+            name: np.histogram(sound[name][compared], SCORE_BINS, (0.0, 1.0))[0].tolist()
+            for name in ("candidate", "champion")
+            if name in sound
+        },
         training=metrics_of(model.score(rows.before), labels_of(rows.before)),
         slices=judged,
         disparity={column: disparity(judged, column) for column in declared.protected},

@@ -109,8 +109,9 @@ class EvaluationRecord(ModelFileRecord):
         description="Of whom -> metric, and `over_champion`: candidate minus champion, paired by day. Some may lack.",
     )
     reliability: dict[str, list[ReliabilityBin]] = Field(default_factory=dict, description="Candidate and champion.")
-    score_counts: list[int] = Field(
-        default_factory=list, description="Of the candidate on the held-out rows, by equal bins of [0, 1]."
+    score_counts: dict[str, list[int]] = Field(
+        default_factory=dict,
+        description="Of candidate and champion on the rows on which they are compared, by equal bins of [0, 1].",
     )
     training: Metrics | None = Field(None, description="Of the candidate on rows that it could be trained on.")
     slices: list[SliceMetrics] = Field(default_factory=list)

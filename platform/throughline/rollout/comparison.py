@@ -8,7 +8,7 @@ A metric is a family of null hypotheses "a mean of the candidate is within `tole
     errors      share of failed requests: 1 cell
     latency     share of answers slower than max(ratio * t, floor), against stable's share slower than t: a cell per t
     scores      share of scores up to a bound, and above it, against stable's in the same window: 38 cells
-    evaluation  the same against the scores on the held-out rows of the candidate's evaluation: 38 cells
+    evaluation  the same, beyond the distance that both had on the held-out rows of the candidate's evaluation
     outcomes    mean Brier loss of labelled predictions: 1 cell
 """
 
@@ -23,6 +23,9 @@ from throughline.rollout.evidence import SCORE_BINS, Counts, Window
 from throughline.rollout.sequential import Array, log_bets
 from throughline.usecase.release import Judge
 
+Reference = tuple[tuple[float, ...], tuple[float, ...]]  # score counts by bin, of stable and candidate; or empty ones
+
+_WIDEST = 0.99  # an allowed difference of two means
 _PRIOR_WEIGHT = 20.0  # values that the first guess of stable's mean counts for
 _MEMORY = 2000.0  # values: older ones count for less in the guess of stable's mean
 # First guesses of stable's mean: for shares of a histogram the one with the smallest stakes.
@@ -31,16 +34,16 @@ _PRIORS = {"errors": 0.01, "latency": 0.5, "scores": 0.5, "evaluation": 0.5, "ou
 
 @dataclass(frozen=True)
 class Cells:
-    """Numbers of values and their sums by cell (last axis). `reference`: known means in place of stable's."""
+    """Numbers of values and their sums by cell (last axis). `expected`: difference of the means that is no fault."""
 
     stable_n: Array
     stable_sum: Array
     n: Array
     total: Array
-    reference: Array | None = None
+    expected: float = 0.0
 
 
-def cells(metric: str, window: Window, judge: Judge, reference: tuple[float, ...]) -> Cells | None:
+def cells(metric: str, window: Window, judge: Judge, reference: Reference) -> Cells | None:
     """What is compared for one metric in a window; None when it has no histogram or no reference."""
     stable, candidate = window.stable, window.candidate
     if metric == "errors":
@@ -50,7 +53,9 @@ def cells(metric: str, window: Window, judge: Judge, reference: tuple[float, ...
     if metric == "scores":
         return distribution(_scores(stable), _scores(candidate))
     if metric == "evaluation":
-        return against(_array(reference), _scores(candidate)) if sum(reference) else None
+        if not all(map(sum, reference)):
+            return None
+        return distribution(_scores(stable), _scores(candidate), distance(*map(_array, reference)))
     if judge.latency is None or not stable.latency or not candidate.latency:
         return None
     bounds, tolerated = _array(window.latency_bounds), judge.latency
@@ -68,21 +73,21 @@ def swapped_outcomes(window: Window) -> Cells:
 
 def single(stable_n: Any, stable_sum: Any, n: Any, total: Any) -> Cells:
     """One mean of each."""
-    return Cells(*(_array(each)[..., None] for each in (stable_n, stable_sum, n, total)))
+    n_s, x_s, n_c, x_c = (_array(each)[..., None] for each in (stable_n, stable_sum, n, total))
+    return Cells(n_s, x_s, n_c, x_c)
 
 
-def distribution(stable: Array, candidate: Array) -> Cells:
+def distribution(stable: Array, candidate: Array, expected: float = 0.0) -> Cells:
     """Score counts by bin (last axis) as cells: the shares up to each inner bound, then those above it."""
     n_s, x_s = _both_ways(stable)
     n, x = _both_ways(candidate)
-    return Cells(n_s, x_s, n, x)
+    return Cells(n_s, x_s, n, x, expected)
 
 
-def against(reference: Array, candidate: Array) -> Cells:
-    """As `distribution`, against a known distribution."""
-    n, x = _both_ways(candidate)
-    number, sums = _both_ways(reference)
-    return Cells(np.zeros_like(x), np.zeros_like(x), n, x, reference=sums / number)
+def distance(stable: Array, candidate: Array) -> float:
+    """Kolmogorov's, of two histograms: the largest difference of their distribution functions at the inner bounds."""
+    (n_s, x_s), (n, x) = _both_ways(stable), _both_ways(candidate)
+    return float((x / n - x_s / n_s).max())
 
 
 def slower(bounds: Array, stable: Array, candidate: Array, ratio: float, floor: float) -> Cells:
@@ -102,10 +107,9 @@ def slower(bounds: Array, stable: Array, candidate: Array, ratio: float, floor: 
 
 def wagered(metric: str, found: Cells, tolerance: float, stable_n: Array, stable_sum: Array) -> Array:
     """log E of a window by cell and excess. `stable_n`, `stable_sum`: of earlier windows (`remembered`)."""
-    if found.reference is not None:
-        return log_bets(0.0, 0.0, found.n, found.total, found.reference, tolerance, exact=True)
     predicted = (stable_sum + _PRIORS[metric] * _PRIOR_WEIGHT) / (stable_n + _PRIOR_WEIGHT)
-    return log_bets(found.stable_n, found.stable_sum, found.n, found.total, predicted, tolerance)
+    allowed = min(found.expected + tolerance, _WIDEST)
+    return log_bets(found.stable_n, found.stable_sum, found.n, found.total, predicted, allowed)
 
 
 def remembered(found: Cells, stable_n: Array, stable_sum: Array) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from throughline.records.base import Record
-from throughline.rollout.comparison import Cells, cells, remembered, swapped_outcomes, wagered
+from throughline.rollout.comparison import Cells, Reference, cells, remembered, swapped_outcomes, wagered
 from throughline.rollout.evidence import Window
 from throughline.rollout.sequential import EXCESSES, Array, carried, evidence
 from throughline.usecase.release import Judge
@@ -27,12 +27,12 @@ Conclusion = Literal["advance", "hold", "roll_back", "cannot_say"]
 
 DOUBT = 10.0  # evidence above this holds a step: at most one in ten within tolerance ever gets there
 BETTER = "better"  # the tally of "the candidate's loss is not below stable's"; no metric: it rolls nothing back
-_WHEN_KNOWN = frozenset({"outcomes"})  # metrics without which a step may end
+_WHEN_KNOWN = frozenset({"evaluation", "outcomes"})  # metrics without which a step may end
 _WORDING = {
     "errors": "{candidate:.2%} of the candidate's requests failed, {stable:.2%} of stable's",
     "latency": "{candidate:.1%} of the candidate's answers took longer than it is given, {stable:.1%} of stable's",
     "scores": "the candidate's scores are {gap:.3f} away from stable's",
-    "evaluation": "the candidate's scores are {gap:.3f} away from those of its evaluation",
+    "evaluation": "the candidate's scores are {gap:.3f} further away from stable's than in its evaluation",
     "outcomes": "the candidate's mean Brier loss is {candidate:.4f}, stable's {stable:.4f}",
 }
 
@@ -47,7 +47,7 @@ class Tally(Record):
     log_sums: tuple[tuple[float, ...], ...] = ()  # by cell and excess, see `carried`
     now: float = 0.0  # log of the evidence
     peak: float = 0.0
-    at_odds: tuple[float, float] = (0.0, 0.0)  # means of stable and candidate in the cell where these differ most
+    at_odds: tuple[float, float] = (0.0, 0.0)  # means expected by stable's and of the candidate, where most at odds
 
 
 class Evidence(Record):
@@ -89,8 +89,8 @@ class Verdict(Record):
         return f"{self.conclusion.replace('_', ' ')}: {'; '.join(self.reasons)}"
 
 
-def observed(known: Evidence, window: Window, judge: Judge, reference: tuple[float, ...] = ()) -> Evidence:
-    """The evidence with one more window. `reference`: score counts of the candidate's evaluation, by bin.
+def observed(known: Evidence, window: Window, judge: Judge, reference: Reference = ((), ())) -> Evidence:
+    """The evidence with one more window. `reference`: score counts of both on the rows of the evaluation.
 
     A window with a number that is NaN, negative or in conflict adds nothing but its fault.
     """
@@ -141,15 +141,14 @@ def _tallied(tally: Tally, metric: str, found: Cells, tolerance: float) -> Tally
     values = tally.values[0] + float(found.stable_n[0]), tally.values[1] + float(found.n[0])
     recent = _kept(tally.recent, (2, *shape))
     log_sums = np.array(tally.log_sums) if tally.log_sums else np.full((*shape, len(EXCESSES)), -np.inf)
-    if found.reference is not None or found.stable_n.any():
+    if found.stable_n.any():
         windows = tally.windows + 1
         log_sums = carried(log_sums, windows, wagered(metric, found, tolerance, *recent))
     else:
         windows = tally.windows
     now = float(evidence(log_sums, windows))
     means = sums / np.maximum(np.array(values), 1.0)[:, None]
-    if found.reference is not None:
-        means[0] = found.reference
+    means[0] += found.expected
     cell = int(np.argmax(means[1] - means[0]))
     return Tally(
         windows=windows,

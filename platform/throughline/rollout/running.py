@@ -21,6 +21,7 @@ from throughline.records import EndpointRecord, EvaluationRecord, ModelRecord
 from throughline.records.store import find_record
 from throughline.registry import versions as models
 from throughline.registry.history import append, event_of
+from throughline.rollout.comparison import Reference
 from throughline.rollout.revision import revision_of
 from throughline.rollout.state import Rollout, read_rollout, write_rollout
 from throughline.rollout.strategy import begun, desired, finished, lacking
@@ -87,7 +88,7 @@ def start(
         now,
         actor=actor,
         reason=reason,
-        reference=_reference(settings, usecase, model),
+        reference=_reference(settings, usecase, model, champion),
     )
     return save(settings, rollout.model_copy(update={"look": target.evidence(usecase.name)}))
 
@@ -120,13 +121,16 @@ def give_back(settings: Settings, target: Target, rollout: Rollout, now: datetim
     return save(settings, finished(rollout, now))
 
 
-def _reference(settings: Settings, usecase: UseCase, model: ModelRecord) -> tuple[float, ...]:
-    """Score counts of the version's evaluation; empty when there is none, or none can be read."""
+def _reference(settings: Settings, usecase: UseCase, model: ModelRecord, champion: ModelReference) -> Reference:
+    """Score counts of champion and version on the same rows of its evaluation; empty ones when they are not known."""
     newest = find_record(settings, (usecase.name, "evaluation", "evaluation"), EvaluationRecord)
     if newest is None or (newest.model, newest.sha256) != (model.reference, model.sha256):
         try:
             newest = publish.fetch(settings, model)
-        except Exception:  # each kind of store raises its own; without it the judge cannot say, which goes back
+        except Exception:  # each kind of store raises its own; the other metrics are judged all the same
             logger.exception("The evaluation of %s cannot be read", model.reference)
             newest = None
-    return tuple(map(float, newest.score_counts)) if newest is not None else ()
+    if newest is None or newest.champion_model != champion:
+        return (), ()
+    counts = newest.score_counts
+    return tuple(map(float, counts.get("champion", ()))), tuple(map(float, counts.get("candidate", ())))

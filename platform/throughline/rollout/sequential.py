@@ -42,31 +42,28 @@ _LARGEST_LOSS = 0.9  # of what was won so far, by one value: a bet never loses e
 _EDGE = 1e-4  # a predicted mean stays this far from 0 and 1
 
 
-def log_bets(
-    stable_n: Any, stable_sum: Any, n: Any, total: Any, predicted: Any, tolerance: Any, *, exact: bool = False
-) -> Array:
+def log_bets(stable_n: Any, stable_sum: Any, n: Any, total: Any, predicted: Any, tolerance: Any) -> Array:
     """log E of one window for each excess: the arguments' common shape, and an axis of `EXCESSES` at its end.
 
-    `predicted`: stable's mean by earlier windows. `exact`: it is the known mean of the reference, and stable's counts
-    are not used. Without values on either side E is 1.
+    `predicted`: stable's mean by earlier windows. `tolerance`: in [0, 1). Without values on either side E is 1.
     """
     arguments = np.broadcast_arrays(stable_n, stable_sum, n, total, predicted, tolerance)
     n_s, x_s, n_c, x_c, predicted, tolerance = (np.asarray(each, float)[..., None] for each in arguments)
-    # A known mean so high that nothing exceeds the tolerance leaves nothing to bet on.
-    some = (n_c > 0) & ((predicted + tolerance < 1 - _EDGE) if exact else (n_s > 0))
+    some = (n_c > 0) & (n_s > 0)
     n_c = np.where(some, n_c, 1)
     n_s = np.where(some, n_s, 1)
+    # both means of the point stay away from 0 and 1
     q_s = np.clip(predicted, _EDGE, 1 - tolerance - _EDGE)
     q = q_s + tolerance
-    variance_s = 0.0 if exact else q_s * (1 - q_s) / n_s
-    stake = EXCESSES / (q * (1 - q) / n_c + variance_s)
-    most = n_c / q if exact else np.minimum(n_c / q, n_s / (1 - q_s))
-    stake = np.minimum(stake, _LARGEST_LOSS * most)
-    m = stake / n_c
-    log_e = x_c * np.log1p(m * (1 - q)) + (n_c - x_c) * np.log1p(-m * q)
-    if not exact:
-        m_s = stake / n_s
-        log_e = log_e + x_s * np.log1p(-m_s * (1 - q_s)) + (n_s - x_s) * np.log1p(m_s * q_s)
+    stake = EXCESSES / (q * (1 - q) / n_c + q_s * (1 - q_s) / n_s)
+    stake = np.minimum(stake, _LARGEST_LOSS * np.minimum(n_c / q, n_s / (1 - q_s)))
+    m, m_s = stake / n_c, stake / n_s
+    log_e = (
+        x_c * np.log1p(m * (1 - q))
+        + (n_c - x_c) * np.log1p(-m * q)
+        + x_s * np.log1p(-m_s * (1 - q_s))
+        + (n_s - x_s) * np.log1p(m_s * q_s)
+    )
     return np.where(some, log_e, 0.0)
 
 

@@ -16,6 +16,7 @@ from throughline.foundation.settings import Settings
 from throughline.records import ModelRecord, Revision
 from throughline.records.base import Record
 from throughline.records.store import read_record, write_record
+from throughline.rollout.comparison import Reference
 from throughline.rollout.judge import Evidence, Verdict
 from throughline.rollout.target import Look
 from throughline.usecase.release import Release
@@ -56,7 +57,7 @@ class Rollout(Record):
     model: ModelRecord = Field(description="The candidate as it was registered.")
     actor: str
     reason: str
-    reference: tuple[float, ...] = Field(description="Score counts of the candidate's evaluation, by bin; or empty.")
+    reference: Reference = Field(description="Score counts of both on the rows of its evaluation; or empty ones.")
     started_at: datetime
     deadline_at: datetime = Field(description="Later by as long as it was paused.")
     stage: int = 0

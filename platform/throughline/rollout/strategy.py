@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from throughline.records import ModelRecord, Revision, RevisionSet, Sticky
+from throughline.rollout.comparison import Reference
 from throughline.rollout.judge import Verdict
 from throughline.rollout.revision import only
 from throughline.rollout.state import POINTS, Outcome, Point, Rollout, Step
@@ -106,7 +107,7 @@ def begun(
     *,
     actor: str,
     reason: str,
-    reference: tuple[float, ...],
+    reference: Reference,
 ) -> Rollout:
     """A rollout in the first stage of its plan. `direct` has none: nothing is judged."""
     if isinstance(plan, Direct):

@@ -22,7 +22,7 @@ POOL = 2000  # newest requests to draw from
 ENOUGH = 200  # fewer different ones say little about the distribution of scores
 AT_ONCE = 100
 PATIENCE = timedelta(seconds=30)  # that a stage without a dwell time waits for live requests
-SPINE = timedelta(days=7)  # before the data clock
+SPINE = timedelta(days=1)  # before and after the data clock
 
 
 def is_thin(requests: float, window: timedelta, dwell: timedelta, samples: int) -> bool:
@@ -33,18 +33,18 @@ def is_thin(requests: float, window: timedelta, dwell: timedelta, samples: int) 
 def recent_requests(settings: Settings, usecase: UseCase) -> tuple[list[dict[str, Any]], str]:
     """`AT_ONCE` requests drawn from the newest logged ones, and where they are from.
 
-    Where fewer than `ENOUGH` different ones were logged, they are made of the newest rows of the spine, real ones that
-    could have been requested. Raises `ThroughlineError` when there is neither.
+    Where fewer than `ENOUGH` different ones were logged, they are made of rows of the spine: real ones, requested about
+    now. Raises `ThroughlineError` when there is neither.
     """
     logged = _logged(settings, usecase)
     source = "the inference log"
     if len(logged) < ENOUGH:
         now = data_clock(settings, usecase.clock_start(settings)).now()
-        logged = as_instances(usecase, requests_between(settings, usecase, now - SPINE, None).tail(POOL))
+        logged = as_instances(usecase, requests_between(settings, usecase, now - SPINE, now + SPINE).tail(POOL))
         if not logged:
             raise ThroughlineError(
                 f"There is nothing to replay: few requests of {usecase.name} were logged, and its spine has no row "
-                f"since {(now - SPINE).isoformat()}."
+                f"within a day of {now.isoformat()}."
             )
         source = "the spine, as few requests were logged"
     return random.sample(logged, min(AT_ONCE, len(logged))), source

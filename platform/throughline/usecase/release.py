@@ -35,8 +35,8 @@ class Judge(Declared):
     """What a rollout is judged by; null for a metric leaves it out.
 
     errors: share of failed requests. scores: distance to stable's, as the largest difference of the distribution
-    functions (Kolmogorov's). evaluation: that distance to the scores on the held-out rows of the candidate's
-    evaluation. outcomes: mean Brier loss of labelled predictions.
+    functions (Kolmogorov's). evaluation: by how much that distance exceeds the one on the held-out rows of the
+    candidate's evaluation. outcomes: mean Brier loss of labelled predictions.
     """
 
     false_alarm: float = Field(
@@ -44,8 +44,8 @@ class Judge(Declared):
     )
     errors: Tolerated | None = Tolerated(tolerance=0.01)
     latency: ToleratedLatency | None = ToleratedLatency()
-    scores: Tolerated | None = Tolerated(tolerance=0.15)
-    evaluation: Tolerated | None = Tolerated(tolerance=0.35)
+    scores: Tolerated | None = Tolerated(tolerance=0.25)
+    evaluation: Tolerated | None = Tolerated(tolerance=0.15)
     outcomes: Tolerated | None = Tolerated(tolerance=0.01)
 
     @property
@@ -75,13 +75,13 @@ class _Judged(_Release):
     deadline: Duration = Field(timedelta(hours=1), description="For the whole rollout, pauses left out.")
     judge: Judge = Judge()
 
-    # Metrics that have evidence as soon as there are requests; outcomes come when labels are known.
-    _AT_ONCE: ClassVar[frozenset[str]] = frozenset({"errors", "latency", "scores", "evaluation"})
+    # Metrics that have evidence as soon as there are requests, of any two versions.
+    _AT_ONCE: ClassVar[frozenset[str]] = frozenset({"errors", "latency", "scores"})
 
     @model_validator(mode="after")
     def _has_a_metric(self) -> _Judged:
         if not self._AT_ONCE & set(self.judge.tolerances):
-            raise ValueError("judge: a rollout needs a metric: declare errors, latency, scores or evaluation")
+            raise ValueError("judge: a rollout needs a metric: declare errors, latency or scores")
         return self
 
     @property

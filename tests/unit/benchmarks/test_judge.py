@@ -26,7 +26,7 @@ def test_a_run_of_the_simulation_ends_when_the_judge_rolls_back(monkeypatch):
     real = simulation._drawn
     monkeypatch.setattr(simulation, "_drawn", keep)
     alarms = simulated(scenario, runs=5, looks=40, seed=7)
-    reference = tuple(simulation._score_shares(Traffic()).tolist())
+    shares = tuple(simulation._score_shares(Traffic()).tolist())
     for run in range(5):
         known, seen = Evidence(), 0.0
         for look in range(0, len(drawn), 2):
@@ -35,7 +35,7 @@ def test_a_run_of_the_simulation_ends_when_the_judge_rolls_back(monkeypatch):
                 for one in drawn[look : look + 2]
             )
             one = Window(start=START, end=START, latency_bounds=tuple(BOUNDS), stable=stable, candidate=candidate)
-            known = observed(known, one, DEFAULT, reference)
+            known = observed(known, one, DEFAULT, (shares, shares))
             seen += candidate.requests
             if verdict(known, DEFAULT, 20).conclusion == "roll_back":
                 break

@@ -94,10 +94,19 @@ def test_a_version_that_is_never_counted_goes_back_at_the_deadline(world: World)
     assert (done.ended_at - done.started_at).total_seconds() > 300
 
 
-def test_without_the_scores_of_its_evaluation_a_version_goes_back_at_the_deadline(world: World) -> None:
-    world.scores = ()
+def test_without_the_scores_of_its_evaluation_a_version_is_judged_by_the_other_metrics(world: World) -> None:
+    world.scores = ((), ())
     world.release(2, over=1)
-    assert "evaluation: there is nothing to compare yet" in world.to_the_end().why
+    done = world.to_the_end()
+    assert (done.outcome, done.why) == ("promoted", "within tolerance: errors, latency, scores")
+
+
+def test_an_evaluation_against_another_champion_is_no_reference(world: World) -> None:
+    world.compared_with = 7
+    assert world.release(2, over=1).reference == ((), ())
+    world.to_the_end()
+    world.compared_with = 2
+    assert world.release(3, over=2).reference == world.scores
 
 
 def test_a_target_that_does_not_answer_is_noted_and_waited_for(world: World) -> None:

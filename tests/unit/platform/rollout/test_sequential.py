@@ -30,13 +30,6 @@ def test_within_the_tolerance_the_expected_bet_is_at_most_one(n_s, n, p_s, worse
     assert (np.einsum("ij,ijk->k", chances, bets) <= 1 + 1e-9).all()
 
 
-@given(n=st.integers(1, 20), known=probabilities, better=st.floats(0, 1), tolerance=st.floats(0, 0.9))
-def test_within_the_tolerance_of_a_known_mean_the_expected_bet_is_at_most_one(n, known, better, tolerance):
-    p = min(max(known + tolerance - better, 0), 1)
-    bets = np.exp(log_bets(0, 0, n, np.arange(n + 1), known, tolerance, exact=True))
-    assert (binomial(n, p) @ bets <= 1 + 1e-9).all()
-
-
 @given(
     n=st.integers(1, 6), total=st.floats(0, 1), n_s=st.integers(1, 6), total_s=st.floats(0, 1), predicted=probabilities
 )
