@@ -47,7 +47,7 @@ class Reader(Protocol):
     @property
     def near(self) -> bool: ...
 
-    def read(self, columns: Columns) -> FeatureRead: ...
+    def read(self, columns: Columns, at: datetime | None = None) -> FeatureRead: ...
 
     def reload(self) -> None: ...
 
@@ -116,7 +116,7 @@ class Predictor:
             score = self.served.run(*self._arrays(self.reader.read(example)))
         except Exception as error:
             raise ThroughlineError(f"the example request cannot be answered: {_one_line(error)}") from error
-        if not _are_probabilities(score):
+        if not _are_probabilities(score.tolist()):
             raise ThroughlineError(f"the example request is scored {score[0]}, not a probability")
         return time.perf_counter() - start
 
@@ -168,24 +168,24 @@ class Predictor:
         """Read the features of all calls at once, score each by itself: a score must not depend on the batch."""
         start = time.perf_counter()
         columns = calls[0].columns if len(calls) == 1 else _together(calls)
-        read = self.reader.read(columns)
+        now, wall = self.clock.now(), datetime.now(UTC)
+        read = self.reader.read(columns, now)
         numeric, words = self._arrays(read)
         outside = self.served.outside(numeric, words)
         read_at = time.perf_counter()
         ends = list(itertools.accumulate(call.rows for call in calls))
         spans = list(zip([0, *ends[:-1]], ends, strict=True))
-        scores = [self.served.run(numeric[first:end], words[first:end]) for first, end in spans]
+        scores = [self.served.run(numeric[first:end], words[first:end]).tolist() for first, end in spans]
         if not all(map(_are_probabilities, scores)):
             raise Unavailable(f"The model {self.revision.revision} of {self.usecase.name} gave no probability.")
         scored_at = time.perf_counter()
-        now, wall = self.clock.now(), datetime.now(UTC)
         answers: list[list[Prediction]] = []
         used: list[list[tuple[Prediction, Mapping[str, datetime | None]]]] = []
         events: list[dict[str, Any]] = []
         for call, (first, end), own in zip(calls, spans, scores, strict=True):
             latency_ms = (time.perf_counter() - call.arrived) * 1000
             predictions: list[tuple[Prediction, Mapping[str, datetime | None]]] = []
-            for row, score in zip(range(first, end), own.tolist(), strict=True):
+            for row, score in zip(range(first, end), own, strict=True):
                 known = call.ids[row - first] if call.ids else _random_id()
                 prediction = self._prediction(known, score, self._flags(columns, read, outside[row], row, now))
                 times = read.event_times(row)
@@ -262,8 +262,8 @@ def _together(calls: Sequence[Call]) -> Columns:
     return {name: [value for call in calls for value in call.columns[name]] for name in calls[0].columns}
 
 
-def _are_probabilities(scores: np.ndarray) -> bool:
-    return bool(((scores >= 0) & (scores <= 1)).all())  # false for NaN
+def _are_probabilities(scores: list[float]) -> bool:
+    return all(0 <= score <= 1 for score in scores)  # false for NaN
 
 
 def _one_line(error: Exception) -> str:
