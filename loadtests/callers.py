@@ -63,7 +63,7 @@ def load(
     course.start = time.perf_counter() + 0.2  # until all callers are there
     runner.start(clients, spawn_rate=clients)
     if runner.spawning_greenlet:
-        runner.spawning_greenlet.join()  # before it, the count of users says nothing about the end
+        runner.spawning_greenlet.join()  # before it, the count of users is no sign of the end
     others = [gevent.spawn(each) for each in beside]
     deadline = course.start + sum(phase.seconds for phase in phases) + AFTER_S
     while runner.user_count and time.perf_counter() < deadline:

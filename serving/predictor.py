@@ -224,7 +224,7 @@ class Predictor:
     def _flags(self, columns: Columns, read: FeatureRead, outside: list[str], row: int, now: datetime) -> list[str]:
         flags = [*read.flags(row), *(f"outside_domain:{name}" for name in outside)]
         declared = self.usecase.prediction
-        if (asked := columns[declared.time_field][row]) is not None and not declared.is_timely(instant_of(asked), now):
+        if (at := columns[declared.time_field][row]) is not None and not declared.is_timely(instant_of(at), now):
             flags.append(f"outside_domain:{declared.time_field}")
         return flags
 

@@ -148,7 +148,7 @@ def with_evidence(rollout: Rollout, look: Look) -> Rollout:
 def windows(rollout: Rollout, before: Look, now: Look) -> list[Window]:
     """What is compared of the time between two looks: live with live requests, replayed with replayed ones.
 
-    A shadow gets copies of stable's live requests, which its replayed ones are not told apart from; they are few then.
+    A shadow gets copies of stable's live requests, with which its replayed ones are counted; they are few then.
     """
     if stage_of(rollout).kind == "shadow":
         classes = [((PRODUCTION, SHADOW), (SHADOW,), bool(rollout.replays))]

@@ -19,7 +19,7 @@ from throughline.rollout.endpoint import as_instances, requests_between
 from throughline.usecase import UseCase
 
 POOL = 2000  # newest requests to draw from
-ENOUGH = 200  # fewer different ones say little about the distribution of scores
+ENOUGH = 200  # fewer different ones are a poor sample of the distribution of scores
 AT_ONCE = 100
 PATIENCE = timedelta(seconds=30)  # that a stage without a dwell time waits for live requests
 SPINE = timedelta(days=1)  # before and after the data clock

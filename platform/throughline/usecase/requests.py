@@ -129,7 +129,7 @@ def _text(value: Any) -> str:
         raise ValueError(f"must be a string, not {_kind(value)}")
     if len(value) > MAX_TEXT:
         raise ValueError(f"has {len(value)} characters: at most {MAX_TEXT}")
-    # The rule of files, whose texts are UTF-8: what can be trained on can be asked for.
+    # The rule of files, whose texts are UTF-8: what can be trained on can be requested.
     if not value.isascii():
         try:
             value.encode()

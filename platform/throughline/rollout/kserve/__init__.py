@@ -1,7 +1,7 @@
 """The KServe target: revisions as InferenceServices of a cluster, behind a route of our own.
 
-Owns: what a set of revisions is in Kubernetes, the order in which it is brought about, what the cluster's objects say
-about it. Does not own: the strategy (`rollout/strategy.py`), a cluster's client and its credentials.
+Owns: what a set of revisions is in Kubernetes, the order in which it is brought about, what the cluster's objects
+report about it. Does not own: the strategy (`rollout/strategy.py`), a cluster's client and its credentials.
 
     cluster.py     where revisions serve: names, the mode and what it can carry
     manifests.py   a set of revisions as objects: pure

@@ -2,7 +2,7 @@
 
 Owns: which fields are evidence. Does not own: fetching them. Of an InferenceService's status nothing is taken for
 readiness: `observedGeneration` is the Deployment's, `Ready` stays True while an update fails, and `modelStatus` of a
-canary is never filled. The Deployment says what runs, the Pods say why not.
+canary is never filled. The Deployment reports what runs, the Pods why not.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def knative_served(service: Object, revisions: Mapping[str, Object]) -> tuple[Se
 
 
 def carried_out(route: Object) -> bool:
-    """Whether every Gateway has accepted this very generation of the route and knows its backends."""
+    """Whether every Gateway has accepted this very generation of the route and resolved its backends."""
     parents = route.get("status", {}).get("parents", [])
     generation = route["metadata"].get("generation")
 
@@ -159,7 +159,7 @@ def pod_failure(pods: Iterable[Object]) -> str | None:
 
 
 def pod_waits(pods: Iterable[Object]) -> str:
-    """What Pods that may still become ready wait for; empty when they do not say."""
+    """What Pods that may still become ready wait for; empty when they give no reason."""
     for pod in pods:
         for condition in pod.get("status", {}).get("conditions", ()):
             if condition["type"] == "PodScheduled" and condition["status"] == "False":

@@ -61,7 +61,7 @@ def next_steps(cluster: Cluster, wanted: RevisionSet, objects: Objects) -> Steps
     found = [readiness(objects, one) for one in services]
     failures = [one.reason for one in found if one.state == "failed"]
     if failures:
-        # what takes requests stays, whatever its Pods say
+        # what takes requests stays, whatever its Pods report
         idle = [one for one in services if predictor_name(one["metadata"]["name"]) not in named]
         return Steps(tuple(Action("delete", one) for one in idle), failed="; ".join(failures))
     waits = [one.reason for one in found if one.state == "waiting"]
@@ -104,7 +104,7 @@ def _spec(objects: Objects, service: Mapping[str, Any]) -> Any:
 
 
 def _same(found: Mapping[str, Any], goal: Mapping[str, Any]) -> bool:
-    """Whether `found` has all that `goal` says; the API server adds defaults."""
+    """Whether `found` has all that `goal` has; the API server adds defaults."""
     annotations = found["metadata"].get("annotations", {})
     return goal["metadata"]["annotations"].items() <= annotations.items() and _holds(found["spec"], goal["spec"])
 

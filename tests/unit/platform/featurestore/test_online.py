@@ -154,7 +154,7 @@ class Store:
         self.writer.commit()
 
     def reader(self, cached: int) -> tuple[ViewReader, list[int]]:
-        """A reader, and how many keys each of its fetches asked for."""
+        """A reader, and how many keys each of its fetches wanted."""
         rows, fetched = SqliteRows(self.path, "p"), []
         plain = rows.fetch
 

@@ -150,20 +150,20 @@ def reports(*rows: tuple[str, int, datetime, datetime]) -> pl.DataFrame:
     return pl.DataFrame(made, schema=feedback.SCHEMA)
 
 
-def joined(usecase: UseCase, spine: list, told: pl.DataFrame, as_of: datetime = DEPARTURE) -> dict[str, tuple]:
+def joined(usecase: UseCase, spine: list, outcomes: pl.DataFrame, as_of: datetime = DEPARTURE) -> dict[str, tuple]:
     log = pl.DataFrame([predicted(n) for n in (1, 2)], schema=LOG)
-    rows = join_outcomes(usecase, log, spine_of(*spine), as_of, told)
+    rows = join_outcomes(usecase, log, spine_of(*spine), as_of, outcomes)
     columns = ("label", "label_available_at", "label_from", "label_conflict", "state")
     return {row["id"]: tuple(row[name] for name in columns) for row in rows.to_dicts()}
 
 
 def test_a_reported_outcome_is_the_label_of_its_prediction_where_there_is_no_other(usecase: UseCase) -> None:
-    told = reports(("p2", 1, DEPARTURE - HOUR, DEPARTURE - HOUR))
-    rows = joined(usecase, [published(1, None, None), published(2, None, None)], told)
+    outcomes = reports(("p2", 1, DEPARTURE - HOUR, DEPARTURE - HOUR))
+    rows = joined(usecase, [published(1, None, None), published(2, None, None)], outcomes)
     assert rows["p1"] == (None, None, None, False, "pending")
     assert rows["p2"] == (1, DEPARTURE - HOUR, "feedback", False, "labelled")
     # also of one that the declaration counts as never labelled, or that the spine does not have
-    late = joined(usecase, [published(1, None, None)], told, DEPARTURE + 2 * DELAY)
+    late = joined(usecase, [published(1, None, None)], outcomes, DEPARTURE + 2 * DELAY)
     assert (late["p1"][-1], late["p2"][-1]) == ("never", "labelled")
 
 
@@ -171,22 +171,22 @@ def test_a_reported_outcome_is_the_label_of_its_prediction_where_there_is_no_oth
 def test_the_label_of_the_spine_wins_over_a_report_and_a_conflict_is_marked(
     usecase: UseCase, reported: int, conflict: bool
 ) -> None:
-    told = reports(("p1", reported, DEPARTURE, DEPARTURE), ("unknown", 1, DEPARTURE, DEPARTURE))
-    rows = joined(usecase, [published(1, 1, DEPARTURE)], told)
+    outcomes = reports(("p1", reported, DEPARTURE, DEPARTURE), ("unknown", 1, DEPARTURE, DEPARTURE))
+    rows = joined(usecase, [published(1, 1, DEPARTURE)], outcomes)
     assert rows["p1"] == (1, DEPARTURE, "spine", conflict, "labelled")
     assert set(rows) == {"p1", "p2"}
 
 
 def test_of_several_reports_the_newest_that_is_known_counts(usecase: UseCase) -> None:
-    told = reports(
+    outcomes = reports(
         ("p1", 0, DEPARTURE - 2 * HOUR, DEPARTURE),
         ("p1", 1, DEPARTURE - HOUR, DEPARTURE - HOUR),
         ("p1", 0, DEPARTURE, DEPARTURE + TICK),
         ("p2", 1, DEPARTURE, DEPARTURE + TICK),
     )
-    rows = joined(usecase, [], told)
+    rows = joined(usecase, [], outcomes)
     assert (rows["p1"][0], rows["p2"][0]) == (1, None)
-    assert joined(usecase, [], told, DEPARTURE + TICK)["p1"][0] == 0
+    assert joined(usecase, [], outcomes, DEPARTURE + TICK)["p1"][0] == 0
 
 
 def test_only_predictions_of_production_traffic_have_outcomes(usecase: UseCase) -> None:
@@ -211,8 +211,8 @@ def test_written_outcomes_are_counted_from_pinned_versions(usecase: UseCase, tmp
     log = pl.DataFrame([predicted(1), predicted(2)], schema=LOG)
     write_deltalake(str(spine_path), spine.to_arrow())
     write_deltalake(str(log_path), log.to_arrow())
-    told = reports(("p1", 0, DEPARTURE, DEPARTURE), ("unknown", 1, DEPARTURE, DEPARTURE - 40 * DELAY))
-    write_deltalake(str(settings.table_path(usecase.name, "monitoring", "feedback")), told.to_arrow())
+    outcomes = reports(("p1", 0, DEPARTURE, DEPARTURE), ("unknown", 1, DEPARTURE, DEPARTURE - 40 * DELAY))
+    write_deltalake(str(settings.table_path(usecase.name, "monitoring", "feedback")), outcomes.to_arrow())
     # newer versions than the pinned ones must not be seen
     write_deltalake(str(spine_path), spine.clear().to_arrow(), mode="overwrite")
     write_deltalake(str(log_path), pl.DataFrame([predicted(3)], schema=LOG).to_arrow(), mode="append")

@@ -1,4 +1,4 @@
-"""The target on this machine: what it writes, asks of the server, and puts back."""
+"""The target on this machine: what it writes, requests of the server, and puts back."""
 
 from __future__ import annotations
 

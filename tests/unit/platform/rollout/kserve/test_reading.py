@@ -1,4 +1,4 @@
-"""What the objects of a cluster say, by the behaviour that was observed of the released controllers."""
+"""What the objects of a cluster report, by the behaviour that was observed of the released controllers."""
 
 from __future__ import annotations
 
