@@ -4,6 +4,7 @@ from dagster import Definitions
 
 from assets.arrivals import arrivals
 from assets.automation import automation
+from assets.batch import batch_assets
 from assets.catalogue import catalogue_assets
 from assets.deployment import deployment_assets
 from assets.evaluation import evaluation_assets
@@ -30,5 +31,6 @@ def pipeline(usecase: UseCase, settings: Settings) -> Definitions:
         deployment_assets(usecase),
         rollouts(usecase),
         monitoring_assets(usecase),
+        batch_assets(usecase),
     )
     return Definitions.merge(*rooms, experiments(usecase), arrivals(usecase, settings), automation(usecase))

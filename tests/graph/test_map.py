@@ -11,7 +11,7 @@ from assets.definitions import throughline as build
 from throughline.foundation.settings import PROJECT_ROOT
 
 SNAPSHOT = Path(__file__).with_name("asset_graph.txt")
-ROOMS = ["raw", "features", "training", "experiments", "evaluation", "deployment", "monitoring"]
+ROOMS = ["raw", "features", "training", "experiments", "batch", "evaluation", "deployment", "monitoring"]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from throughline.foundation.days import between
 from throughline.graph.client import AssetState, Key
 
 RELEASE_ROOMS = frozenset({"training", "evaluation", "deployment"})
-SUBMITTED_ROOMS = frozenset({"experiments"})  # materialised by submitted trainings
+SUBMITTED_ROOMS = frozenset({"experiments", "batch"})  # materialised on request: trainings, batch scores
 
 
 @dataclass(frozen=True)
