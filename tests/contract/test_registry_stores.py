@@ -22,6 +22,7 @@ from throughline.evaluation.card import render_markdown
 from throughline.evaluation.card_store import current_card, publish_card, read_card
 from throughline.foundation.errors import ThroughlineError
 from throughline.foundation.references import ModelReference, TableReference
+from throughline.foundation.security.home import FILE as HOME_ID
 from throughline.foundation.settings import Settings, load_settings
 from throughline.mlflow.rest import model_versions
 from throughline.mlflow.tracking import client_of
@@ -316,10 +317,11 @@ def test_a_swapped_card_is_refused_in_one_line_and_recorded_as_refused(
 
 
 def test_a_card_signed_by_an_unknown_key_is_refused(registry: Registry, usecase: UseCase, tmp_path: Path) -> None:
-    """The other home trusts our key; this one does not trust its key."""
+    """The other home trusts our key and has our id, so that our MLflow answers it; this one does not trust its key."""
     record = register(registry.settings, tmp_path, 8.0)
     other = registry.settings.model_copy(update={"home": tmp_path / "another home"})
     (other.keys / TRUSTED).mkdir(parents=True)
+    shutil.copy(registry.settings.home / HOME_ID, other.home / HOME_ID)
     shutil.copy(registry.settings.keys / PUBLIC, other.keys / TRUSTED / "us.pub")
     publish_card(other, usecase, **facts(record))
     with pytest.raises(ThroughlineError, match="not trusted"):
