@@ -15,7 +15,7 @@ from tests.conftest import needs
 from throughline import services
 from throughline.foundation.settings import DEFAULT_PORTS, PROJECT_ROOT, Settings, load_settings
 
-pytestmark = [pytest.mark.drill(minutes=9), pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.drill(minutes=13), pytest.mark.timeout(3600)]
 
 NOT_RUN = {"make test"}  # it would run this suite within itself
 FEWER = {"--search 30": "--search 2"}
