@@ -104,7 +104,8 @@ def score_recorded_rows(served: ServedModel, folder: Path, sha256: str) -> int:
     """
     recorded = background.read(background.served_path(folder, sha256))
     if recorded is None or not recorded.scores:
-        arrays = served.arrays({name: [None] for name in (*served.numeric, *served.categorical)}, 1)
+        nothing = np.full((1, len(served.numeric)), np.nan, np.float32)
+        arrays = nothing, served.words([[None]] * len(served.categorical), 1)
         expected = None
     else:
         arrays = served.matrices(background.frame_of(recorded, served, sha256))

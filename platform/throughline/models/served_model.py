@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,18 +114,6 @@ class ServedModel:
                 if value not in self._known[place]:
                     found[row].append(self.categorical[place])
         return found
-
-    def arrays(self, values: Mapping[str, Sequence[Any]], rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Values by feature, one per row (None: missing) -> what `run` takes; the same as `matrices` of a frame."""
-        self._require(values)
-        try:
-            columns = [[math.nan if v is None else v for v in values[name]] for name in self.numeric]
-            wide = np.array(columns, np.float64).reshape(len(columns), rows)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise _wrong_type(error) from error
-        with np.errstate(over="ignore"):  # beyond float32 is infinite, as in a frame
-            numeric = np.ascontiguousarray(wide.T, np.float32)
-        return numeric, self.words([values[name] for name in self.categorical], rows)
 
     def words(self, columns: Sequence[Sequence[Any]], rows: int) -> np.ndarray:
         """Values of each categorical feature (None: missing) -> objects [rows, categorical]."""
